@@ -1,0 +1,120 @@
+"""What must be known of a base model to check, convert and probe adapters for it.
+
+All of it is read from the GGUF file's own header: no weights are touched, and neither
+Hugging Face's config nor llama.cpp is needed. This module knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import gguf
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The shape of a base model.
+
+    `tensors` maps each GGUF tensor name to its shape in numpy order (rows first), so a linear
+    layer `y = W x` has shape (d_out, d_in); a stack of experts (n_expert, d_out, d_in).
+    """
+
+    path: Path
+    architecture: str
+    name: str
+    n_blocks: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_expert: int
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> BaseModel:
+        """Read the header of the GGUF file at `path`.
+
+        Raises ModelError when the file is missing, is no GGUF model, or lacks a key that every
+        model has. Does not check the weights.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ModelError(
+                f"no model file at {path}",
+                hint="give the path of a .gguf model file, or the word demo for the bundled model",
+            )
+        try:
+            reader = gguf.GGUFReader(path)
+            fields = {
+                name: field.contents()
+                for name, field in reader.fields.items()
+                if not name.startswith("tokenizer.")
+            }
+            tensors = {
+                t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in reader.tensors
+            }
+        except Exception as error:  # the reader raises whatever the damaged bytes lead it to
+            raise ModelError(
+                f"{path} cannot be read as a GGUF file: {error}",
+                hint="the file may be damaged or only half downloaded: compare its size or "
+                "sha256 with its source",
+            ) from error
+        if fields.get("general.type", "model") != "model":
+            raise ModelError(
+                f"{path} is not a model: its general.type is {fields['general.type']!r}",
+                hint="adapters go into the folder that --adapters names",
+            )
+        return cls._from_fields(path, fields, tensors)
+
+    @classmethod
+    def _from_fields(
+        cls, path: Path, fields: Mapping[str, object], tensors: Mapping[str, tuple[int, ...]]
+    ) -> BaseModel:
+        arch = str(fields.get("general.architecture", ""))
+        needed = ("block_count", "embedding_length", "attention.head_count")
+        missing = [f"{arch}.{key}" for key in needed if f"{arch}.{key}" not in fields]
+        if not arch or missing:
+            raise ModelError(
+                f"{path} does not say what every model says",
+                problems=[f"no key {key}" for key in missing or ["general.architecture"]],
+                hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+            )
+
+        def number(key: str, default: int = 0) -> int:
+            value = fields.get(f"{arch}.{key}", default)
+            if isinstance(value, list):  # some families give one value per block
+                value = max(value, default=default)
+            return int(value)  # type: ignore[call-overload, no-any-return]
+
+        n_head = number("attention.head_count")
+        return cls(
+            path=path,
+            architecture=arch,
+            name=str(fields.get("general.name", path.stem)),
+            n_blocks=number("block_count"),
+            n_embd=number("embedding_length"),
+            n_head=n_head,
+            n_head_kv=number("attention.head_count_kv", n_head),
+            n_expert=number("expert_count"),
+            tensors=tensors,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that stand for the shape of this model, not for its weights.
+
+        A converted adapter depends on the base only through this shape: files made for one
+        quantisation of a model serve all of them.
+        """
+        shape = {
+            "architecture": self.architecture,
+            "heads": [self.n_head, self.n_head_kv, self.n_expert, self.n_blocks],
+            "tensors": {name: self.tensors[name] for name in sorted(self.tensors)},
+        }
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
