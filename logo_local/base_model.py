@@ -34,6 +34,7 @@ class BaseModel:
     n_head: int
     n_head_kv: int
     n_expert: int
+    n_ctx_train: int
     tensors: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -102,6 +103,7 @@ class BaseModel:
             n_head=n_head,
             n_head_kv=number("attention.head_count_kv", n_head),
             n_expert=number("expert_count"),
+            n_ctx_train=number("context_length", 4096),
             tensors=tensors,
         )
 

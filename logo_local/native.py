@@ -1,0 +1,232 @@
+"""The only room with ctypes beyond llama_cpp's own API: reading a tensor while llama.cpp computes.
+
+llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, the
+node's sources must be followed, and those are reachable only through the layout of the C struct
+`ggml_tensor` (ggml.h of the llama.cpp that llama-cpp-python 0.3.36 carries). `check_layout`
+compares that layout with what the library itself says, before anything is read through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp._ctypes_extensions import load_shared_library
+
+from .errors import NativeError
+
+MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
+TYPE_F32 = 0
+MATRIX_PRODUCTS = ("MUL_MAT", "MUL_MAT_ID")
+NORMALISATIONS = ("RMS_NORM", "NORM")
+
+
+class GgmlTensor(ctypes.Structure):
+    """`struct ggml_tensor`, as far as the name; what follows the name is not read."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * MAX_DIMS),  # elements along each dimension, fastest first
+        ("nb", ctypes.c_size_t * MAX_DIMS),  # bytes from one element to the next
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * (MAX_OP_PARAMS // 4)),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * MAX_SRC),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * MAX_NAME),
+    )
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    """libggml-base, which lies beside libllama, with the few functions used here declared."""
+    lib: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    p, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+    for name, result, arguments in (
+        ("ggml_init", p, [_InitParams]),
+        ("ggml_free", None, [p]),
+        ("ggml_new_tensor_2d", p, [p, ctypes.c_int, i64, i64]),
+        ("ggml_mul_mat", p, [p, p, p]),
+        ("ggml_set_name", p, [p, ctypes.c_char_p]),
+        ("ggml_op_desc", ctypes.c_char_p, [p]),
+        ("ggml_backend_tensor_get", None, [p, p, size, size]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+@cache
+def check_layout() -> None:
+    """Compare `GgmlTensor` with the library: raises NativeError, naming the version, if it differs.
+
+    Builds one product of two matrices without data and looks for the known values in the struct.
+    Costs well under a millisecond, once per process.
+    """
+    lib = _ggml()
+    arena = lib.ggml_init(_InitParams(mem_size=1 << 16, mem_buffer=None, no_alloc=True))
+    try:
+        weight = lib.ggml_new_tensor_2d(arena, TYPE_F32, 3, 5)
+        x = lib.ggml_new_tensor_2d(arena, TYPE_F32, 3, 7)
+        lib.ggml_set_name(weight, b"layout-check")
+        product = Tensor(lib.ggml_mul_mat(arena, weight, x))
+        found = GgmlTensor.from_address(weight)
+        wrong = [
+            field
+            for field, same in (
+                ("type", found.type == TYPE_F32),
+                ("ne", list(found.ne) == [3, 5, 1, 1]),
+                ("nb", list(found.nb) == [4, 12, 60, 60]),
+                ("name", bytes(found.name) == b"layout-check"),
+                ("src", list(product.struct.src[:3]) == [weight, x, None]),
+                ("op", product.op == "MUL_MAT"),
+            )
+            if not same
+        ]
+    finally:
+        lib.ggml_free(arena)
+    if wrong:
+        raise NativeError(
+            f"llama-cpp-python {llama_cpp.__version__} lays out its tensors otherwise "
+            f"than this version of logo-local reads them ({', '.join(wrong)})",
+            hint='install the version it was made for: pip install "llama-cpp-python~=0.3.36", '
+            "or use --probe each, which reads no tensor",
+        )
+
+
+class Tensor:
+    """A view of one live `ggml_tensor`; valid only while the callback that got it runs."""
+
+    __slots__ = ("address", "struct")
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.struct = GgmlTensor.from_address(address)
+
+    @property
+    def name(self) -> str:
+        """The tensor's name; of a copy on another backend ("CUDA0#name#0") the original's."""
+        text = bytes(self.struct.name).decode("utf-8", "replace")
+        return text.split("#")[1] if text.count("#") >= 2 else text
+
+    @property
+    def op(self) -> str:
+        """The operation that makes this tensor, by ggml's own name, for instance MUL_MAT."""
+        description: bytes = _ggml().ggml_op_desc(self.address)
+        return description.decode()
+
+    def source(self, i: int) -> Tensor | None:
+        """The operation's i-th operand."""
+        address = self.struct.src[i]
+        return None if address is None else Tensor(address)
+
+    def ancestors(self) -> Iterator[Tensor]:
+        """This tensor, then the first operand of each operation back to a leaf."""
+        node: Tensor | None = self
+        while node is not None:
+            yield node
+            node = node.source(0)
+
+    def last_row(self) -> npt.NDArray[np.float32]:
+        """The vector (d,) of the last token of a float32 activation (n_tokens, d).
+
+        Copies from whatever backend holds it. Raises NativeError for another type or shape.
+        """
+        width, tokens, *rest = self.struct.ne
+        if self.struct.type != TYPE_F32 or rest != [1, 1] or self.struct.nb[0] != 4:
+            raise NativeError(
+                f"the activation {self.name} is not a float32 matrix "
+                f"(type {self.struct.type}, shape {list(self.struct.ne)})",
+                hint="use --probe each, which reads no activation",
+            )
+        row = np.empty(width, dtype=np.float32)  # (d,)
+        offset = (tokens - 1) * self.struct.nb[1]
+        _ggml().ggml_backend_tensor_get(self.address, row.ctypes.data, offset, row.nbytes)
+        return row
+
+
+class Tap:
+    """An eval callback that copies the input of one weight at the last token, then stops the pass.
+
+    `target` is the GGUF name of the weight. With `residual`, the vector is taken before the
+    block's normalisation instead of after it. Between `start` and `take` there must be one
+    `llama_decode` of a single micro-batch. Stopping means: the layers above the target are not
+    computed, nor is the output head, and the decode still returns 0.
+    """
+
+    def __init__(self, target: str, *, residual: bool = False) -> None:
+        check_layout()
+        self.target = target
+        self.residual = residual
+        self._row: npt.NDArray[np.float32] | None = None
+        self._error: Exception | None = None
+        self._done = False
+        # Kept on the object: llama.cpp holds only the bare pointer.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def attach(self, params: Any) -> None:
+        """Name this tap in `llama_context_params`; it must outlive the context made from them."""
+        params.cb_eval = self.callback
+        params.cb_eval_user_data = None
+
+    def start(self) -> None:
+        """Forget what was read; to be called before each decode."""
+        self._row, self._error, self._done = None, None, False
+
+    def take(self) -> npt.NDArray[np.float32]:
+        """The vector (d,) float32 that the last decode read; raises NativeError if it read none."""
+        if self._error is not None:
+            raise self._error
+        if self._row is None:
+            raise NativeError(
+                f"the model's graph has no product with {self.target}",
+                hint="choose another block with --layer, or use --probe each",
+            )
+        return self._row
+
+    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
+        # An exception must not reach C: it would be printed and lost.
+        try:
+            if ask:
+                # After the first hit every node is asked for, so that what is left of the pass
+                # ends at its first node, on every backend.
+                return self._done or self._is_target(Tensor(address))
+            if not self._done:
+                self._done = True
+                self._read(Tensor(address))
+        except Exception as error:
+            self._error = error
+        return False
+
+    def _is_target(self, node: Tensor) -> bool:
+        weight = node.source(0)
+        return weight is not None and weight.name == self.target and node.op in MATRIX_PRODUCTS
+
+    def _read(self, product: Tensor) -> None:
+        x = product.source(1)
+        if x is not None and self.residual:
+            norm = next((t for t in x.ancestors() if t.op in NORMALISATIONS), None)
+            x = None if norm is None else norm.source(0)
+        if x is None:
+            raise NativeError(
+                f"the input of {self.target} has no normalisation before it in this model",
+                hint="use --tap input",
+            )
+        self._row = x.last_row()

@@ -1,0 +1,90 @@
+"""From scores to a route: which adapters, and how much of each.
+
+Plain arithmetic without I/O. A `Route` is a value: it can be kept, compared, and shown.
+Source: LoGo, arXiv 2511.07129: the top k adapters, weighted w_i = s_i / sum_j s_j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Route:
+    """The adapters selected for one prompt, with their scores and weights.
+
+    `names`, `scores` and `weights` belong together, by descending weight; the weights sum to 1.
+    `all_scores` holds every adapter that took part, selected or not. A route without names means
+    that the base model answers alone. `signal` and `probe` say how the scores were made, `target`
+    which weight's input was read (None when the adapters were evaluated one by one), `mixture`
+    how llama.cpp blends them.
+    """
+
+    names: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    all_scores: Mapping[str, float] = field(default_factory=dict)
+    signal: str = "none"
+    probe: str = "none"
+    target: str | None = None
+    mixture: str = "none"
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the base model answers alone."""
+        return not self.names
+
+    def as_dict(self) -> dict[str, Any]:
+        """The route as JSON-ready values, as `run --json` and `score --json` print it."""
+        return {
+            "signal": self.signal,
+            "probe": self.probe,
+            "target": self.target,
+            "mixture": self.mixture,
+            "adapters": [
+                {"name": name, "score": score, "weight": weight}
+                for name, score, weight in zip(self.names, self.scores, self.weights, strict=True)
+            ],
+            "scores": dict(self.all_scores),
+        }
+
+
+def select(
+    scores: Mapping[str, float],
+    top_k: int,
+    *,
+    signal: str = "none",
+    probe: str = "none",
+    target: str | None = None,
+    mixture: str = "none",
+) -> Route:
+    """Take the `top_k` highest `scores` and share the weight among them, w_i = s_i / sum_j s_j.
+
+    Fewer than `top_k` adapters are all taken; equal scores are ordered by name, so that a route
+    never depends on the order of a folder. When no adapter has a score above zero, the route has
+    no names: none of them would change a thing. Raises ValueError for top_k < 1 and for a score
+    that is negative or not finite, which no signal may produce.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    bad = {name: s for name, s in scores.items() if not math.isfinite(s) or s < 0}
+    if bad:
+        raise ValueError(f"scores must be finite and not negative: {bad}")
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+    chosen = [(name, score) for name, score in ranked if score > 0]
+    # Divided by the largest first, so that a sum of huge scores cannot overflow.
+    shares = [score / chosen[0][1] for _, score in chosen]
+    total = math.fsum(shares)
+    return Route(
+        names=tuple(name for name, _ in chosen),
+        scores=tuple(score for _, score in chosen),
+        weights=tuple(share / total for share in shares),
+        all_scores=dict(scores),
+        signal=signal,
+        probe=probe,
+        target=target,
+        mixture=mixture if chosen else "none",
+    )
