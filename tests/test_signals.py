@@ -1,0 +1,68 @@
+"""The signals against values computed by hand, and the laws that hold for all inputs."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from logo_local.signals import ENTROPY_EPSILON, SIGNALS, entropy, norm, projection_output
+
+outputs = arrays(np.float32, st.integers(2, 40), elements=st.floats(-30, 30, width=32))
+
+
+def f32(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def test_projection_output_by_hand():
+    h = f32(1, 2, 3)
+    a = np.array([[1, 0, 1], [0, 2, 0]], dtype=np.float32)  # (2, 3): z = (4, 4)
+    b = np.array([[1, 0], [0, 1], [1, -1], [2, 1]], dtype=np.float32)  # (4, 2): (4, 4, 0, 12)
+    assert projection_output(h, a, b, 0.5).tolist() == [2.0, 2.0, 0.0, 6.0]
+
+
+def test_norm_by_hand():
+    assert norm(f32(3, 4)) == 5.0
+    assert norm(f32(0, 0, 0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("o", "h"),
+    [
+        (f32(0, 0, 0, 0), math.log(4)),  # nothing preferred
+        (f32(math.log(3), 0), -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))),
+        (f32(5, 5, -1000), math.log(2)),  # a probability of zero takes no part
+    ],
+)
+def test_entropy_by_hand(o, h):
+    assert entropy(o) == pytest.approx(1 / (h + ENTROPY_EPSILON), rel=1e-6)
+
+
+def test_entropy_of_certainty_is_finite():
+    assert entropy(f32(1000, 0, 0)) == pytest.approx(1 / ENTROPY_EPSILON)
+
+
+@given(outputs)
+def test_entropy_lies_in_its_range(o):
+    assert 1 / (math.log(len(o)) + ENTROPY_EPSILON) * (1 - 1e-9) <= entropy(o) <= 1e6
+
+
+@given(outputs, st.floats(-50, 50))
+def test_entropy_ignores_a_constant(o, c):
+    shifted = (o.astype(np.float64) + c).astype(np.float32)
+    assert 1 / entropy(shifted) == pytest.approx(1 / entropy(o), abs=1e-4)
+
+
+@given(outputs, st.permutations(range(8)))
+def test_signals_ignore_the_order_of_outputs(o, order):
+    o = np.resize(o, 8)
+    for signal in SIGNALS.values():
+        assert signal(o[list(order)]) == pytest.approx(signal(o), rel=1e-5)
+
+
+@given(outputs, st.floats(0.125, 8, width=32))
+def test_norm_scales_with_the_output(o, factor):
+    assert norm(o * np.float32(factor)) == pytest.approx(norm(o) * factor, rel=1e-4, abs=1e-30)
