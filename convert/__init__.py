@@ -1,0 +1,58 @@
+"""From a PEFT LoRA folder to a GGUF LoRA file, with only the base model's GGUF at hand.
+
+    plan_conversion(source, base, out)   what would be done: read, checked, nothing written
+    convert_adapter(source, base, out)   the same, and then done
+
+Needs neither torch nor transformers nor llama.cpp. See docs/converter.md for what is supported.
+"""
+
+from __future__ import annotations
+
+# The folder lies at the repository's top level, where a bare `import convert` would find it.
+if __name__ != "logo_local.convert":
+    raise ImportError("this package is logo_local.convert; it cannot be imported by another name")
+
+from pathlib import Path
+
+from ..base_model import BaseModel
+from .gguf_lora import CONVERTER_VERSION, write_gguf_lora
+from .plan import OUTTYPES, Conversion, Progress, Row, plan_conversion
+
+__all__ = [
+    "CONVERTER_VERSION",
+    "OUTTYPES",
+    "Conversion",
+    "Row",
+    "convert_adapter",
+    "plan_conversion",
+]
+
+
+def convert_adapter(
+    source: str | Path,
+    base: str | Path | BaseModel,
+    out: str | Path,
+    outtype: str = "f16",
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert the PEFT LoRA adapter in folder `source` to the GGUF LoRA file `out`.
+
+    `base` is the GGUF model that the adapter is for, in any quantisation. `outtype` is one of
+    `OUTTYPES`. An existing file `out` is replaced, in one step. `progress` is called with the
+    steps done and their total: each tensor is checked, then each is written.
+
+    Returns what was done. Raises ConversionError with every problem at once, and ModelError when
+    `base` cannot be read; in both cases nothing is written.
+    """
+
+    def second_half(done: int, total: int) -> None:
+        if progress:
+            progress(total + done, 2 * total)
+
+    def first_half(done: int, total: int) -> None:
+        if progress:
+            progress(done, 2 * total)
+
+    conversion = plan_conversion(source, base, out, outtype, first_half)
+    write_gguf_lora(conversion, second_half)
+    return conversion

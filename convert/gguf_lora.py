@@ -1,0 +1,103 @@
+"""Writing a GGUF LoRA file: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConversionError
+from .layouts import interleave_halves
+from .plan import Conversion, Progress, Row, n_stored_bytes
+
+# Part of the key under which converted adapters are cached: raise it whenever the same adapter
+# would be written differently.
+CONVERTER_VERSION = 1
+
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) -> None:
+    """Write what `conversion` plans to its `out`.
+
+    The file is made under another name in the same folder and then put in its place in one step:
+    whoever looks sees the old file, or the new one, never a part. One tensor is in memory at a
+    time. `progress` is called with the number of tensors written and their total.
+
+    Raises ConversionError when the disk or the source fails on the way; nothing is left behind.
+    """
+    out = conversion.out
+    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write(conversion, unfinished, progress)
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise ConversionError(
+            f"cannot write {out}: {error.strerror or error}",
+            hint="is there space on the disk, and may you write to the folder?",
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write(conversion: Conversion, path: Path, progress: Progress | None) -> None:
+    writer = gguf.GGUFWriter(path, conversion.architecture)
+    try:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_name(conversion.name)
+        writer.add_file_type(_FILE_TYPES[conversion.outtype])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
+        writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
+        for row in conversion.rows:
+            for name, shape, type_name in _parts(row):
+                writer.add_tensor_info(
+                    name,
+                    shape,
+                    np.dtype(np.float32),  # not looked at, as the GGUF type is given
+                    n_stored_bytes(shape, type_name),
+                    raw_dtype=gguf.GGMLQuantizationType[type_name.upper()],
+                )
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        n_tensors = 2 * len(conversion.rows)
+        for done, data in enumerate(_stored(conversion)):
+            writer.write_tensor_data(data)
+            if progress:
+                progress(done + 1, n_tensors)
+        writer.flush()
+        for file in writer.fout or ():
+            os.fsync(file.fileno())
+    finally:
+        writer.close()
+
+
+def _parts(row: Row) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    yield f"{row.target}.lora_a", row.module.a.shape, row.types[0]
+    yield f"{row.target}.lora_b", row.module.b.shape, row.types[1]
+
+
+def _stored(conversion: Conversion) -> Iterator[npt.NDArray[np.generic]]:
+    """A and B of every row, in the order of the file, each in its GGUF type."""
+    for row in conversion.rows:
+        a = row.module.a.read()  # (rank, d_in)
+        b = row.module.b.read()  # (d_out, rank)
+        if row.heads:
+            b = interleave_halves(b, row.heads)
+        if row.factor != 1.0:  # one rounding, not two
+            b = (b.astype(np.float64) * row.factor).astype(np.float32)
+        for values, type_name in zip((a, b), row.types, strict=True):
+            kind = gguf.GGMLQuantizationType[type_name.upper()]
+            yield gguf.quants.quantize(values, kind)

@@ -1,0 +1,277 @@
+"""What a conversion will do, worked out and checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from ..base_model import BaseModel
+from ..errors import ConversionError
+from .layouts import LAYOUTS, rotary_heads
+from .peft_reader import Findings, PeftAdapter, PeftModule, read_peft
+from .tensor_names import TensorNames
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+_F16_MAX = float(np.finfo(np.float16).max)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapted layer: where it comes from, where it goes, what is done on the way.
+
+    A has shape (rank, d_in), B (d_out, rank). `factor` is what B is multiplied with when written
+    (1.0: left as it is), `heads` the number of heads within which B's rows are reordered (0: left
+    as they are), `types` the GGUF types of A and B as written.
+    """
+
+    module: PeftModule
+    target: str
+    factor: float
+    heads: int
+    types: tuple[str, str]
+
+    @property
+    def peft_name(self) -> str:
+        """The layer's name in the Hugging Face model."""
+        return self.module.name
+
+    @property
+    def rank(self) -> int:
+        """The rank of A and B."""
+        return self.module.rank
+
+    @property
+    def scaling(self) -> float:
+        """What PEFT multiplies B A x with."""
+        return self.module.scaling
+
+    @property
+    def d_in(self) -> int:
+        """The width of the layer's input."""
+        return self.module.a.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The width of the layer's output."""
+        return self.module.b.shape[0]
+
+    @property
+    def transform(self) -> str:
+        """What is done to B, in words for a table; empty when it is left as it is."""
+        parts = []
+        if self.heads:
+            parts.append(f"rotary rows, {self.heads} heads")
+        if self.factor != 1.0:
+            parts.append(f"B x {self.factor:.6g}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that can be done, or was: the plan that `--dry-run` prints.
+
+    `lora_alpha` is the number in the GGUF file, by which llama.cpp finds each layer's factor
+    lora_alpha / rank; what a layer has beyond that is in its row's `factor`. `notes` are remarks
+    the user should see. `n_bytes` is the size of all tensors as written.
+    """
+
+    source: Path
+    out: Path
+    name: str
+    architecture: str
+    outtype: str
+    lora_alpha: float
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    n_bytes: int
+
+    @property
+    def rank_text(self) -> str:
+        """The ranks in words: `8`, or `4-16` where they differ."""
+        ranks = sorted({row.rank for row in self.rows})
+        return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+
+
+def plan_conversion(
+    source: str | Path,
+    base: str | Path | BaseModel,
+    out: str | Path,
+    outtype: str = "f16",
+    progress: Progress | None = None,
+) -> Conversion:
+    """Work out how the PEFT adapter in folder `source` becomes the GGUF LoRA file `out`.
+
+    Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
+    nothing. `progress` is called with the number of tensors checked and their total.
+
+    Raises ConversionError with everything that stands against the conversion, ModelError when
+    `base` is a path that holds no model, ValueError for an outtype not in `OUTTYPES`.
+    """
+    if outtype not in OUTTYPES:
+        raise ValueError(f"outtype is {outtype!r}; it must be one of {', '.join(OUTTYPES)}")
+    source, out = Path(source), Path(out)
+    if not isinstance(base, BaseModel):
+        base = BaseModel.read(base)
+    if not source.is_dir():
+        what = "is a file" if source.exists() else "does not exist"
+        raise ConversionError(
+            f"cannot convert {source}: it {what}",
+            hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
+        )
+    adapter = read_peft(source)
+    findings = adapter.findings
+    _check_destination(source, base, out, findings)
+    placed = _place(adapter, base, findings)
+    lora_alpha = _shared_alpha([module for module, _, _ in placed], adapter.lora_alpha)
+    if not 0 < abs(lora_alpha) < math.inf and not findings.problems:
+        findings.add(f"alpha {adapter.lora_alpha:g} is too small or too large to be stored")
+        lora_alpha = 1.0
+    rows = []
+    largest_b = 0.0
+    for done, (module, target, heads) in enumerate(placed):
+        same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
+        factor = 1.0 if same else module.effective_alpha / (lora_alpha or 1.0)
+        types = _gguf_type(module.a.shape, outtype), _gguf_type(module.b.shape, outtype)
+        row = Row(module, target, factor, heads, types)
+        largest_b = max(largest_b, _check_values(row, findings))
+        rows.append(row)
+        if progress:
+            progress(2 * (done + 1), 2 * len(placed))
+    if findings.problems:
+        raise ConversionError(
+            f"cannot convert {source}", problems=findings.problems, hint=findings.hint
+        )
+    notes = list(adapter.notes)
+    if largest_b == 0.0:
+        notes.append("every lora_B is zero: the adapter changes nothing (was it trained?)")
+    if outtype == "q8_0" and any("f16" in row.types for row in rows):
+        notes.append("rows whose length is no multiple of 32 are stored as f16, not q8_0")
+    order = {name: place for place, name in enumerate(base.tensors)}
+    rows.sort(key=lambda row: order[row.target])
+    return Conversion(
+        source=source,
+        out=out,
+        name=adapter.name,
+        architecture=base.architecture,
+        outtype=outtype,
+        lora_alpha=lora_alpha,
+        rows=tuple(rows),
+        notes=tuple(notes),
+        n_bytes=sum(
+            n_stored_bytes(tensor.shape, type_name)
+            for row in rows
+            for tensor, type_name in zip((row.module.a, row.module.b), row.types, strict=True)
+        ),
+    )
+
+
+def n_stored_bytes(shape: tuple[int, ...], type_name: str) -> int:
+    """How many bytes a tensor of this shape takes in the GGUF type `type_name`."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name.upper()]]
+    return math.prod(shape) // int(block) * int(size)
+
+
+def _check_destination(source: Path, base: BaseModel, out: Path, findings: Findings) -> None:
+    if out.is_dir():
+        findings.add(f"{out} is a folder", "give the name of the file to write")
+    elif not out.parent.is_dir():
+        findings.add(f"the folder {out.parent} does not exist", "make it first")
+    elif out.exists() and (out.samefile(base.path) if base.path.exists() else False):
+        findings.add(f"{out} is the base model, which would be overwritten")
+    elif out.exists() and any(out.samefile(path) for path in source.iterdir() if path.exists()):
+        findings.add(f"{out} is part of the adapter, which would be overwritten")
+
+
+def _place(
+    adapter: PeftAdapter, base: BaseModel, findings: Findings
+) -> list[tuple[PeftModule, str, int]]:
+    """Each module with its GGUF weight and its number of rotary heads, as far as they fit."""
+    if base.architecture not in LAYOUTS:
+        findings.add(
+            f"the base's architecture {base.architecture!r} is not supported; "
+            f"supported: {', '.join(sorted(LAYOUTS))}"
+        )
+        return []
+    names = TensorNames(base)
+    placed: list[tuple[PeftModule, str, int]] = []
+    taken: dict[str, str] = {}
+    wrong_base = "is this the base model that the adapter was trained on?"
+    for module in adapter.modules:
+        target = names.target(module.name)
+        if target is None:
+            findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
+            continue
+        if target not in base.tensors:
+            tied = target == "output.weight"
+            reason = " (its output layer is its token embedding)" if tied else ""
+            findings.add(f"{module.name}: the base has no {target}{reason}", wrong_base)
+            continue
+        if target in taken:
+            findings.add(f"{module.name} and {taken[target]} are both {target}")
+            continue
+        taken[target] = module.name
+        shape = (module.b.shape[0], module.a.shape[1])  # (d_out, d_in)
+        if base.tensors[target] != shape:
+            findings.add(
+                f"{module.name}: made for a layer of shape {shape}, "
+                f"but the base's {target} has {base.tensors[target]}",
+                wrong_base,
+            )
+            continue
+        heads = rotary_heads(base, module.name)
+        if heads and shape[0] % (2 * heads):
+            findings.add(f"{module.name}: {shape[0]} rows do not form {heads} heads of even width")
+            continue
+        placed.append((module, target, heads))
+    return placed
+
+
+def _shared_alpha(modules: list[PeftModule], lora_alpha: float) -> float:
+    """The effective alpha (as float32) that most modules have; the config's wins a tie.
+
+    A GGUF LoRA has one alpha for all of its layers. With this choice as few layers as can be have
+    their numbers touched: none, unless alpha_pattern, or rsLoRA over several ranks, is at work.
+    """
+    with np.errstate(over="ignore"):
+        counts = Counter(float(np.float32(module.effective_alpha)) for module in modules)
+        counts[float(np.float32(lora_alpha))] += 0
+    most = max(counts.values())
+    tied = [alpha for alpha, count in counts.items() if count == most]
+    return float(np.float32(lora_alpha)) if float(np.float32(lora_alpha)) in tied else tied[0]
+
+
+def _gguf_type(shape: tuple[int, ...], outtype: str) -> str:
+    """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it."""
+    return "f16" if outtype == "q8_0" and shape[-1] % 32 else outtype
+
+
+def _check_values(row: Row, findings: Findings) -> float:
+    """Look for numbers that cannot be written. Returns the largest magnitude in B."""
+    largest = 0.0
+    for part, tensor, type_name in zip("AB", (row.module.a, row.module.b), row.types, strict=True):
+        try:
+            largest = float(np.abs(tensor.read()).max())
+        except OSError as error:
+            findings.add(f"{row.peft_name}: lora_{part} cannot be read: {error}")
+            return 0.0
+        if not math.isfinite(largest):  # NaN spreads through max
+            findings.add(
+                f"{row.peft_name}: lora_{part} has numbers that are not finite (NaN or infinity)",
+                "the training run broke down; use an earlier checkpoint",
+            )
+            continue
+        written = largest * (abs(row.factor) if part == "B" else 1.0)
+        if type_name == "f16" and written > _F16_MAX:
+            findings.add(
+                f"{row.peft_name}: lora_{part} has numbers up to {written:.3g}, too large for f16",
+                "convert with outtype bf16 or f32",
+            )
+    return largest
