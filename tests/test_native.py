@@ -1,0 +1,131 @@
+"""Reading an activation: the struct layout, and the tap against arithmetic done by hand."""
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+from random_gguf import WIDTH
+
+from logo_local import native
+from logo_local.errors import NativeError
+from logo_local.probe import HiddenProbe
+
+TOKENS = [1, *range(60, 95)]
+
+
+def tensor(path, name):
+    found = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
+    return np.array(found.data)
+
+
+def rms_norm(x):
+    return x / np.sqrt((x.astype(np.float64) ** 2).mean() + 1e-5)
+
+
+def assert_same_but_for_rounding(h, expected):
+    """llama.cpp multiplies one token by another float32 kernel than many."""
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def hidden(random_llama):
+    """hidden(target, residual=False)(tokens) with every probe closed afterwards."""
+    probes = []
+
+    def make(target, residual=False, params=random_llama.context_params):
+        probes.append(HiddenProbe(random_llama.model, params, target, residual=residual))
+        return probes[-1].hidden
+
+    yield make
+    for probe in probes:
+        probe.close()
+
+
+def test_the_layout_is_that_of_this_library():
+    native.check_layout()
+
+
+def test_a_wrong_layout_is_an_error_that_names_the_version(monkeypatch):
+    fields = [("novelty", native.ctypes.c_int64), *native.GgmlTensor._fields_]
+    shifted = type("Shifted", (native.ctypes.Structure,), {"_fields_": fields})
+    monkeypatch.setattr(native, "GgmlTensor", shifted)
+    native.check_layout.cache_clear()
+    try:
+        with pytest.raises(NativeError, match=llama_cpp.__version__) as caught:
+            native.check_layout()
+    finally:
+        native.check_layout.cache_clear()
+    assert "pip install" in caught.value.hint
+
+
+def test_input_and_residual_of_the_first_block_by_hand(hidden, random_base):
+    embedding = tensor(random_base, "token_embd.weight")[TOKENS[-1]]  # (WIDTH,)
+    gain = tensor(random_base, "blk.0.attn_norm.weight")  # (WIDTH,)
+    target = "blk.0.attn_q.weight"
+    np.testing.assert_array_equal(hidden(target, residual=True)(TOKENS), embedding)
+    np.testing.assert_allclose(
+        hidden(target)(TOKENS), rms_norm(embedding) * gain, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_the_input_is_the_normed_residual_in_every_block(hidden, random_base, block):
+    target = f"blk.{block}.attn_q.weight"
+    residual = hidden(target, residual=True)(TOKENS)
+    gain = tensor(random_base, f"blk.{block}.attn_norm.weight")  # (WIDTH,)
+    np.testing.assert_allclose(
+        hidden(target)(TOKENS), rms_norm(residual) * gain, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("attn_k", WIDTH), ("attn_output", WIDTH), ("ffn_down", 96)]
+)
+def test_any_projection_can_be_tapped(hidden, kind, width):
+    h = hidden(f"blk.1.{kind}.weight")(TOKENS)
+    assert h.shape == (width,)
+    assert h.dtype == np.float32
+    assert np.isfinite(h).all()
+
+
+@pytest.mark.parametrize("cut", [1, 7, len(TOKENS) - 1])
+@pytest.mark.parametrize("block", [0, 2])
+def test_a_prompt_in_two_pieces_gives_the_same_vector(hidden, block, cut):
+    target = f"blk.{block}.attn_q.weight"
+    whole = hidden(target)(TOKENS)
+    in_pieces = hidden(target)
+    in_pieces(TOKENS[:cut])
+    assert_same_but_for_rounding(in_pieces(TOKENS), whole)
+
+
+def test_a_changed_history_is_cut_back_to_what_is_common(hidden):
+    target = "blk.2.attn_q.weight"
+    whole = hidden(target)(TOKENS)
+    probe = hidden(target)
+    probe([*TOKENS[:9], 5, 6, 7])
+    assert_same_but_for_rounding(probe(TOKENS), whole)
+    assert_same_but_for_rounding(probe(TOKENS), whole)  # nothing new at all
+
+
+def test_a_prompt_longer_than_a_micro_batch(hidden, random_llama):
+    params = type(random_llama.context_params).from_buffer_copy(random_llama.context_params)
+    params.n_ubatch = 8
+    target = "blk.2.attn_q.weight"
+    small = hidden(target, params=params)(TOKENS)
+    assert_same_but_for_rounding(small, hidden(target)(TOKENS))
+
+
+def test_a_weight_that_the_graph_does_not_use_is_an_error(hidden):
+    with pytest.raises(NativeError, match=r"blk\.9\.attn_q"):
+        hidden("blk.9.attn_q.weight")(TOKENS)
+
+
+def test_a_place_without_a_norm_before_it_has_no_residual(hidden):
+    with pytest.raises(NativeError, match="normalisation"):
+        hidden("blk.0.ffn_down.weight", residual=True)(TOKENS)
+
+
+def test_an_exception_in_the_callback_reaches_the_caller(hidden, monkeypatch):
+    monkeypatch.setattr(native.Tensor, "last_row", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hidden("blk.0.attn_q.weight")(TOKENS)
