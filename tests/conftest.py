@@ -2,6 +2,7 @@
 
 import pytest
 from random_gguf import write_adapter, write_base
+from tiny import TinyModel, cached_models, cached_sources
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,31 @@ def random_llama(random_base):
     llama = Llama(str(random_base), n_ctx=256, verbose=False)
     yield llama
     llama.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(request):
+    """Where the tiny Hugging Face models lie (tiny.py), built once and kept in pytest's cache."""
+    cache = request.config.cache.mkdir("tiny")
+    sources = cached_sources(cache)
+    if sources is None:
+        pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
+    return cached_models(cache, sources)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_folder):
+    """A tiny Llama with grouped-query attention, its PEFT adapters, and its base GGUF in f32."""
+    return TinyModel(tiny_folder / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tiny_folder):
+    """The same for a tiny Qwen2, which has biases and shares its embedding with its output."""
+    return TinyModel(tiny_folder / "qwen2")
+
+
+@pytest.fixture(scope="session", params=["tiny_llama", "tiny_qwen2"])
+def tiny_model(request):
+    """Each of the tiny models in turn."""
+    return request.getfixturevalue(request.param)
