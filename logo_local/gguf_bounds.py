@@ -1,0 +1,211 @@
+"""Opening a GGUF file that may be damaged or hostile, in bounded time and memory.
+
+Parsing is gguf's. Its reader takes a read beyond the end of the file for a short one: an array
+that announces 2**60 values in a file of a kilobyte keeps it busy until the memory is used up.
+This module adds the bounds, and the demands of llama.cpp's ggml/src/gguf.cpp on the layout.
+It knows nothing of adapters, and no error leaves it but `GgufError` and OSError.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+DAMAGED = "it may be damaged or only half downloaded: compare its size or sha256 with its source"
+
+# Bytes that other kinds of file begin with.
+_OPENINGS = {
+    b"PK\x03\x04": "it looks like a PyTorch file (a zip with pickles), which is refused",
+    b"\x80": "it looks like a Python pickle, which is refused",
+    b"FUGG": "it looks like a big-endian GGUF file, which llama.cpp cannot read here",
+}
+# Seven for each tensor, so some 4,000 adapted weights. A header with more of them is no adapter's,
+# and reading it would take seconds and memory.
+_MAX_HEADER_VALUES = 60_000
+_MAX_NAME = 64  # GGML_MAX_NAME, with its final zero
+_MAX_DIMS = 4
+_START = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
+_SMALLEST_TENSOR_INFO = 8 + 4 + 4 + 8
+_SMALLEST_KEY = 8 + 4 + 1
+
+
+class GgufError(Exception):
+    """The file is not a GGUF file, or its structure is broken; `problems` says where."""
+
+    def __init__(self, problems: Sequence[str], *, hint: str = DAMAGED) -> None:
+        super().__init__(*problems)
+        self.problems = tuple(problems)
+        self.hint = hint
+
+
+class Findings:
+    """Problems by kind, so that the same one in 28 modules reads as one line."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, list[str]] = {}
+
+    def add(self, kind: str, text: str) -> None:
+        """Note one problem; `kind` is never shown."""
+        self._by_kind.setdefault(kind, []).append(text)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds found so far."""
+        return set(self._by_kind)
+
+    @property
+    def lines(self) -> list[str]:
+        """One line for each kind: the first example, and how many more there are."""
+        return [
+            texts[0] + (f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else "")
+            for texts in self._by_kind.values()
+        ]
+
+
+def open_adapter(path: Path) -> BoundedReader:
+    """Parse the header of the GGUF file at `path`; the tensors' data stays mapped, unread.
+
+    The mapping is released with the last reference to the reader. Raises GgufError with the
+    problems, also for a file whose general.type is "model"; OSError when it cannot be read.
+    """
+    if not path.is_file():
+        path.stat()  # for its error, when there is nothing
+        raise GgufError(["it is a folder" if path.is_dir() else "it is no regular file"], hint="")
+    with path.open("rb") as file:
+        _check_start(file.read(_START.size), path.stat().st_size)
+    try:
+        with np.errstate(all="raise"):  # wrapped offsets must not pass as a mere warning
+            return BoundedReader(path)
+    except (GgufError, OSError):
+        raise
+    except RecursionError:
+        raise GgufError(["its header is damaged: arrays in arrays in arrays"]) from None
+    except Exception as error:  # gguf's reader raises whatever the bytes lead it to
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise GgufError([f"its header is damaged: {printable(str(reason))}"]) from error
+
+
+def _check_start(start: bytes, n_bytes: int) -> None:
+    """Refuse by the first 24 bytes what is no GGUF file, or cannot be a whole one."""
+    if n_bytes == 0:
+        raise GgufError(["the file is empty"])
+    if start[:4] != b"GGUF"[: len(start)]:
+        kinds = [f": {kind}" for opening, kind in _OPENINGS.items() if start.startswith(opening)]
+        raise GgufError(["".join(["it is not a GGUF file", *kinds])], hint="")
+    if len(start) < _START.size:
+        raise GgufError([f"it is cut short: {n_bytes} bytes are no whole header"])
+    _, version, n_tensors, n_keys = _START.unpack(start)
+    if version not in (2, 3):
+        swapped = version & 0xFFFF == 0
+        why = "it looks big-endian" if swapped else "llama.cpp reads 2 and 3"
+        raise GgufError([f"GGUF version {version} is not supported: {why}"], hint="")
+    if n_tensors * _SMALLEST_TENSOR_INFO + n_keys * _SMALLEST_KEY > n_bytes:
+        raise GgufError(
+            [
+                f"its header announces {n_tensors:,} tensors and {n_keys:,} keys, "
+                f"more than {n_bytes:,} bytes can hold: it is cut short or damaged"
+            ]
+        )
+
+
+class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+    """gguf's reader, made to stop where the file does."""
+
+    def __init__(self, path: Path) -> None:
+        self._left = _MAX_HEADER_VALUES
+        super().__init__(path)
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise GgufError(["its header holds far more than any adapter's"])
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise GgufError(
+                [
+                    f"it is cut short or damaged: its header leads to byte {end:,}, "
+                    f"the file has {len(self.data):,}"
+                ]
+            )
+        return super()._get(int(offset), dtype, count, override_order)
+
+    def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+        # A model may have a vocabulary of 200,000 words: say what it is before reading that.
+        if field.name == "general.type" and content(field) == "model":
+            raise GgufError(
+                ["it is a model, not an adapter"],
+                hint="models are given by their own path, outside the folder of adapters",
+            )
+        if not field.name:
+            raise GgufError(["its header is damaged: a key without a name"])
+        return int(super()._push_field(field, skip_sum))
+
+    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+        # The sizes are computed here in whole numbers of any length; numpy's would wrap.
+        found = Findings()
+        start, expected = int(start_offs), 0  # type: int, int | None
+        for info in fields:
+            expected = self._check_place(info, start, expected, found)
+        if found.kinds:
+            raise GgufError(found.lines)
+        super()._build_tensors(start, fields)
+
+    def _check_place(
+        self, info: Any, start: int, expected: int | None, found: Findings
+    ) -> int | None:
+        """Check one tensor's extent; return where the next one must begin, if known."""
+        _, name_bytes, _, raw_dims, dtype, raw_offset = info.parts
+        dims: list[int] = raw_dims.tolist()
+        offset, alignment = int(raw_offset[0]), int(self.alignment)
+        name = printable(str(bytes(name_bytes), encoding="utf-8"))
+        if len(name_bytes) >= _MAX_NAME:
+            found.add("name", f"the tensor name {name} is too long for llama.cpp")
+        if len(dims) > _MAX_DIMS or math.prod(dims) >= 2**63 or any(d >= 2**63 for d in dims):
+            text = " x ".join(map(str, dims[: _MAX_DIMS + 1]))
+            found.add("dims", f"{name} has impossible dimensions: {len(dims)} of them, {text}")
+            return None
+        try:
+            block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(dtype[0]))]
+        except (KeyError, ValueError):
+            found.add("type", f"{name} has the unknown tensor type {int(dtype[0])}")
+            return None
+        row = dims[0] if dims else 1
+        if row % block:
+            found.add("block", f"{name}: a row of {row} is no multiple of the block of {block}")
+            return None
+        n_bytes: int = math.prod(dims) // block * block_bytes
+        end = start + offset + n_bytes
+        if offset % alignment:
+            found.add("align", f"the data of {name} is misaligned: offset {offset:,}")
+        elif end > len(self.data):
+            found.add(
+                "end",
+                f"it is cut short or damaged: the data of {name} ends at byte {end:,}, "
+                f"the file at {len(self.data):,}",
+            )
+        elif expected is not None and offset != expected:
+            found.add(
+                "order",
+                f"the data of {name} overlaps or leaves a gap: "
+                f"offset {offset:,} where {expected:,} is expected",
+            )
+        return offset + -(-n_bytes // alignment) * alignment
+
+
+def content(item: Any) -> Any:
+    """The value of a header field; text that is no UTF-8 is given with its odd bytes escaped."""
+    if item.types == [gguf.GGUFValueType.STRING]:
+        return bytes(item.parts[-1]).decode(errors="backslashreplace")
+    return item.contents()
+
+
+def printable(text: str) -> str:
+    """A text from the file as it may be shown: no control characters, and not endless."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else text[:197] + "..."
