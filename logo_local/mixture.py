@@ -68,26 +68,28 @@ class ResidentAdapters:
         if not set(wanted) >= self._in_use.get(ctx, frozenset()):
             self._set(ctx, [], [])
         self._in_use[ctx] = frozenset(wanted)
+        self._make_room(sum(a.n_bytes for a in wanted if a not in self._handles))
         handles = [self._load(adapter) for adapter in wanted]
         self._set(ctx, handles, [weight for _, weight in mixture])
 
-    def _load(self, adapter: AdapterFile) -> Any:
-        if adapter in self._handles:
-            self._handles.move_to_end(adapter)
-            return self._handles[adapter]
-        used = frozenset().union(*self._in_use.values())
+    def _make_room(self, n_bytes: int) -> None:
+        used = frozenset[AdapterFile]().union(*self._in_use.values())
         for old in [old for old in self._handles if old not in used]:
-            if self.n_bytes + adapter.n_bytes <= self.memory:
+            if self.n_bytes + n_bytes <= self.memory:
                 break
             llama_cpp.llama_adapter_lora_free(self._handles.pop(old))
-        handle = llama_cpp.llama_adapter_lora_init(self._model, str(adapter.path).encode())
-        if not handle:
-            raise AdapterError(
-                f"llama.cpp refused the adapter {adapter.name} ({adapter.path})",
-                hint="the file may have changed since it was checked: run logo-local check",
-            )
-        self._handles[adapter] = handle
-        return handle
+
+    def _load(self, adapter: AdapterFile) -> Any:
+        if adapter not in self._handles:
+            handle = llama_cpp.llama_adapter_lora_init(self._model, str(adapter.path).encode())
+            if not handle:
+                raise AdapterError(
+                    f"llama.cpp refused the adapter {adapter.name} ({adapter.path})",
+                    hint="the file may have changed since it was checked: run logo-local check",
+                )
+            self._handles[adapter] = handle
+        self._handles.move_to_end(adapter)
+        return self._handles[adapter]
 
     @staticmethod
     def _set(ctx: Any, handles: Sequence[Any], weights: Sequence[float]) -> None:

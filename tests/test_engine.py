@@ -1,0 +1,310 @@
+"""The engine on a random model: routes, mixtures, and keys and values that are never stale."""
+
+import llama_cpp
+import numpy as np
+import pytest
+from llama_cpp import Llama, LlamaRAMCache
+from random_gguf import CHAT_TEMPLATE, write_adapter
+
+from logo_local.engine import LoGo
+from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
+
+A, B = "alpha beta gamma", "one two three four five six"
+GREEDY = {"max_tokens": 8, "temperature": 0.0}
+
+
+@pytest.fixture
+def logo(random_base, random_adapters):
+    """logo(**settings): an engine on the random model, closed afterwards."""
+    made = []
+
+    def make(**settings):
+        settings = {"adapters": random_adapters, "n_ctx": 256, **settings}
+        made.append(LoGo(random_base, **settings))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+def last_logits(llm):
+    """The logits behind the last token that was evaluated."""
+    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+    return np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy()
+
+
+def prompt_logits(llm, prompt):
+    """The logits behind `prompt`, by way of generate."""
+    next(llm.generate(llm.tokenize(prompt.encode()), temp=0.0))
+    return last_logits(llm)
+
+
+def test_a_completion_carries_its_route_and_timings(logo):
+    llm = logo(top_k=2, signal="norm")
+    answer = llm(A, **GREEDY)
+    assert answer["usage"]["completion_tokens"] == 8
+    route = answer["logo"]["route"]
+    assert route["signal"] == "norm"
+    assert route["probe"] == "one-pass"
+    assert route["target"] == "blk.2.attn_q.weight"
+    assert route["mixture"] == "scales"
+    assert set(route["scores"]) == {f"ad{i}" for i in range(5)}
+    assert len(route["adapters"]) == 2
+    assert sum(a["weight"] for a in route["adapters"]) == pytest.approx(1.0)
+    timings = answer["logo"]["timings_ms"]
+    assert set(timings) == {"load", "probe", "score", "mixture", "prefill", "decode"}
+    assert all(timings[phase] > 0 for phase in timings)
+
+
+def test_the_route_alone_is_that_of_the_completion(logo):
+    llm = logo()
+    assert llm.route(A).as_dict() == llm(A, **GREEDY)["logo"]["route"]
+    assert llm.route(A) != llm.route(B)
+
+
+def test_messages_are_routed_through_the_chat_template(logo):
+    llm = logo()
+    messages = [{"role": "user", "content": "hello"}]
+    assert "[{{ m['role'] }}]" in CHAT_TEMPLATE
+    rendered = "[user] hello\n[assistant] "
+    tokens = llm.tokenize(rendered.encode(), add_bos=True, special=True)
+    chat = llm.create_chat_completion(messages=messages, **GREEDY)
+    assert llm.route(messages) == llm.route(tokens) == llm.last_route
+    assert chat["logo"]["route"] == llm.route(tokens).as_dict()
+
+
+def test_asking_for_a_route_does_not_disturb_the_conversation(logo):
+    llm = logo()
+    first = llm(A, **GREEDY)["choices"][0]["text"]
+    n_tokens, seed = llm.n_tokens, llm._seed
+    llm.route(B)
+    assert (llm.n_tokens, llm._seed) == (n_tokens, seed)
+    assert llm(A, **GREEDY)["choices"][0]["text"] == first
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_stream_carries_the_route_in_its_last_chunk(logo, chat):
+    llm = logo()
+    if chat:
+        messages = [{"role": "user", "content": "hello"}]
+        chunks = list(llm.create_chat_completion(messages=messages, stream=True, **GREEDY))
+    else:
+        chunks = list(llm(A, stream=True, **GREEDY))
+    assert len(chunks) > 1
+    assert ["logo" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["logo"]["route"] == llm.last_route.as_dict()
+
+
+def test_routes_a_b_a_equal_a_fresh_a(logo):
+    fresh = prompt_logits(logo(), A)
+    llm = logo()
+    first = prompt_logits(llm, A)
+    other = prompt_logits(llm, B)
+    again = prompt_logits(llm, A)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(again, fresh, atol=1e-4 * np.ptp(fresh))
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_the_same_tokens_under_another_route_are_evaluated_anew(logo):
+    """What llama_cpp alone would get wrong: it reuses a prefix by its tokens."""
+    llm = logo()
+    tokens = [1, *range(60, 80)]
+    expected = {}
+    for name in ("ad0", "ad1"):
+        llm.pool.pin(name)
+        next(llm.generate(tokens, temp=0.0))
+        expected[name] = last_logits(llm)
+        llm.pool.auto()
+    for name in ("ad0", "ad1", "ad0"):
+        llm.pool.pin(name)
+        next(llm.generate(tokens, temp=0.0))
+        np.testing.assert_array_equal(last_logits(llm), expected[name])
+        llm.pool.auto()
+    assert np.abs(expected["ad0"] - expected["ad1"]).max() > 0.1
+
+
+def test_an_unchanged_route_keeps_the_prefix(logo, monkeypatch):
+    llm = logo()
+    llm.pool.pin("ad3")  # one adapter: weight 1 whatever the prompt
+    tokens = [1, *range(60, 80)]
+    next(llm.generate(tokens, temp=0.0))
+    evaluated = []
+    parent = Llama.eval
+    monkeypatch.setattr(
+        Llama, "eval", lambda self, new: (evaluated.extend(new), parent(self, new))[1]
+    )
+    next(llm.generate([*tokens, 90, 91], temp=0.0))
+    assert evaluated == [90, 91]
+
+
+def test_a_saved_state_is_not_used_under_another_route(logo):
+    llm = logo()
+    tokens = [1, *range(60, 80)]
+    llm.pool.pin("ad0")
+    next(llm.generate(tokens, temp=0.0))
+    expected, state = last_logits(llm), llm.save_state()
+    llm.pool.pin("ad0")
+    llm.pool.auto()
+    llm.pool.pin("ad1")
+    next(llm.generate(tokens, temp=0.0))
+    under_ad1 = last_logits(llm)
+    llm.load_state(state)
+    next(llm.generate(tokens, temp=0.0))
+    np.testing.assert_array_equal(last_logits(llm), under_ad1)
+    llm.pool.auto()
+    llm.pool.pin("ad0")
+    llm.load_state(state)
+    next(llm.generate(tokens, temp=0.0))
+    np.testing.assert_allclose(last_logits(llm), expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_the_parents_ram_cache_stays_right(logo):
+    llm = logo(top_k=1)
+    plain = [llm(p, **GREEDY)["choices"][0]["text"] for p in (A, B, A, B)]
+    llm.set_cache(LlamaRAMCache())
+    cached = [llm(p, **GREEDY)["choices"][0]["text"] for p in (A, B, A, B)]
+    assert cached == plain
+
+
+def test_one_adapter_with_weight_one_equals_that_adapter_alone(logo, random_base, random_adapters):
+    llm = logo(top_k=1)
+    ours = prompt_logits(llm, A)
+    (name,) = llm.last_route.names
+    alone = Llama(
+        str(random_base),
+        n_ctx=256,
+        verbose=False,
+        lora_path=str(random_adapters / f"{name}.gguf"),
+    )
+    next(alone.generate(alone.tokenize(A.encode()), temp=0.0))
+    np.testing.assert_array_equal(ours, last_logits(alone))
+    alone.close()
+
+
+def test_base_only_equals_llama_cpp_itself(logo, random_llama):
+    llm = logo()
+    with_adapters = prompt_logits(llm, A)
+    with llm.base_only():
+        base = prompt_logits(llm, A)
+        assert llm.last_route.is_base
+    random_llama.reset()
+    next(random_llama.generate(random_llama.tokenize(A.encode()), temp=0.0))
+    np.testing.assert_array_equal(base, last_logits(random_llama))
+    np.testing.assert_array_equal(prompt_logits(llm, A), with_adapters)
+
+
+def test_generation_runs_without_a_callback(logo):
+    llm = logo()
+    llm(A, **GREEDY)
+    assert not llm.context_params.cb_eval
+
+
+def test_each_scores_every_adapter_by_its_own_next_token(logo, random_base, random_adapters):
+    llm = logo(probe="each", top_k=2)
+    route = llm.route(A)
+    assert (route.signal, route.probe, route.target) == ("entropy", "each", None)
+    for name, score in route.all_scores.items():
+        alone = Llama(
+            str(random_base),
+            n_ctx=256,
+            verbose=False,
+            lora_path=str(random_adapters / f"{name}.gguf"),
+        )
+        next(alone.generate(alone.tokenize(A.encode()), temp=0.0))
+        logits = last_logits(alone).astype(np.float64)
+        alone.close()
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        assert score == pytest.approx(1 / (-(p * np.log(p)).sum() + 1e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("tap", ["input", "residual"])
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_tap_and_layer_change_what_is_read(logo, tap, layer):
+    route = logo(tap=tap, layer=layer).route(A)
+    assert route.target == f"blk.{layer % 3}.attn_q.weight"
+
+
+def test_pins_and_exclusions(logo):
+    llm = logo(top_k=5)
+    llm.pool.exclude("ad2")
+    assert set(llm.route(A).names) == {"ad0", "ad1", "ad3", "ad4"}
+    llm.pool.pin("ad1")
+    assert llm.route(A).names == ("ad1",)
+    llm.pool.auto()
+    assert len(llm.route(A).names) == 5
+
+
+def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, caplog):
+    write_adapter(tmp_path / "up.gguf", 1, kinds=("ffn_up", "ffn_down"))
+    write_adapter(tmp_path / "up2.gguf", 2, kinds=("ffn_up",))
+    write_adapter(tmp_path / "down.gguf", 3, kinds=("attn_v",))
+    llm = logo(adapters=tmp_path)
+    route = llm.route(A)
+    assert route.target == "blk.2.ffn_up.weight"
+    assert set(route.all_scores) == {"up", "up2"}
+    assert "down takes no part in routing" in caplog.text
+
+
+def test_an_adapter_that_appears_is_routed_after_a_rescan(logo, tmp_path):
+    write_adapter(tmp_path / "one.gguf", 1)
+    llm = logo(adapters=tmp_path)
+    assert llm.route(A).names == ("one",)
+    write_adapter(tmp_path / "two.gguf", 2)
+    llm.pool.rescan()
+    assert set(llm.route(A).names) == {"one", "two"}
+    (tmp_path / "one.gguf").unlink()
+    llm.pool.rescan()
+    assert llm(A, **GREEDY)["logo"]["route"]["adapters"][0]["name"] == "two"
+
+
+def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
+    write_adapter(tmp_path / "zero.gguf", 1, loudness=0.0)
+    llm = logo(adapters=tmp_path)
+    assert llm.route(A).is_base
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"signal": "volume"}, SettingsError, "signal"),
+        ({"probe": "each", "signal": "norm"}, SettingsError, "norm"),
+        ({"top_k": 0}, SettingsError, "top_k"),
+        ({"layer": 3}, SettingsError, "layer 3"),
+        ({"layer": -4}, SettingsError, "layer -4"),
+        ({"tap": "x", "mixture": "y"}, SettingsError, "tap.*mixture"),
+        ({"adapter_memory": 10}, PoolError, "bytes"),
+        ({"adapters": None}, SettingsError, "adapters"),
+        ({"adapters": "nowhere"}, PoolError, "nowhere"),
+        ({"lora_path": "x.gguf"}, SettingsError, "lora_path"),
+    ],
+)
+def test_settings_that_cannot_be_used(logo, settings, error, words):
+    with pytest.raises(error, match=words):
+        logo(**settings)(A, **GREEDY)
+
+
+def test_a_missing_model_is_an_error_that_leaves_nothing_behind(random_adapters, tmp_path):
+    with pytest.raises(ModelError, match="no model file"):
+        LoGo(tmp_path / "none.gguf", random_adapters)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 300, [5] * 300])
+def test_a_prompt_longer_than_the_context(logo, prompt):
+    llm = logo()
+    with pytest.raises(PromptError, match="256"):
+        llm.route(prompt)
+    with pytest.raises(PromptError, match="256"):
+        llm(prompt, **GREEDY)
+    with pytest.raises(PromptError, match="256"):
+        list(llm(prompt, stream=True, **GREEDY))
+    assert llm(A, **GREEDY)["choices"]
+
+
+def test_a_context_is_closed_only_once(logo):
+    llm = logo()
+    llm(A, **GREEDY)
+    llm.close()
+    llm.close()
