@@ -55,7 +55,7 @@ class TensorPlace(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Module:
     """One adapted weight: y += scaling B A x, with A (rank, d_in) and B (d_out, rank).
 
@@ -83,7 +83,7 @@ class AdapterFile:
     name: str
     path: Path
     lora_alpha: float
-    modules: Mapping[str, Module] = field(repr=False, hash=False)
+    modules: Mapping[str, Module] = field(repr=False, compare=False)
     n_bytes: int
     mtime_ns: int
 
