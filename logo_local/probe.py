@@ -90,6 +90,7 @@ class HiddenProbe:
         self._tap = Tap(target, residual=residual)
         self._context = ProbeContext(model, params, self._tap)
         self._seen: list[int] = []
+        self._h: FloatArray | None = None
 
     def hidden(self, tokens: Sequence[int]) -> FloatArray:
         """The hidden vector h (d_in,) float32 at the last of `tokens`.
@@ -97,16 +98,19 @@ class HiddenProbe:
         Raises PromptError for an empty prompt or one longer than the context.
         """
         prompt = _checked(tokens, self._context.n_ctx)
-        # The last token is always evaluated again: its vector is what is asked for.
+        if self._h is not None and prompt == self._seen:
+            # Not evaluated again: another kernel would round otherwise, and the same prompt
+            # must have the same route.
+            return self._h
+        # The last token is always evaluated: its vector is what is asked for.
         keep = min(_common_prefix(self._seen, prompt), len(prompt) - 1)
         if not self._context.forget_after(keep):
             self._context.clear()
             keep = 0
         self._seen = []  # until the decode has succeeded, nothing is known of the cache
         self._context.decode(prompt[keep:])
-        h = self._tap.take()
-        self._seen = prompt
-        return h
+        self._h, self._seen = self._tap.take(), prompt
+        return self._h
 
     def close(self) -> None:
         """Free the context."""
