@@ -42,9 +42,10 @@ def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) ->
         _write(conversion, unfinished, progress)
         os.replace(unfinished, out)
     except OSError as error:
+        full_or_forbidden = "is there space on the disk, and may you write to the folder?"
         raise ConversionError(
-            f"cannot write {out}: {error.strerror or error}",
-            hint="is there space on the disk, and may you write to the folder?",
+            f"cannot make {out}: {error.strerror or error}",
+            hint=full_or_forbidden if error.errno else "",
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)

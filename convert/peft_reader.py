@@ -29,6 +29,10 @@ PICKLE_FILE = "adapter_model.bin"
 # Stored types that become float32 without loss (F64 is the one that is rounded).
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
+# Well inside float32, in which GGUF stores alpha: there, too small would be 0, which has a meaning
+# of its own (no factor at all).
+_ALPHA_RANGE = (1e-30, 1e30)
+
 _LORA_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
 )
@@ -273,6 +277,7 @@ def _pair(
     parts: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     foreign: dict[str, list[str]] = defaultdict(list)
     adapters = set()
+    twice = []
     for tensor in tensors:
         match = _LORA_NAME.fullmatch(tensor.name)
         if match is None:
@@ -282,7 +287,7 @@ def _pair(
         adapters.add(match["adapter"])
         module = parts[match["module"]]
         if match["part"] in module:
-            findings.add(f"{match['module']} has lora_{match['part']} twice")
+            twice.append(f"{match['module']} has lora_{match['part']} twice")
         module[match["part"]] = tensor
     for kind, names in foreign.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -290,6 +295,8 @@ def _pair(
     if len(adapters) > 1:
         names = sorted(name or "(no name)" for name in adapters)
         findings.add(f"the file holds several adapters: {', '.join(names)}")
+    else:
+        findings.problems.extend(twice)
     pairs = {}
     for name in sorted(parts):
         if len(parts[name]) == 2:
@@ -373,6 +380,9 @@ def _with_scalings(
         rslora = bool((config or {}).get("use_rslora"))
         scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
         effective = alpha * math.sqrt(rank) if rslora else alpha
+        if not _ALPHA_RANGE[0] < abs(effective) < _ALPHA_RANGE[1]:
+            findings.add(f"{name}: lora_alpha {alpha:g} is too small or too large to be stored")
+            continue
         modules.append(PeftModule(name, a, b, rank, scaling, effective))
     if config is not None and pairs == {} and not findings.problems:
         findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")

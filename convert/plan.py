@@ -19,6 +19,7 @@ from .tensor_names import TensorNames
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 _F16_MAX = float(np.finfo(np.float16).max)
+_F32_MAX = float(np.finfo(np.float32).max)
 
 Progress = Callable[[int, int], None]
 
@@ -131,14 +132,11 @@ def plan_conversion(
     _check_destination(source, base, out, findings)
     placed = _place(adapter, base, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed], adapter.lora_alpha)
-    if not 0 < abs(lora_alpha) < math.inf and not findings.problems:
-        findings.add(f"alpha {adapter.lora_alpha:g} is too small or too large to be stored")
-        lora_alpha = 1.0
     rows = []
     largest_b = 0.0
     for done, (module, target, heads) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
-        factor = 1.0 if same else module.effective_alpha / (lora_alpha or 1.0)
+        factor = 1.0 if same else module.effective_alpha / lora_alpha
         types = _gguf_type(module.a.shape, outtype), _gguf_type(module.b.shape, outtype)
         row = Row(module, target, factor, heads, types)
         largest_b = max(largest_b, _check_values(row, findings))
@@ -240,12 +238,10 @@ def _shared_alpha(modules: list[PeftModule], lora_alpha: float) -> float:
     A GGUF LoRA has one alpha for all of its layers. With this choice as few layers as can be have
     their numbers touched: none, unless alpha_pattern, or rsLoRA over several ranks, is at work.
     """
-    with np.errstate(over="ignore"):
-        counts = Counter(float(np.float32(module.effective_alpha)) for module in modules)
-        counts[float(np.float32(lora_alpha))] += 0
-    most = max(counts.values())
+    counts = Counter(float(np.float32(module.effective_alpha)) for module in modules)
+    most = max(counts.values(), default=0)
     tied = [alpha for alpha, count in counts.items() if count == most]
-    return float(np.float32(lora_alpha)) if float(np.float32(lora_alpha)) in tied else tied[0]
+    return lora_alpha if lora_alpha in tied or not tied else tied[0]
 
 
 def _gguf_type(shape: tuple[int, ...], outtype: str) -> str:
@@ -269,9 +265,10 @@ def _check_values(row: Row, findings: Findings) -> float:
             )
             continue
         written = largest * (abs(row.factor) if part == "B" else 1.0)
-        if type_name == "f16" and written > _F16_MAX:
+        if written > (_F16_MAX if type_name == "f16" else _F32_MAX):
             findings.add(
-                f"{row.peft_name}: lora_{part} has numbers up to {written:.3g}, too large for f16",
+                f"{row.peft_name}: lora_{part} has numbers up to {written:.3g}, "
+                f"too large for {type_name}",
                 "convert with outtype bf16 or f32",
             )
     return largest
