@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class LoGo(Llama):  # type: ignore[misc]
         self.last_route: Route | None = None
         # What the context's keys and values were made under; None when that is unknown.
         self._kv_key: MixtureKey | None = mixture_key(())
-        self._base_alone = False
+        self._fixed: Route | None = None  # what `under` asks for
         self._tokens_only = False
         self.timings_ms: dict[str, float] = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
@@ -143,13 +143,32 @@ class LoGo(Llama):  # type: ignore[misc]
         return self._route_tokens(self._tokens_of(prompt))
 
     @contextmanager
-    def base_only(self) -> Iterator[None]:
-        """Within this block the base model answers alone, and nothing is probed."""
-        before, self._base_alone = self._base_alone, True
+    def under(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Within this block every prompt is answered under these `weights`, by adapter name.
+
+        Nothing is probed. The weights are used as they are, whatever they sum to; none at all is
+        the base model alone. Raises PoolError for a name that is not in the pool.
+        """
+        for name in weights:
+            self.pool.check_name(name)
+        ordered = sorted(weights.items(), key=lambda item: -item[1])
+        before, self._fixed = (
+            self._fixed,
+            Route(
+                names=tuple(name for name, _ in ordered),
+                scores=tuple(weight for _, weight in ordered),
+                weights=tuple(weight for _, weight in ordered),
+                mixture="scales" if ordered else "none",
+            ),
+        )
         try:
             yield
         finally:
-            self._base_alone = before
+            self._fixed = before
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """Within this block the base model answers alone, and nothing is probed."""
+        return self.under({})
 
     def _route_tokens(self, tokens: list[int]) -> Route:
         if self._probe_kind == "each":
@@ -218,7 +237,7 @@ class LoGo(Llama):  # type: ignore[misc]
         prompt = list(tokens)
         if self._tokens_only:
             raise _PromptSeen(prompt)
-        self._adopt(Route() if self._base_alone else self._route_tokens(prompt))
+        self._adopt(self._route_tokens(prompt) if self._fixed is None else self._fixed)
         parent = super().generate(prompt, *args, **kwargs)
         self.timings_ms["prefill"] = self.timings_ms["decode"] = 0.0
         phase, more = "prefill", None

@@ -132,13 +132,13 @@ class Pool:
 
     def pin(self, name: str) -> None:
         """Route among the pinned only; lifts an exclusion. PoolError for an unknown name."""
-        self._check_name(name)
+        self.check_name(name)
         self.excluded = tuple(n for n in self.excluded if n != name)
         self.pinned = tuple(sorted({*self.pinned, name}))
 
     def exclude(self, name: str) -> None:
         """Never route to this one; lifts its pin. PoolError for an unknown name."""
-        self._check_name(name)
+        self.check_name(name)
         self.pinned = tuple(n for n in self.pinned if n != name)
         self.excluded = tuple(sorted({*self.excluded, name}))
 
@@ -207,7 +207,8 @@ class Pool:
         else:
             log.warning("left out: %s", problem)
 
-    def _check_name(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
+        """Raise PoolError, with the names that come close, if there is no adapter `name`."""
         if name not in self.adapters:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
@@ -359,10 +360,10 @@ def _classify_folder(path: Path) -> _Entry | None:
         stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE) if name in inside]
         stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
         return _Entry(path.name, path, is_peft=True, stamp=stamp)
-    if path.suffix.lower() == ".gguf":
-        raise _NotUsableError("it is a folder, not a file")
     if any(name.startswith("adapter_model.") for name in inside):
         raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
+    if path.suffix.lower() == ".gguf":
+        raise _NotUsableError("it is a folder, not a file")
     if any(name.lower().endswith(".gguf") for name in inside):
         raise _NotUsableError(
             "it holds .gguf files, but folders within the folder are not searched"

@@ -195,6 +195,22 @@ def test_base_only_equals_llama_cpp_itself(logo, random_llama):
     np.testing.assert_array_equal(prompt_logits(llm, A), with_adapters)
 
 
+def test_under_given_weights_nothing_is_probed(logo, monkeypatch):
+    llm = logo(top_k=2, signal="norm")
+    routed = prompt_logits(llm, A)
+    weights = dict(zip(llm.last_route.names, llm.last_route.weights, strict=True))
+    monkeypatch.setattr(llm, "_route_tokens", lambda _tokens: 1 / 0)
+    with llm.under(weights):
+        np.testing.assert_array_equal(prompt_logits(llm, A), routed)
+        with llm.under({"ad4": 2.0}):
+            louder = prompt_logits(llm, A)
+            assert llm.last_route.weights == (2.0,)
+        np.testing.assert_array_equal(prompt_logits(llm, A), routed)
+    assert np.abs(louder - routed).max() > 0.1
+    with pytest.raises(PoolError, match="ad9"), llm.under({"ad9": 1.0}):
+        pass
+
+
 def test_generation_runs_without_a_callback(logo):
     llm = logo()
     llm(A, **GREEDY)
