@@ -25,9 +25,9 @@ _OPENINGS = {
     b"\x80": "it looks like a Python pickle, which is refused",
     b"FUGG": "it looks like a big-endian GGUF file, which llama.cpp cannot read here",
 }
-# Seven for each tensor, so some 4,000 adapted weights. A header with more of them is no adapter's,
+# Seven for each tensor, so some 2,800 adapted weights. A header with more of them is no adapter's,
 # and reading it would take seconds and memory.
-_MAX_HEADER_VALUES = 60_000
+_MAX_HEADER_VALUES = 40_000
 _MAX_NAME = 64  # GGML_MAX_NAME, with its final zero
 _MAX_DIMS = 4
 _START = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
@@ -134,6 +134,13 @@ class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
                 ]
             )
         return super()._get(int(offset), dtype, count, override_order)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:  # the type of its elements, their number, they
+            n = int(self._get(orig_offs + 4, np.uint64)[0])
+            if n > self._left:
+                raise GgufError([f"it is damaged: its header announces an array of {n:,} values"])
+        return super()._get_field_parts(orig_offs, raw_type)
 
     def _push_field(self, field: Any, skip_sum: bool = False) -> int:
         # A model may have a vocabulary of 200,000 words: say what it is before reading that.
