@@ -70,6 +70,8 @@ class LoGo(Llama):  # type: ignore[misc]
     Raises SettingsError, ModelError or PoolError before any weights are loaded.
     """
 
+    _seed: int  # the parent's
+
     def __init__(
         self,
         model_path: str | Path,
@@ -313,14 +315,15 @@ class LoGo(Llama):  # type: ignore[misc]
 
     def _tokens_of(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens that generation would see; the parent makes them and is stopped there."""
-        seed, self._tokens_only = self._seed, True
+        if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping)):
+            return [int(token) for token in prompt]  # type: ignore[arg-type]
+        seed = self._seed  # a completion draws a new one
+        self._tokens_only = True
         try:
             if isinstance(prompt, str):
                 self.create_completion(prompt, max_tokens=1)
-            elif prompt and isinstance(prompt[0], Mapping):
-                self.create_chat_completion(messages=prompt, max_tokens=1)
             else:
-                return [int(token) for token in prompt]  # type: ignore[call-overload]
+                self.create_chat_completion(messages=prompt, max_tokens=1)
         except _PromptSeen as seen:
             return seen.tokens
         finally:

@@ -135,7 +135,10 @@ class EachProbe:
         self._context.clear()
         self._context.decode(prompt)
         pointer = llama_cpp.llama_get_logits_ith(self._context.ctx, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).copy()  # (n_vocab,)
+        # Copied: llama.cpp's own memory is overwritten by the next decode.
+        logits = np.empty(self.n_vocab, dtype=np.float32)  # (n_vocab,)
+        logits[:] = np.ctypeslib.as_array(pointer, shape=logits.shape)
+        return logits
 
     def close(self) -> None:
         """Free the context."""
