@@ -13,16 +13,15 @@ import math
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-CONFIG_FILE = "adapter_config.json"
+from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
+
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
@@ -51,48 +50,10 @@ _FOREIGN = (
     (r"", "not LoRA factors"),
 )
 
-# Settings under which the file's factors alone do not say what the adapter does. A setting counts
-# as used when its value is none of null, false, "", [] and {}.
-_UNSUPPORTED = {
-    "use_dora": "DoRA (use_dora) has no counterpart in llama.cpp",
-    "modules_to_save": "modules_to_save: whole layers were trained beside LoRA",
-    "lora_bias": "lora_bias: the adapter adds biases",
-    "fan_in_fan_out": "fan_in_fan_out: the adapter was made for layers stored transposed, "
-    "which this architecture does not have",
-    "trainable_token_indices": "trainable_token_indices: new or changed tokens were trained",
-    "target_parameters": "target_parameters: LoRA on bare parameters is not supported",
-    "layer_replication": "layer_replication: the adapter was made for a base with repeated layers",
-    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) is not supported",
-    "use_qalora": "QALoRA (use_qalora) works on pooled inputs",
-    "use_bdlora": "block-diagonal LoRA (use_bdlora) is not supported",
-    "kasa_config": "KaSA (kasa_config) is not supported",
-    "monteclora_config": "MonteCLoRA (monteclora_config) is not supported",
-    "arrow_config": "an Arrow router (arrow_config) is not an adapter",
-}
-# These initialisations change the base's weights, so the factors fit no plain base.
-_BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
-
 _RESAVE_HINT = (
     "load it with PEFT where you trust it, then "
     "model.save_pretrained(folder, safe_serialization=True)"
 )
-_MERGE_HINT = (
-    "what the adapter holds beyond LoRA can only be kept by merging it into the base with PEFT "
-    "(merge_and_unload) and converting the whole model"
-)
-
-
-@dataclass
-class Findings:
-    """What stands against a conversion: lines for the user, and the first hint that was given."""
-
-    problems: list[str] = field(default_factory=list)
-    hint: str = ""
-
-    def add(self, problem: str, hint: str = "") -> None:
-        """Note one problem; its hint is kept unless an earlier problem had one."""
-        self.problems.append(problem)
-        self.hint = self.hint or hint
 
 
 @dataclass(frozen=True)
@@ -144,7 +105,6 @@ class PeftAdapter:
 
     path: Path
     name: str
-    lora_alpha: float
     modules: tuple[PeftModule, ...]
     findings: Findings
     notes: tuple[str, ...] = ()
@@ -156,75 +116,15 @@ def read_peft(folder: Path) -> PeftAdapter:
     Only headers are read here; NaNs and the fit to a base model are for the caller to check.
     """
     findings = Findings()
-    notes: list[str] = []
-    config = _read_config(folder, findings)
-    tensors = _read_header(folder, findings)
-    if config is not None:
-        _check_config(config, findings)
-    pairs = _pair(tensors, findings)
-    alpha, modules = _with_scalings(pairs, config, findings)
-    if config is not None and (folder / PICKLE_FILE).exists() and tensors:
+    config = read_config(folder, findings)
+    pairs = _pair(_read_header(folder, findings), findings)
+    modules = _with_scalings(pairs, config, findings)
+    if not pairs and not findings.problems:
+        findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")
+    notes = config.pattern_notes([module.name for module in modules])
+    if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
-    name = folder.resolve().name
-    return PeftAdapter(folder, name, alpha, modules, findings, tuple(notes))
-
-
-def pattern_key(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The first key of a rank_pattern or alpha_pattern that names `module`, as PEFT matches it.
-
-    Each key is a regular expression that must cover the whole module name, or its end after a dot.
-    Raises re.error for a key that is no regular expression.
-    """
-    for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", module):
-            return key
-    # PEFT then looks the full name up as it is, which finds keys with regex characters in them.
-    return module if module in patterns else None
-
-
-def _read_config(folder: Path, findings: Findings) -> dict[str, Any] | None:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f"it has adapters inside: {', '.join(inside)}" if inside else ""
-        findings.add(
-            f"no {CONFIG_FILE} in it", hint or "give the folder that PEFT's save_pretrained wrote"
-        )
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        findings.add(f"{CONFIG_FILE} cannot be read: {error}")
-        return None
-    if not isinstance(config, dict):
-        findings.add(f"{CONFIG_FILE} is not a JSON object")
-        return None
-    if "peft_type" not in config:
-        findings.add(f"{CONFIG_FILE} has no peft_type, so it is not PEFT's")
-        return None
-    if config["peft_type"] != "LORA":
-        findings.add(f"peft_type is {config['peft_type']!r}; only LORA can be converted")
-        return None
-    return config
-
-
-def _check_config(config: dict[str, Any], findings: Findings) -> None:
-    for key, text in _UNSUPPORTED.items():
-        if config.get(key) not in (None, False, "", [], {}):
-            findings.add(text, "" if key == "fan_in_fan_out" else _MERGE_HINT)
-    if config.get("bias") not in (None, "none"):
-        findings.add(f"bias is {config['bias']!r}: the adapter changes biases", _MERGE_HINT)
-    # Each variant that PEFT has added so far came with such a switch: better to stop at the next.
-    for key, value in config.items():
-        if key.startswith("use_") and key not in _UNSUPPORTED and key != "use_rslora" and value:
-            findings.add(f"{key} is set, and this converter does not know what it means")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
-        findings.add(
-            f"init_lora_weights is {init!r}, which changed the base's own weights in training",
-            "save it again as a plain LoRA: PEFT's save_pretrained with "
-            "path_initial_model_for_weight_conversion",
-        )
+    return PeftAdapter(folder, folder.resolve().name, modules, findings, tuple(notes))
 
 
 def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:
@@ -291,7 +191,7 @@ def _pair(
         module[match["part"]] = tensor
     for kind, names in foreign.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        findings.add(f"{names[0]}{more}: {kind}", _MERGE_HINT)
+        findings.add(f"{names[0]}{more}: {kind}", MERGE_HINT)
     if len(adapters) > 1:
         names = sorted(name or "(no name)" for name in adapters)
         findings.add(f"the file holds several adapters: {', '.join(names)}")
@@ -307,56 +207,10 @@ def _pair(
     return pairs
 
 
-def _number(value: object) -> float | None:
-    """`value` as a finite float, or None: JSON also yields true, strings, NaN and Infinity."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _pattern(config: dict[str, Any], key: str, findings: Findings) -> dict[str, Any]:
-    """The rank_pattern or alpha_pattern, without the entries that cannot be used."""
-    pattern = config.get(key) or {}
-    if not isinstance(pattern, dict):
-        findings.add(f"{key} is not a table of names and numbers")
-        return {}
-    usable = {}
-    for name, value in pattern.items():
-        try:
-            re.compile(rf"(.*\.)?({name})$")
-        except re.error as error:
-            findings.add(f"{key}: {name!r} is not a regular expression: {error}")
-            continue
-        if _number(value) in (None, 0):
-            findings.add(f"{key}: {name!r} is {value!r}; it must be a number other than 0")
-            continue
-        usable[name] = value
-    return usable
-
-
 def _with_scalings(
-    pairs: dict[str, tuple[StoredTensor, StoredTensor]],
-    config: dict[str, Any] | None,
-    findings: Findings,
-) -> tuple[float, tuple[PeftModule, ...]]:
-    """The config's lora_alpha, and the modules whose ranks and factors hold together."""
-    config_alpha: float | None = None
-    config_rank: float | None = None
-    if config is not None:
-        config_alpha, config_rank = _number(config.get("lora_alpha")), _number(config.get("r"))
-        if not config_alpha:
-            findings.add(
-                f"lora_alpha is {config.get('lora_alpha')!r}; it must be a number other than 0"
-            )
-        if config_rank is None or config_rank < 1 or config_rank != int(config_rank):
-            findings.add(f"r is {config.get('r')!r}; it must be a whole number of at least 1")
-            config_rank = None
-    alphas = _pattern(config or {}, "alpha_pattern", findings)
-    ranks = _pattern(config or {}, "rank_pattern", findings)
+    pairs: dict[str, tuple[StoredTensor, StoredTensor]], config: PeftConfig, findings: Findings
+) -> tuple[PeftModule, ...]:
+    """The modules whose shapes, ranks and factors hold together."""
     modules = []
     for name, (a, b) in pairs.items():
         shapes = f"lora_A {a.shape}, lora_B {b.shape}"
@@ -370,20 +224,15 @@ def _with_scalings(
         if 0 in a.shape or 0 in b.shape:
             findings.add(f"{name}: {shapes}: a dimension is 0")
             continue
-        rank_key, alpha_key = pattern_key(ranks, name), pattern_key(alphas, name)
-        expected = ranks[rank_key] if rank_key else config_rank
-        if expected is not None and rank != expected:
-            source = f"rank_pattern {rank_key!r}" if rank_key else "r"
+        expected, source = config.rank(name)
+        if rank != (expected or rank):
             findings.add(f"{name}: rank {rank}, but {CONFIG_FILE} says {expected:g} ({source})")
             continue
-        alpha = float(alphas[alpha_key]) if alpha_key else (config_alpha or 1.0)
-        rslora = bool((config or {}).get("use_rslora"))
-        scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
-        effective = alpha * math.sqrt(rank) if rslora else alpha
+        alpha = config.alpha(name)
+        effective = alpha * math.sqrt(rank) if config.use_rslora else alpha
         if not _ALPHA_RANGE[0] < abs(effective) < _ALPHA_RANGE[1]:
             findings.add(f"{name}: lora_alpha {alpha:g} is too small or too large to be stored")
             continue
+        scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
         modules.append(PeftModule(name, a, b, rank, scaling, effective))
-    if config is not None and pairs == {} and not findings.problems:
-        findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")
-    return config_alpha or 0.0, tuple(modules)
+    return tuple(modules)

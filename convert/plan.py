@@ -14,7 +14,8 @@ import numpy as np
 from ..base_model import BaseModel
 from ..errors import ConversionError
 from .layouts import LAYOUTS, rotary_heads
-from .peft_reader import Findings, PeftAdapter, PeftModule, read_peft
+from .peft_config import Findings
+from .peft_reader import PeftAdapter, PeftModule, read_peft
 from .tensor_names import TensorNames
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
@@ -131,7 +132,7 @@ def plan_conversion(
     findings = adapter.findings
     _check_destination(source, base, out, findings)
     placed = _place(adapter, base, findings)
-    lora_alpha = _shared_alpha([module for module, _, _ in placed], adapter.lora_alpha)
+    lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
     largest_b = 0.0
     for done, (module, target, heads) in enumerate(placed):
@@ -232,16 +233,14 @@ def _place(
     return placed
 
 
-def _shared_alpha(modules: list[PeftModule], lora_alpha: float) -> float:
-    """The effective alpha (as float32) that most modules have; the config's wins a tie.
+def _shared_alpha(modules: list[PeftModule]) -> float:
+    """The effective alpha (as float32) that most modules have.
 
     A GGUF LoRA has one alpha for all of its layers. With this choice as few layers as can be have
     their numbers touched: none, unless alpha_pattern, or rsLoRA over several ranks, is at work.
     """
     counts = Counter(float(np.float32(module.effective_alpha)) for module in modules)
-    most = max(counts.values(), default=0)
-    tied = [alpha for alpha, count in counts.items() if count == most]
-    return lora_alpha if lora_alpha in tied or not tied else tied[0]
+    return counts.most_common(1)[0][0] if counts else 1.0
 
 
 def _gguf_type(shape: tuple[int, ...], outtype: str) -> str:

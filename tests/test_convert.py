@@ -232,6 +232,17 @@ def test_remarks(adapter, base, out):
     assert "every lora_B is zero" in note
 
 
+def test_remarks_on_patterns(base, tmp_path, out):
+    patterns = {"[qk]_proj": 2, "q_proj": 3, "z_proj": 4}
+    folder = write_peft(tmp_path / "patterns", factors(SHAPES), alpha_pattern=patterns)
+    plan = plan_conversion(folder, base, out)
+    scalings = {row.peft_name: row.scaling for row in plan.rows}
+    assert scalings == {Q0: 0.5, K1: 0.5, V2: 2.0, UP: 2.0}
+    idle, ambiguous = plan.notes
+    assert idle == "alpha_pattern: 'z_proj' names no layer of the adapter"
+    assert f"{Q0} is named by '[qk]_proj' and 'q_proj'; '[qk]_proj' is taken" in ambiguous
+
+
 def test_progress_counts_to_the_end(adapter, base, out):
     seen = []
     convert_adapter(adapter, base, out, progress=lambda done, total: seen.append((done, total)))

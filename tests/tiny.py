@@ -41,10 +41,10 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"k_proj": 5, r"^model\.layers\.2\..*down_proj": 9},
     },
     "ranks": {"r": 2, "lora_alpha": 3, "target_modules": ALL, "rank_pattern": {"v_proj": 5}},
-    "bfloat16": {"r": 8, "lora_alpha": 8, "target_modules": ALL},
+    "stored-bf16": {"r": 8, "lora_alpha": 8, "target_modules": ALL},
 }
 # What llama.cpp's own convert_lora_to_gguf.py gets right: one alpha, no rsLoRA.
-ORACLE_ADAPTERS = ("plain", "query-value", "ranks", "bfloat16")
+ORACLE_ADAPTERS = ("plain", "query-value", "ranks", "stored-bf16")
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _make_adapter(model: TinyModel, name: str, seed: int) -> None:
         for parameter_name, parameter in peft_model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.normal_(std=0.1)
-    if name == "bfloat16":
+    if name == "stored-bf16":
         peft_model = peft_model.to(torch.bfloat16)
     peft_model.save_pretrained(model.adapters[name])
 

@@ -1,0 +1,221 @@
+"""Reading adapter_config.json: what PEFT was told, and whether the converter can follow it.
+
+Mirrors PEFT in how rank_pattern and alpha_pattern find their layers. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "adapter_config.json"
+
+MERGE_HINT = (
+    "what the adapter holds beyond LoRA can only be kept by merging it into the base with PEFT "
+    "(merge_and_unload) and converting the whole model"
+)
+
+# Settings under which the file's factors alone do not say what the adapter does. A setting counts
+# as used when its value is none of null, false, "", [] and {}.
+_UNSUPPORTED = {
+    "use_dora": "DoRA (use_dora) has no counterpart in llama.cpp",
+    "modules_to_save": "modules_to_save: whole layers were trained beside LoRA",
+    "lora_bias": "lora_bias: the adapter adds biases",
+    "fan_in_fan_out": "fan_in_fan_out: the adapter was made for layers stored transposed, "
+    "which this architecture does not have",
+    "trainable_token_indices": "trainable_token_indices: new or changed tokens were trained",
+    "target_parameters": "target_parameters: LoRA on bare parameters is not supported",
+    "layer_replication": "layer_replication: the adapter was made for a base with repeated layers",
+    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) is not supported",
+    "use_qalora": "QALoRA (use_qalora) works on pooled inputs",
+    "use_bdlora": "block-diagonal LoRA (use_bdlora) is not supported",
+    "kasa_config": "KaSA (kasa_config) is not supported",
+    "monteclora_config": "MonteCLoRA (monteclora_config) is not supported",
+    "arrow_config": "an Arrow router (arrow_config) is not an adapter",
+}
+# These initialisations change the base's weights, so the factors fit no plain base.
+_BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
+@dataclass
+class Findings:
+    """What stands against a conversion: lines for the user, and the first hint that was given."""
+
+    problems: list[str] = field(default_factory=list)
+    hint: str = ""
+
+    def add(self, problem: str, hint: str = "") -> None:
+        """Note one problem; its hint is kept unless an earlier problem had one."""
+        self.problems.append(problem)
+        self.hint = self.hint or hint
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The numbers by which each layer's factor is found.
+
+    `default_rank` and `default_alpha` are None where the file does not say them soundly, which
+    is then among the findings.
+    """
+
+    default_rank: int | None = None
+    default_alpha: float | None = None
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def rank(self, module: str) -> tuple[float | None, str]:
+        """The rank that `module` should have, and the setting that says so."""
+        key = pattern_key(self.rank_pattern, module)
+        if key is None:
+            return self.default_rank, "r"
+        return self.rank_pattern[key], f"rank_pattern {key!r}"
+
+    def alpha(self, module: str) -> float:
+        """The lora_alpha of `module`; 1 where the file has none, which is among the findings."""
+        key = pattern_key(self.alpha_pattern, module)
+        return (self.default_alpha or 1.0) if key is None else self.alpha_pattern[key]
+
+    def pattern_notes(self, modules: Sequence[str]) -> list[str]:
+        """Remarks on the patterns: keys that name none of `modules`, modules with two values.
+
+        Where two keys name a module the first one counts; but PEFT sorts the keys when it saves,
+        so which one was first in training cannot be known. A rank shows in the tensors, an alpha
+        does not.
+        """
+        notes = []
+        for table, pattern in (
+            ("rank_pattern", self.rank_pattern),
+            ("alpha_pattern", self.alpha_pattern),
+        ):
+            matching: dict[str, list[str]] = {name: [] for name in modules}
+            for key in pattern:
+                named = [name for name in modules if pattern_key({key: 0}, name)]
+                if not named:
+                    notes.append(f"{table}: {key!r} names no layer of the adapter")
+                for name in named:
+                    matching[name].append(key)
+            for name, keys in matching.items():
+                if table == "alpha_pattern" and len({pattern[key] for key in keys}) > 1:
+                    notes.append(
+                        f"{table}: {name} is named by {' and '.join(map(repr, keys))}; "
+                        f"{keys[0]!r} is taken, as PEFT does on loading, "
+                        "but in training it may have been the other"
+                    )
+        return notes
+
+
+def pattern_key(patterns: Mapping[str, Any], module: str) -> str | None:
+    """The first key of a rank_pattern or alpha_pattern that names `module`, as PEFT matches it.
+
+    Each key is a regular expression that must cover the whole module name, or its end after a dot.
+    Raises re.error for a key that is no regular expression.
+    """
+    for key in patterns:
+        if re.match(rf"(.*\.)?({key})$", module):
+            return key
+    # PEFT then looks the full name up as it is, which finds keys with regex characters in them.
+    return module if module in patterns else None
+
+
+def read_config(folder: Path, findings: Findings) -> PeftConfig:
+    """Read the folder's adapter_config.json; what is wrong with it goes into `findings`."""
+    raw = _read_json(folder, findings)
+    if raw is None:
+        return PeftConfig()
+    _check_config(raw, findings)
+    alpha, rank = _number(raw.get("lora_alpha")), _number(raw.get("r"))
+    if not alpha:
+        findings.add(f"lora_alpha is {raw.get('lora_alpha')!r}; it must be a number other than 0")
+    if rank is None or rank < 1 or rank != int(rank):
+        findings.add(f"r is {raw.get('r')!r}; it must be a whole number of at least 1")
+        rank = None
+    return PeftConfig(
+        default_rank=None if rank is None else int(rank),
+        default_alpha=alpha,
+        use_rslora=bool(raw.get("use_rslora")),
+        rank_pattern=_pattern(raw, "rank_pattern", findings),
+        alpha_pattern=_pattern(raw, "alpha_pattern", findings),
+    )
+
+
+def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+        hint = f"it has adapters inside: {', '.join(inside)}" if inside else ""
+        findings.add(
+            f"no {CONFIG_FILE} in it", hint or "give the folder that PEFT's save_pretrained wrote"
+        )
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        findings.add(f"{CONFIG_FILE} cannot be read: {error}")
+        return None
+    if not isinstance(config, dict):
+        findings.add(f"{CONFIG_FILE} is not a JSON object")
+        return None
+    if "peft_type" not in config:
+        findings.add(f"{CONFIG_FILE} has no peft_type, so it is not PEFT's")
+        return None
+    if config["peft_type"] != "LORA":
+        findings.add(f"peft_type is {config['peft_type']!r}; only LORA can be converted")
+        return None
+    return config
+
+
+def _check_config(config: dict[str, Any], findings: Findings) -> None:
+    for key, text in _UNSUPPORTED.items():
+        if config.get(key) not in (None, False, "", [], {}):
+            findings.add(text, "" if key == "fan_in_fan_out" else MERGE_HINT)
+    if config.get("bias") not in (None, "none"):
+        findings.add(f"bias is {config['bias']!r}: the adapter changes biases", MERGE_HINT)
+    # Each variant that PEFT has added so far came with such a switch: better to stop at the next.
+    for key, value in config.items():
+        if key.startswith("use_") and key not in _UNSUPPORTED and key != "use_rslora" and value:
+            findings.add(f"{key} is set, and this converter does not know what it means")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
+        findings.add(
+            f"init_lora_weights is {init!r}, which changed the base's own weights in training",
+            "save it again as a plain LoRA: PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion",
+        )
+
+
+def _number(value: object) -> float | None:
+    """`value` as a finite float, or None: JSON also yields true, strings, NaN and Infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str, float]:
+    """The rank_pattern or alpha_pattern, without the entries that cannot be used."""
+    pattern = raw.get(table) or {}
+    if not isinstance(pattern, dict):
+        findings.add(f"{table} is not a table of names and numbers")
+        return {}
+    usable = {}
+    for key, value in pattern.items():
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except re.error as error:
+            findings.add(f"{table}: {key!r} is not a regular expression: {error}")
+            continue
+        number = _number(value)
+        if not number:
+            findings.add(f"{table}: {key!r} is {value!r}; it must be a number other than 0")
+            continue
+        usable[key] = number
+    return usable
