@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,6 @@ DEFAULT_N_CTX = 4096
 DEFAULT_ADAPTER_MEMORY = 2 << 30  # bytes
 
 Progress = Callable[[str, int, int], None]
-
-
-def demo_paths() -> tuple[Path, Path]:
-    """The bundled model and the folder of its adapters."""
-    folder = Path(str(files("logo_local.demo")))
-    return folder / "logo-demo.gguf", folder / "adapters"
 
 
 class _PromptSeen(Exception):
@@ -91,8 +84,7 @@ class LoGo(Llama):  # type: ignore[misc]
     ) -> None:
         started = time.perf_counter()
         if str(model_path) == "demo":
-            model_path, demo_adapters = demo_paths()
-            adapters = adapters or demo_adapters
+            model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         self._signal, self._probe_kind = _checked_options(
             signal, probe, tap, mixture, top_k, adapter_memory, adapters, llama
         )
