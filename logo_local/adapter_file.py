@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,18 +246,24 @@ def _check_tensors(reader: BoundedReader, base: BaseModel, found: Findings) -> d
             found.add("pair", f"{name} has {there} but no {missing}")
         if target not in base.tensors:
             found.add("not in base", f"the base has no weight {name}")
+        elif _is_embedding(target) and "output.weight" not in base.tensors:
+            found.add(
+                "tied",
+                f"it adapts {target}, which this base also uses as its output: "
+                "llama.cpp would end the process at the first token",
+            )
         elif len(pair) == 2:
             module = _module(target, pair["lora_a"], pair["lora_b"], base.tensors[target], found)
             if module is not None:
-                modules[target] = module
+                modules[sys.intern(target)] = module  # the same text in every adapter of a pool
     return modules
 
 
 def _module(target: str, a: Any, b: Any, weight: tuple[int, ...], found: Findings) -> Module | None:
     """Check the shapes of one pair against the base's `weight`, all in numpy order."""
     *stack, d_out, d_in = weight if len(weight) > 1 else (0, 0)
-    if len(weight) not in (2, 3) or (stack and _is_embedding(target)):
-        found.add("no matrix", f"{target} is no matrix in the base: {weight}")
+    if len(weight) != (3 if target.endswith("_exps.weight") else 2):
+        found.add("no matrix", f"{target} is no matrix that llama.cpp adapts: {weight} in the base")
         return None
     shape_a, shape_b = _with_axes(a, len(weight)), _with_axes(b, len(weight))
     if _is_embedding(target):  # A (n_vocab, rank), B (n_embd, rank); W is (n_vocab, n_embd)

@@ -121,7 +121,10 @@ D, D_FF, N_VOCAB, N_EXPERT = 64, 96, 50, 4
 
 def base_model(**changes: object) -> BaseModel:
     """A base of two blocks with a stack of experts; there is no file behind it."""
-    tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_VOCAB, D)}
+    tensors: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (N_VOCAB, D),
+        "output.weight": (N_VOCAB, D),
+    }
     for block in range(2):
         tensors |= {
             f"blk.{block}.attn_norm.weight": (D,),

@@ -125,6 +125,18 @@ def test_an_embedding_is_stored_the_other_way_round(tmp_path):
     np.testing.assert_allclose(got_b @ (got_a @ token), b @ rows[7], rtol=1e-6)
 
 
+def test_an_embedding_that_is_the_output_too_is_refused(tmp_path):
+    """An assertion of llama.cpp on it ends the process when the first token is decoded."""
+    rng = np.random.default_rng(6)
+    tied = {name: shape for name, shape in BASE.tensors.items() if name != "output.weight"}
+    file = g.adapter()
+    file.tensors += g.pair("token_embd.weight", g.floats(rng, g.N_VOCAB, 3), g.floats(rng, g.D, 3))
+    path = write(tmp_path / "x.gguf", file)
+    assert "token_embd.weight" in read_adapter(path, BASE).modules
+    with pytest.raises(AdapterError, match="also uses as its output"):
+        read_adapter(path, g.base_model(tensors=tied))
+
+
 def test_outer_axes_of_length_1_come_and_go(tmp_path):
     file = g.adapter(rank=1)
     file.tensors[0].dims = (g.D,)

@@ -296,7 +296,7 @@ CASES: dict[str, tuple[Write, str]] = {
     "rank 0": (replace_pair("blk.0.attn_q.weight", (0, g.D), (g.D, 0)), "rank 0"),
     "a pair for a norm": (
         replace_pair("blk.0.attn_norm.weight", (1, g.D), (1, 1)),
-        "no matrix in the base",
+        "no matrix that llama.cpp adapts",
     ),
     "a flat pair for a stack of experts": (
         replace_pair("blk.0.ffn_up_exps.weight", (4, g.D), (g.D_FF, 4)),
