@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections import defaultdict
@@ -124,7 +125,8 @@ def read_peft(folder: Path) -> PeftAdapter:
     notes = config.pattern_notes([module.name for module in modules])
     if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
-    return PeftAdapter(folder, folder.resolve().name, modules, findings, tuple(notes))
+    name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
+    return PeftAdapter(folder, name, modules, findings, tuple(notes))
 
 
 def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:

@@ -566,6 +566,15 @@ def test_damaged_folders(damage, adapter, base, out):
     assert listing(out) == []
 
 
+def test_a_file_cut_short_anywhere_is_refused(adapter, base, out):
+    path = adapter / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 101):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ConversionError, match="cannot be read"):
+            convert_adapter(adapter, base, out)
+
+
 def test_hints_show_the_way_out(adapter, base, out):
     nested(adapter)
     with pytest.raises(ConversionError) as caught:
