@@ -1,0 +1,81 @@
+"""logo-local: for every prompt, find the LoRA adapters that matter, blend them, and answer.
+
+    from logo_local import LoGo
+    llm = LoGo("model.gguf", adapters="adapters/")
+    print(llm("a prompt")["choices"][0]["text"])
+
+Importing the package is light: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter_file import AdapterFile
+    from .base_model import BaseModel
+    from .convert import Conversion, convert_adapter, plan_conversion
+    from .engine import LoGo
+    from .errors import (
+        AdapterError,
+        ConversionError,
+        LogoError,
+        ModelError,
+        NativeError,
+        PoolError,
+        PromptError,
+        SettingsError,
+    )
+    from .fake import FakeLoGo
+    from .pool import Pool, Problem
+    from .routing import Route
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "AdapterFile",
+    "BaseModel",
+    "Conversion",
+    "ConversionError",
+    "FakeLoGo",
+    "LoGo",
+    "LogoError",
+    "ModelError",
+    "NativeError",
+    "Pool",
+    "PoolError",
+    "Problem",
+    "PromptError",
+    "Route",
+    "SettingsError",
+    "__version__",
+    "convert_adapter",
+    "plan_conversion",
+]
+
+_HOMES = {
+    "AdapterFile": "adapter_file",
+    "BaseModel": "base_model",
+    "Conversion": "convert",
+    "FakeLoGo": "fake",
+    "LoGo": "engine",
+    "Pool": "pool",
+    "Problem": "pool",
+    "Route": "routing",
+    "convert_adapter": "convert",
+    "plan_conversion": "convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,99 @@
+"""Putting a question to an engine: what the command line, the chat and the demo have in common.
+
+An engine is anything with the surface of `LoGo` below; `FakeLoGo` is another. Nothing here
+prints, and nothing here imports llama_cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .base_model import BaseModel
+from .pool import Pool
+from .routing import Route
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+
+class Engine(Protocol):
+    """The part of `LoGo` that the programs above the engine use."""
+
+    base: BaseModel
+    pool: Pool
+    last_route: Route | None
+    timings_ms: dict[str, float]
+    metadata: dict[str, str]
+
+    def create_completion(self, prompt: str, **options: Any) -> Any: ...  # noqa: D102
+    def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
+    def route(self, prompt: Any) -> Route: ...  # noqa: D102
+    def base_only(self) -> AbstractContextManager[None]: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy)."""
+
+    max_tokens: int = 512
+    temp: float = 0.0
+
+    def options(self) -> dict[str, Any]:
+        """The same under llama_cpp's names."""
+        return {"max_tokens": self.max_tokens, "temperature": self.temp}
+
+
+@dataclass
+class Answer:
+    """An answer as far as it has come; complete once the stream that fills it has ended.
+
+    `logo` has the route and the timings (`LoGo`), `usage` the token counts; a stream does not
+    carry the latter.
+    """
+
+    text: str = ""
+    logo: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+
+def has_chat_template(llm: Engine) -> bool:
+    """Whether the model's file brings a chat template.
+
+    Without one llama_cpp would fall back to Llama 2's silently, which is right for few models.
+    """
+    return "tokenizer.chat_template" in llm.metadata
+
+
+def as_prompt(llm: Engine, text: str, *, raw: bool = False) -> Prompt:
+    """`text` as one chat message where the model has a template, unless `raw`."""
+    return text if raw or not has_chat_template(llm) else [{"role": "user", "content": text}]
+
+
+def _create(llm: Engine, prompt: Prompt, sampling: Sampling, *, stream: bool) -> Any:
+    options = {**sampling.options(), "stream": stream}
+    if isinstance(prompt, str):
+        return llm.create_completion(prompt, **options)
+    return llm.create_chat_completion(messages=prompt, **options)
+
+
+def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
+    """The whole answer at once."""
+    result = _create(llm, prompt, sampling, stream=False)
+    choice = result["choices"][0]
+    text = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
+    return Answer(text or "", result["logo"], result["usage"])
+
+
+def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Iterator[str]:
+    """Yield the answer piece by piece, and collect it in `into`."""
+    for chunk in _create(llm, prompt, sampling, stream=True):
+        choice = chunk["choices"][0]
+        piece = choice["text"] if "text" in choice else choice["delta"].get("content")
+        into.logo = chunk.get("logo", into.logo)
+        if piece:
+            into.text += piece
+            yield piece

@@ -1,0 +1,127 @@
+"""Where the user's files lie, and what the config file says.
+
+The one place that knows folders: caches go to the platform's cache folder, the config file to
+its config folder, and LOGO_LOCAL_HOME puts both under one folder instead. Nothing is created
+here; whoever writes makes the folder. The command line reads settings in this order: flag,
+environment (LOGO_LOCAL_*), config file, default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import platformdirs
+
+from .errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+APP_NAME = "logo-local"
+HOME_VARIABLE = "LOGO_LOCAL_HOME"
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+
+def _home() -> Path | None:
+    home = os.environ.get(HOME_VARIABLE)
+    return Path(home).expanduser() if home else None
+
+
+def cache_dir() -> Path:
+    """The folder of everything that can be made again: converted adapters, indexes."""
+    home = _home()
+    return home / "cache" if home else Path(platformdirs.user_cache_dir(APP_NAME, False))
+
+
+def config_file() -> Path:
+    """The path of config.toml, which need not exist."""
+    home = _home()
+    folder = home or Path(platformdirs.user_config_dir(APP_NAME, False))
+    return folder / "config.toml"
+
+
+def demo_folder() -> Path:
+    """The folder of the bundled model; without it where a checkout or a build left it out."""
+    package = Path(__file__).parent
+    inside = package / "demo"  # a link in a checkout, a folder in a wheel
+    return inside if inside.is_dir() else package.parent / "models" / "demo"
+
+
+def demo_model() -> Path:
+    """The bundled model's GGUF file."""
+    return demo_folder() / "logo-demo.gguf"
+
+
+def demo_adapters() -> Path:
+    """The folder of the bundled model's adapters."""
+    return demo_folder() / "adapters"
+
+
+def parse_size(text: str | int) -> int:
+    """A number of bytes from "512M", "2GiB", "1.5g" or a plain number.
+
+    Units are powers of 1024, with or without B or iB. Raises ValueError for anything else, and
+    for a size of nothing.
+    """
+    match = None if isinstance(text, bool) else _SIZE.fullmatch(str(text).strip())
+    size = int(float(match[1]) * 2 ** _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is not a size: write it like 512M or 2G")
+    return size
+
+
+def load_config_file(
+    path: Path, checks: Mapping[str, Callable[[object], object]]
+) -> dict[str, object]:
+    """The settings in the TOML file at `path`, by name with underscores; none without a file.
+
+    `checks` has, for each setting that may stand there, a function that returns the value to use
+    and raises ValueError for one that cannot be. Names may be written with hyphens, as on the
+    command line. Raises SettingsError with every unknown name and every bad value.
+    """
+    try:
+        raw = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"the config file {path} cannot be read: {error.strerror}",
+            hint=f"make it readable, or set {HOME_VARIABLE} to another folder",
+        ) from error
+    except ValueError as error:  # bad UTF-8 and bad TOML both are
+        raise SettingsError(
+            f"the config file {path} is not TOML: {error}",
+            hint='a line looks like this: top-k = 5, or this: signal = "norm"',
+        ) from error
+    settings: dict[str, object] = {}
+    problems = []
+    for key, value in raw.items():
+        name = key.replace("-", "_")
+        if name not in checks:
+            close = difflib.get_close_matches(name, checks, n=1)
+            guess = f" (did you mean {close[0].replace('_', '-')}?)" if close else ""
+            problems.append(f"unknown setting {key} = {value!r}{guess}")
+        elif name in settings:
+            problems.append(f"{key} is set twice, with a hyphen and with an underscore")
+        else:
+            try:
+                settings[name] = checks[name](value)
+            except ValueError as error:
+                problems.append(f"{key} = {value!r}: {error}")
+    if problems:
+        known = ", ".join(sorted(name.replace("_", "-") for name in checks))
+        raise SettingsError(
+            f"the config file {path} cannot be used",
+            problems=problems,
+            hint=f"the settings are: {known}",
+        )
+    return settings

@@ -1,0 +1,198 @@
+"""A stand-in for the engine, for tests of whatever is built on it: yours as well as ours.
+
+    llm = FakeLoGo({"sort-words": 3.1, "reverse": 0.2}, answers=["apple pear"])
+    llm.create_chat_completion(messages=[{"role": "user", "content": "sort: pear apple"}])
+    assert llm.history[0].prompt == "sort: pear apple"
+
+No model, no llama_cpp, no files. Routing is the real arithmetic on scripted scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .adapter_file import AdapterFile
+from .base_model import BaseModel
+from .pool import Changes, Pool
+from .routing import Route, select
+
+# A piece of an answer: text, or an exception that is raised at that place.
+Piece = str | BaseException
+Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the engine was asked: a method's name, the last prompt text, and the options."""
+
+    method: str
+    prompt: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _FakePool(Pool):
+    """A pool without a folder behind it."""
+
+    def rescan(self, **_: Any) -> Changes:
+        return Changes((), (), ())
+
+
+class FakeLoGo:
+    """The surface of `LoGo` with scripted scores and answers.
+
+    `scores` gives each adapter's score, or is a function from the prompt's text to them (then
+    `names` lists the adapters). `answers` are given in turn, the last one for ever; an answer is
+    a text, or a sequence of pieces, each a text or an exception to raise when it is reached.
+    `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
+    and `opened`, a factory with `LoGo`'s parameters, keeps those in `settings`.
+
+    Token counts are numbers of words. Does not sample: temperature and seed are only recorded.
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        answers: Sequence[str | Sequence[Piece]] = ("",),
+        *,
+        names: Sequence[str] = (),
+        top_k: int = 3,
+        chat_template: bool = True,
+    ) -> None:
+        self._scores = scores
+        self._answers = list(answers)
+        self.top_k = top_k
+        self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
+        if isinstance(scores, Mapping):
+            names = tuple(scores)
+        self.pool: Pool = _FakePool(
+            folder=Path("adapters"),
+            base=self.base,
+            cache=Path("cache"),
+            adapters={n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, {}, 0, 0) for n in sorted(names)},
+        )
+        self.metadata = {"tokenizer.chat_template": "fake"} if chat_template else {}
+        self.last_route: Route | None = None
+        self.timings_ms = dict.fromkeys(
+            ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
+        )
+        self.history: list[Call] = []
+        self.settings: dict[str, Any] = {}
+        self.closed = False
+        self._base_alone = False
+
+    def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
+        """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
+        self.settings = {"model_path": str(model_path), "adapters": adapters, **settings}
+        self.top_k = settings.get("top_k", self.top_k)
+        return self
+
+    def route(self, prompt: Any) -> Route:
+        """The route by the scripted scores among the pool's candidates."""
+        self.history.append(Call("route", *_seen(prompt)))
+        return self._route(_seen(prompt)[0])
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        """The same as `create_completion`."""
+        return self.create_completion(prompt, **options)
+
+    def create_completion(self, prompt: str, **options: Any) -> Any:
+        """llama_cpp's completion dictionary, or its chunks, with ["logo"]."""
+        self.history.append(Call("create_completion", prompt, (), options))
+        return self._answer(prompt, options, lambda text: {"text": text}, lambda t: {"text": t})
+
+    def create_chat_completion(self, messages: Any, **options: Any) -> Any:
+        """llama_cpp's chat completion dictionary, or its chunks, with ["logo"]."""
+        text, copied = _seen(messages)
+        self.history.append(Call("create_chat_completion", text, copied, options))
+        return self._answer(
+            text,
+            options,
+            lambda text: {"message": {"role": "assistant", "content": text}},
+            lambda text: {"delta": {"content": text} if text else {}},
+        )
+
+    @contextmanager
+    def base_only(self) -> Iterator[None]:
+        """Within this block routes hold no adapter."""
+        before, self._base_alone = self._base_alone, True
+        try:
+            yield
+        finally:
+            self._base_alone = before
+
+    def close(self) -> None:
+        """Only remembers that it was closed."""
+        self.closed = True
+
+    def __enter__(self) -> FakeLoGo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _route(self, text: str) -> Route:
+        scores = self._scores if isinstance(self._scores, Mapping) else self._scores(text)
+        wanted = {name: scores[name] for name in self.pool.candidates if name in scores}
+        return select(
+            wanted,
+            self.top_k,
+            signal="norm",
+            probe="one-pass",
+            target="blk.3.attn_q.weight",
+            mixture="scales",
+        )
+
+    def _answer(
+        self,
+        prompt: str,
+        options: Mapping[str, Any],
+        whole: Callable[[str], dict[str, Any]],
+        part: Callable[[str], dict[str, Any]],
+    ) -> Any:
+        self.last_route = Route() if self._base_alone else self._route(prompt)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        pieces = [answer] if isinstance(answer, str) else list(answer)
+        logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
+        if options.get("stream"):
+            return _chunks(pieces, part, logo)
+        text = "".join(_texts(pieces))
+        n_prompt, n_answer = len(prompt.split()), len(text.split())
+        return {
+            "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
+            "usage": {
+                "prompt_tokens": n_prompt,
+                "completion_tokens": n_answer,
+                "total_tokens": n_prompt + n_answer,
+            },
+            "logo": logo,
+        }
+
+
+def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
+    """The text of a prompt, and its messages as they are now: the caller's list may grow."""
+    if isinstance(prompt, str):
+        return prompt, ()
+    messages = list(prompt)
+    if messages and isinstance(messages[-1], Mapping):
+        return str(messages[-1]["content"]), tuple(dict(message) for message in messages)
+    return " ".join(str(token) for token in messages), ()
+
+
+def _texts(pieces: Sequence[Piece]) -> Iterator[str]:
+    for piece in pieces:
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
+
+
+def _chunks(
+    pieces: Sequence[Piece], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for text in _texts(pieces):
+        yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
+    yield {"choices": [{"index": 0, **part(""), "finish_reason": "stop"}], "logo": logo}
