@@ -172,6 +172,7 @@ def test_two_readings_are_equal_until_the_file_changes(tmp_path):
     assert read_adapter(path, BASE) != first
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks into Linux's /proc")
 def test_no_file_stays_open_or_mapped(tmp_path):
     path = write(tmp_path / "x.gguf", g.adapter())
     bad = write(tmp_path / "bad.gguf", g.adapter().pack()[:-100])
@@ -187,8 +188,8 @@ def test_no_file_stays_open_or_mapped(tmp_path):
     assert factors[0].any()
 
 
-def test_a_thousand_read_adapters_take_little_memory(tmp_path):
-    """What is kept for an adapter of 28 modules is tens of kilobytes, whatever its size."""
+def test_a_read_adapter_takes_little_memory(tmp_path):
+    """Less than a kilobyte for each adapted weight, whatever its size."""
     import tracemalloc
 
     targets = [f"blk.{i}.attn_q.weight" for i in range(28)]
