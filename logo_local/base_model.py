@@ -8,14 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gguf
 
 from .errors import ModelError
+
+
+class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+    """gguf's reader, made to step over arrays of strings.
+
+    By itself it makes an array object of every string: seconds for a vocabulary of 100,000.
+    """
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        inner, length = struct.unpack_from("<IQ", self.data, orig_offs)
+        if inner != gguf.GGUFValueType.STRING:
+            return super()._get_field_parts(orig_offs, raw_type)
+        offset, read, data = orig_offs + 12, struct.Struct("<Q").unpack_from, memoryview(self.data)
+        for _ in range(length):
+            offset += 8 + read(data, offset)[0]
+        return offset - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
 @dataclass(frozen=True)
@@ -51,11 +71,11 @@ class BaseModel:
                 hint="give the path of a .gguf model file, or the word demo for the bundled model",
             )
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _HeaderReader(path)
             fields = {
                 name: field.contents()
                 for name, field in reader.fields.items()
-                if not name.startswith("tokenizer.")
+                if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
             }
             tensors = {
                 t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in reader.tensors

@@ -1,0 +1,83 @@
+"""Reading the shape of a base model from its header."""
+
+import gguf
+import numpy as np
+import pytest
+from random_gguf import BLOCKS, HEADS, KV_HEADS, KV_WIDTH, WIDTH, write_adapter, write_base
+
+from logo_local.base_model import BaseModel
+from logo_local.errors import ModelError
+
+
+def test_what_is_read(random_base):
+    base = BaseModel.read(random_base)
+    assert (base.architecture, base.name) == ("llama", "base")
+    assert (base.n_blocks, base.n_embd) == (BLOCKS, WIDTH)
+    assert (base.n_head, base.n_head_kv, base.n_expert) == (HEADS, KV_HEADS, 0)
+    assert base.n_ctx_train == 256
+    assert base.tensors["blk.0.attn_k.weight"] == (KV_WIDTH, WIDTH)
+
+
+def test_the_fingerprint_is_of_the_shape_alone(random_base, tmp_path):
+    other = write_base(tmp_path / "other.gguf", seed=5)
+    assert BaseModel.read(other).fingerprint == BaseModel.read(random_base).fingerprint
+
+
+def write(path, *, architecture="llama", heads=4, **keys):
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(2)
+    if heads is not None:
+        writer.add_head_count(heads)
+    for key, value in keys.items():
+        getattr(writer, f"add_{key}")(value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_heads_that_differ_by_block_and_arrays_of_text(tmp_path):
+    path = write(
+        tmp_path / "x.gguf",
+        embedding_length=8,
+        heads=[4, 2],
+        token_list=["a", "", "ccc"],
+        tags=["x", "y"],
+        head_count_kv=[2, 1],
+    )
+    base = BaseModel.read(path)
+    assert (base.n_head, base.n_head_kv) == (4, 2)
+    assert base.tensors == {"token_embd.weight": (4, 8)}
+
+
+def test_every_missing_key_is_named(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        BaseModel.read(write(tmp_path / "x.gguf", heads=None))
+    assert caught.value.problems == (
+        "no key llama.embedding_length",
+        "no key llama.attention.head_count",
+    )
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="not a model") as caught:
+        BaseModel.read(write_adapter(tmp_path / "x.gguf", 1))
+    assert "--adapters" in caught.value.hint
+
+
+@pytest.mark.parametrize("keep", [0, 3, 30, 2000, -1])
+def test_a_damaged_file_is_an_error(random_base, tmp_path, keep):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(random_base.read_bytes()[: keep if keep >= 0 else None] if keep else b"")
+    if keep == -1:
+        path.write_bytes(b"GGML" + random_base.read_bytes()[4:])
+    with pytest.raises(ModelError, match="cannot be read as a GGUF file"):
+        BaseModel.read(path)
+
+
+def test_a_missing_file_says_what_to_give(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        BaseModel.read(tmp_path / "none.gguf")
+    assert "demo" in caught.value.hint
