@@ -7,6 +7,7 @@ sum_i w_i * scaling_i * B_i A_i x to W x, which is the paper's output mixture ex
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -81,7 +82,7 @@ class ResidentAdapters:
 
     def _load(self, adapter: AdapterFile) -> Any:
         if adapter not in self._handles:
-            handle = llama_cpp.llama_adapter_lora_init(self._model, str(adapter.path).encode())
+            handle = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(adapter.path))
             if not handle:
                 raise AdapterError(
                     f"llama.cpp refused the adapter {adapter.name} ({adapter.path})",

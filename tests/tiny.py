@@ -122,8 +122,14 @@ def cached_sources(cache: Path) -> Path | None:
         return folder
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         # no-binary: there may be a wheel; no-deps: nothing but the source package itself
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
-        command += ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += [
+            "--retries",
+            "1",
+            "--no-binary",
+            "llama-cpp-python",
+            f"llama-cpp-python=={version}",
+        ]
         done = subprocess.run([*command, "--dest", scratch], capture_output=True, check=False)
         archives = list(Path(scratch).glob("*.tar.gz"))
         if done.returncode or not archives:
