@@ -1,0 +1,1 @@
+"""The bundled model, its adapters and prompts to try them on: see manifest.json."""

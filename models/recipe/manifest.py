@@ -1,0 +1,59 @@
+"""The manifest of the demo folder: where its files come from, their sums, what was measured."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .evaluate import Accuracy
+from .export_gguf import DESCRIPTION, NAME
+from .templates import TASKS
+from .train_adapters import SETTINGS
+
+RECIPE_VERSION = 1
+
+
+def manifest(
+    demo: Path, seed: int, accuracies: dict[str, Accuracy], minutes: dict[str, float]
+) -> dict[str, Any]:
+    """What `manifest.json` holds; `minutes` is the wall-clock time of each step."""
+    files = sorted(path for path in demo.rglob("*") if path.suffix in (".gguf", ".jsonl"))
+    return {
+        "name": NAME,
+        "description": DESCRIPTION,
+        "license": "MIT",
+        "recipe": RECIPE_VERSION,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "minutes": {step: round(value, 1) for step, value in minutes.items()},
+        "tasks": {task.name: _task(task.name, task.family, accuracies) for task in TASKS},
+        "files": {
+            path.relative_to(demo).as_posix(): {
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "bytes": path.stat().st_size,
+            }
+            for path in files
+        },
+    }
+
+
+def write_manifest(content: dict[str, Any], path: Path) -> None:
+    """Write the manifest as indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _task(name: str, family: str, accuracies: dict[str, Accuracy]) -> dict[str, Any]:
+    settings, accuracy = SETTINGS[name], accuracies[name]
+    return {
+        "family": family,
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "rslora": settings.rslora,
+        "modules": list(settings.modules),
+        "steps": settings.steps,
+        "loss": settings.loss,
+        "base_accuracy": accuracy.base,
+        "own_accuracy": accuracy.own,
+        "n": accuracy.n,
+    }
