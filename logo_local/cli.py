@@ -1,21 +1,23 @@
 """The command line: options in, an engine's answers out. Holds no logic of its own.
 
-Data goes to standard output, everything else to standard error. Each shared option is declared
-once, in `SHARED`; whatever has an environment variable can also stand in config.toml.
+Data goes to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
-from .errors import ConversionError, LogoError, ModelError
+from .errors import ConversionError, LogoError
+from .opening import open_engine
+from .options import FOLDER, OUTTYPES, ROUTING, SAMPLING, checks, options, settable
 from .terminal import (
     ErrorsAsText,
     ProgressBar,
@@ -28,93 +30,6 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
-
-F = TypeVar("F", bound=Callable[..., Any])
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # convert.OUTTYPES, without importing numpy for --help
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, written like 512M or 2G."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes; click's usage error for anything else."""
-        try:
-            return config.parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
-    """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
-    variable = "LOGO_LOCAL_" + names[0].lstrip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_default=True, **settings)
-
-
-_FOLDER = click.Path(path_type=Path)
-
-ROUTING = (
-    _shared(
-        "--adapters", type=_FOLDER, help="The folder of adapters; needed unless MODEL is demo."
-    ),
-    _shared(
-        "--signal",
-        type=click.Choice(["auto", "norm", "entropy"]),
-        default="auto",
-        help="How an adapter's score is made.",
-    ),
-    _shared("--top-k", type=click.IntRange(1), default=3, help="The most adapters to blend."),
-    _shared(
-        "--probe",
-        type=click.Choice(["one-pass", "each"]),
-        default="one-pass",
-        help="One pass of the base model for all, or one evaluation with each adapter.",
-    ),
-    _shared("--layer", type=int, default=-1, help="The block to probe; -1 is the last."),
-    _shared(
-        "--tap",
-        type=click.Choice(["input", "residual"]),
-        default="input",
-        help="Read the projection's input, or the state before the block's norm.",
-    ),
-    _shared(
-        "--mixture",
-        type=click.Choice(["auto", "scales"]),
-        default="auto",
-        help="How llama.cpp blends the adapters.",
-    ),
-    _shared(
-        "--adapter-memory",
-        type=Size(),
-        default="2G",
-        help="The most that loaded adapters may take.",
-    ),
-    _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),
-    _shared("--threads", type=click.IntRange(1), help="CPU threads  [default: half the cores]"),
-    _shared(
-        "--ctx-size",
-        type=click.IntRange(1),
-        help="Context length in tokens  [default: the model's, at most 4096]",
-    ),
-    _shared("--seed", type=int, help="Makes sampling repeatable  [default: random]"),
-    _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
-    click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-)
-SAMPLING = (
-    _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
-    _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
-)
-
-
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def add(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
 
 
 @click.group(cls=ErrorsAsText, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,68 +44,16 @@ def cli(ctx: click.Context) -> None:
     """
     # Whoever calls with an object brings an engine of their own: tests do.
     ctx.obj = ctx.obj if ctx.obj is not None else open_engine
-    settings = config.load_config_file(config.config_file(), _checks())
+    settings = config.load_config_file(config.config_file(), checks(cli))
     ctx.default_map = {
-        name: {key: value for key, value in settings.items() if key in _settable(command)}
+        name: {key: value for key, value in settings.items() if key in settable(command)}
         for name, command in cli.commands.items()
     }
     ctx.with_resource(warnings_as_lines())
 
 
-def _settable(command: click.Command) -> dict[str, click.Parameter]:
-    return {p.name: p for p in command.params if p.envvar and p.name}
-
-
-def _checks() -> dict[str, Callable[[object], object]]:
-    """For each setting of the config file, click's own conversion of its value."""
-
-    def check(parameter: click.Parameter) -> Callable[[object], object]:
-        def convert(value: object) -> object:
-            scalar = isinstance(value, str | int | float)
-            if not scalar or isinstance(value, bool) != (parameter.type is click.BOOL):
-                raise ValueError(
-                    "must be true or false, without quotes"
-                    if parameter.type is click.BOOL
-                    else "must be one text or number"
-                )
-            try:
-                result: object = parameter.type.convert(value, parameter, None)
-            except click.BadParameter as error:
-                raise ValueError(error.message) from error
-            return result.expanduser() if isinstance(result, Path) else result
-
-        return convert
-
-    return {
-        name: check(parameter)
-        for command in cli.commands.values()
-        for name, parameter in _settable(command).items()
-    }
-
-
-def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
-    """A `LoGo`, with what llama.cpp says about a file that it cannot load made readable."""
-    from llama_cpp import llama_supports_gpu_offload
-
-    from .engine import LoGo
-
-    if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
-        say(
-            "warning: this build of llama-cpp-python uses no GPU; --n-gpu-layers is not used",
-            "yellow",
-        )
-    try:
-        return LoGo(model_path, adapters, **settings)
-    except ValueError as error:  # all that llama_cpp says
-        raise ModelError(
-            f"llama.cpp cannot use {model_path}: {error}",
-            hint="is the file whole, is its architecture one that this llama.cpp knows, "
-            "and does --ctx-size fit into memory?",
-        ) from error
-
-
-def _open(ctx: click.Context, model: str, options: Mapping[str, Any]) -> Engine:
-    adapters = options["adapters"]
+def _open(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
+    adapters = given["adapters"]
     if adapters is None and model != "demo":
         raise UsageError(
             "no adapters given",
@@ -198,14 +61,14 @@ def _open(ctx: click.Context, model: str, options: Mapping[str, Any]) -> Engine:
             f"{ctx.command_path} {model} --adapters DIR",
         )
     same = ("signal", "top_k", "probe", "layer", "tap", "mixture", "adapter_memory", "n_gpu_layers")
-    settings = {name: options[name] for name in same}
+    settings = {name: given[name] for name in same}
     for name, llama_names in (
         ("threads", ("n_threads", "n_threads_batch")),
         ("ctx_size", ("n_ctx",)),
         ("seed", ("seed",)),
     ):
-        if options[name] is not None:
-            settings |= dict.fromkeys(llama_names, options[name])
+        if given[name] is not None:
+            settings |= dict.fromkeys(llama_names, given[name])
     opened: Callable[..., Engine] = ctx.obj
     with ProgressBar() as progress:
         llm = opened(model, adapters, progress=progress, **settings)
@@ -217,7 +80,7 @@ def _prompt_text(prompt: str | None) -> str:
     """The argument, or standard input up to its last line break."""
     if prompt is None:
         try:
-            prompt = click.get_text_stream("stdin").read().rstrip("\r\n")
+            prompt = sys.stdin.read().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UsageError("standard input is not text in UTF-8", "convert it first") from error
     if not prompt.strip():
@@ -238,32 +101,32 @@ def _explain(llm: Engine) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@_options(*ROUTING, *SAMPLING)
+@options(*ROUTING, *SAMPLING)
 @click.pass_context
-def run(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
+def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.
 
     Without PROMPT, standard input is the prompt when it is piped, and a terminal gets a chat.
     The answer goes to standard output as it comes; what was blended, to standard error.
     """
-    sampling = Sampling(options["max_tokens"], options["temp"])
+    sampling = Sampling(given["max_tokens"], given["temp"])
     talk = prompt is None and chat.is_terminal()
-    if talk and options["as_json"]:
+    if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
     text = "" if talk else _prompt_text(prompt)
-    llm = _open(ctx, model, options)
+    llm = _open(ctx, model, given)
     if talk:
-        chat.chat(llm, sampling, explain=options["explain"], raw=options["raw"])
+        chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
         return
-    asked = as_prompt(llm, text, raw=options["raw"])
-    if options["as_json"]:
+    asked = as_prompt(llm, text, raw=given["raw"])
+    if given["as_json"]:
         answer = ask(llm, asked, sampling)
         _print_json(report.run_json(answer.text, answer.logo, answer.usage))
     else:
         _stream(llm, asked, sampling)
-    if options["explain"]:
+    if given["explain"]:
         _explain(llm)
-    if not options["as_json"] and llm.last_route is not None:
+    if not given["as_json"] and llm.last_route is not None:
         say(report.blend_line(llm.last_route, err_console().width), "dim")
 
 
@@ -280,9 +143,9 @@ def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@_options(*ROUTING)
+@options(*ROUTING)
 @click.pass_context
-def score(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
+def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Show the route of PROMPT, and generate nothing.
 
     Each line has an adapter's name, weight and score. PROMPT may come on standard input.
@@ -290,17 +153,17 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **options: Any)
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
     text = _prompt_text(prompt)
-    llm = _open(ctx, model, options)
-    route = llm.route(as_prompt(llm, text, raw=options["raw"]))
-    if options["as_json"]:
+    llm = _open(ctx, model, given)
+    route = llm.route(as_prompt(llm, text, raw=given["raw"]))
+    if given["as_json"]:
         _print_json(report.score_json(route, llm.timings_ms))
     else:
         for line in report.score_lines(route):
             click.echo(line)
-    if options["explain"]:
+    if given["explain"]:
         console = err_console()
         console.print(report.explain_table(route, console.width))
-    elif route.is_base and not options["as_json"]:
+    elif route.is_base and not given["as_json"]:
         say(report.BASE_ALONE, "dim")
 
 
@@ -316,9 +179,9 @@ def _read_base(base: str) -> BaseModel:
 
 
 @cli.command()
-@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, type=_FOLDER)
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, type=FOLDER)
 @BASE_OPTION
-@click.option("--out", required=True, type=_FOLDER, help="The file to write, or a folder for it.")
+@click.option("--out", required=True, type=FOLDER, help="The file to write, or a folder for it.")
 @click.option(
     "--outtype",
     type=click.Choice(OUTTYPES),
@@ -423,7 +286,7 @@ def _all_of(failures: list[ConversionError], n_adapters: int) -> LogoError:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @BASE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, base: str, as_json: bool) -> None:

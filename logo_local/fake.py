@@ -10,7 +10,7 @@ No model, no llama_cpp, no files. Routing is the real arithmetic on scripted sco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class FakeLoGo:
         self.history: list[Call] = []
         self.settings: dict[str, Any] = {}
         self.closed = False
-        self._base_alone = False
+        self._fixed: Route | None = None
 
     def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
         """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
@@ -117,13 +117,21 @@ class FakeLoGo:
         )
 
     @contextmanager
-    def base_only(self) -> Iterator[None]:
-        """Within this block routes hold no adapter."""
-        before, self._base_alone = self._base_alone, True
+    def under(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Within this block every route has these weights."""
+        for name in weights:
+            self.pool.check_name(name)
+        ordered = dict(sorted(weights.items(), key=lambda item: -item[1]))
+        names, shares = tuple(ordered), tuple(ordered.values())
+        before, self._fixed = self._fixed, Route(names, shares, shares)
         try:
             yield
         finally:
-            self._base_alone = before
+            self._fixed = before
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """Within this block routes hold no adapter."""
+        return self.under({})
 
     def close(self) -> None:
         """Only remembers that it was closed."""
@@ -154,7 +162,7 @@ class FakeLoGo:
         whole: Callable[[str], dict[str, Any]],
         part: Callable[[str], dict[str, Any]],
     ) -> Any:
-        self.last_route = Route() if self._base_alone else self._route(prompt)
+        self.last_route = self._fixed or self._route(prompt)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         pieces = [answer] if isinstance(answer, str) else list(answer)
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}

@@ -1,0 +1,135 @@
+"""The options that several commands share, each declared once.
+
+Whatever has an environment variable can also stand in config.toml; click's own conversions check
+the values there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # convert.OUTTYPES; a test compares them
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """A number of bytes, written like 512M or 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes; click's usage error for anything else."""
+        try:
+            return config.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
+    """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
+    variable = "LOGO_LOCAL_" + names[0].lstrip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_default=True, **settings)
+
+
+FOLDER = click.Path(path_type=Path)
+
+ROUTING = (
+    _shared("--adapters", type=FOLDER, help="The folder of adapters; needed unless MODEL is demo."),
+    _shared(
+        "--signal",
+        type=click.Choice(["auto", "norm", "entropy"]),
+        default="auto",
+        help="How an adapter's score is made.",
+    ),
+    _shared("--top-k", type=click.IntRange(1), default=3, help="The most adapters to blend."),
+    _shared(
+        "--probe",
+        type=click.Choice(["one-pass", "each"]),
+        default="one-pass",
+        help="One pass of the base model for all, or one evaluation with each adapter.",
+    ),
+    _shared("--layer", type=int, default=-1, help="The block to probe; -1 is the last."),
+    _shared(
+        "--tap",
+        type=click.Choice(["input", "residual"]),
+        default="input",
+        help="Read the projection's input, or the state before the block's norm.",
+    ),
+    _shared(
+        "--mixture",
+        type=click.Choice(["auto", "scales"]),
+        default="auto",
+        help="How llama.cpp blends the adapters.",
+    ),
+    _shared(
+        "--adapter-memory",
+        type=Size(),
+        default="2G",
+        help="The most that loaded adapters may take.",
+    ),
+    _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),
+    _shared("--threads", type=click.IntRange(1), help="CPU threads  [default: half the cores]"),
+    _shared(
+        "--ctx-size",
+        type=click.IntRange(1),
+        help="Context length in tokens  [default: the model's, at most 4096]",
+    ),
+    _shared("--seed", type=int, help="Makes sampling repeatable  [default: random]"),
+    _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
+    click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+)
+SAMPLING = (
+    _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
+    _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
+)
+
+
+def options(*several: Callable[[F], F]) -> Callable[[F], F]:
+    """All of these on one command, in this order."""
+
+    def add(function: F) -> F:
+        for option in reversed(several):
+            function = option(function)
+        return function
+
+    return add
+
+
+def settable(command: click.Command) -> dict[str, click.Parameter]:
+    """The parameters that the environment and the config file can set, by name."""
+    return {p.name: p for p in command.params if p.envvar and p.name}
+
+
+def checks(group: click.Group) -> dict[str, Callable[[object], object]]:
+    """For each setting of the config file, click's own conversion of its value."""
+
+    def check(parameter: click.Parameter) -> Callable[[object], object]:
+        def convert(value: object) -> object:
+            scalar = isinstance(value, str | int | float)
+            if not scalar or isinstance(value, bool) != (parameter.type is click.BOOL):
+                raise ValueError(
+                    "must be true or false, without quotes"
+                    if parameter.type is click.BOOL
+                    else "must be one text or number"
+                )
+            try:
+                result: object = parameter.type.convert(value, parameter, None)
+            except click.BadParameter as error:
+                raise ValueError(error.message) from error
+            return result.expanduser() if isinstance(result, Path) else result
+
+        return convert
+
+    return {
+        name: check(parameter)
+        for command in group.commands.values()
+        for name, parameter in settable(command).items()
+    }
