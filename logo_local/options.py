@@ -112,14 +112,12 @@ def checks(group: click.Group) -> dict[str, Callable[[object], object]]:
     """For each setting of the config file, click's own conversion of its value."""
 
     def check(parameter: click.Parameter) -> Callable[[object], object]:
+        flag = isinstance(parameter, click.Option) and parameter.is_flag
+
         def convert(value: object) -> object:
-            scalar = isinstance(value, str | int | float)
-            if not scalar or isinstance(value, bool) != (parameter.type is click.BOOL):
-                raise ValueError(
-                    "must be true or false, without quotes"
-                    if parameter.type is click.BOOL
-                    else "must be one text or number"
-                )
+            if isinstance(value, bool) != flag or not isinstance(value, str | int | float):
+                must = "true or false, without quotes" if flag else "one text or number"
+                raise ValueError(f"it must be {must}")
             try:
                 result: object = parameter.type.convert(value, parameter, None)
             except click.BadParameter as error:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -107,7 +108,7 @@ class ErrorsAsText(click.Group):
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             click.echo(error.format_message(), err=True)
             return 2
-        hint = getattr(error, "hint", "")
+        hint = getattr(error, "hint", "") or _from_environment(error)
         if not hint:
             command = error.ctx.command_path if error.ctx else "logo-local"
             hint = f"{command} --help shows how it is used"
@@ -115,11 +116,22 @@ class ErrorsAsText(click.Group):
         return 2
 
 
+def _from_environment(error: click.UsageError) -> str:
+    """Where a bad value comes from, when nobody typed it."""
+    parameter, ctx = getattr(error, "param", None), error.ctx
+    if parameter is None or ctx is None:
+        return ""
+    source = ctx.get_parameter_source(parameter.name)
+    if source is not ParameterSource.ENVIRONMENT:
+        return ""
+    return f"the value comes from the environment variable {parameter.envvar}"
+
+
 def _without_reader() -> int:
     """Standard output was closed by its reader (`| head`): nothing to say, nothing to flush."""
     with suppress(Exception):
         sys.stdout.close()  # drops what is buffered, so that the interpreter's exit is quiet too
-    return 141  # what a shell reports for a program ended by SIGPIPE
+    return 1  # as click does
 
 
 class _Warnings(logging.Handler):

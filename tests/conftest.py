@@ -1,8 +1,21 @@
 """Fixtures that several test modules share."""
 
+import os
+
 import pytest
 from random_gguf import write_adapter, write_base
 from tiny import TinyModel, cached_models, cached_sources
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_folder(tmp_path_factory):
+    """No test touches the real home or sees its user's settings: LOGO_LOCAL_HOME is elsewhere."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("LOGO_LOCAL_")]:
+            patch.delenv(name)
+        patch.setenv("LOGO_LOCAL_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,579 @@
+"""The command line: arguments and input in; exit code, output, and files out."""
+
+import errno
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from peft_folder import factors, write_peft
+from random_gguf import write_adapter
+
+from logo_local import __version__, chat, cli, convert, options
+from logo_local.errors import ModelError, PromptError
+from logo_local.fake import FakeLoGo
+
+SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
+BLEND = "sort-words 0.75 · reverse 0.25\n"
+MODEL = ("m.gguf", "--adapters", "pool")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A user folder of its own for each test."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def llm():
+    return FakeLoGo(SCORES, [["Apple ", "pear"]])
+
+
+@pytest.fixture
+def call(llm):
+    """call(*args, stdin="", env=None) -> click's result; the engine is `llm`."""
+
+    def call(*args, stdin="", env=None, engine=llm.opened):
+        args = [str(arg) for arg in args]
+        given = {"input": stdin, "env": env, "obj": engine, "prog_name": "logo-local"}
+        result = CliRunner().invoke(cli.cli, args, **given)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception  # it would have been a traceback
+        return result
+
+    return call
+
+
+def failed(result, code, *stderr):
+    """Check the shape of a failure: nothing on stdout, `error:` first, `hint:` last."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].startswith("hint: ")
+    assert all(line.startswith("  ") for line in lines[1:-1])
+    for part in stderr:
+        assert part in result.stderr
+    return lines
+
+
+# run
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "prompt", "method"),
+    [
+        (["hello"], "", "hello", "create_chat_completion"),
+        (["hello"], "not read", "hello", "create_chat_completion"),
+        ([], "from a pipe\n", "from a pipe", "create_chat_completion"),
+        ([], "two\nlines\r\n", "two\nlines", "create_chat_completion"),
+        (["--raw", "hello"], "", "hello", "create_completion"),
+        (["--", "--hello"], "", "--hello", "create_chat_completion"),
+    ],
+)
+def test_run(call, llm, args, stdin, prompt, method):
+    result = call("run", *MODEL, *args, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (0, "Apple pear\n")
+    assert result.stderr == BLEND
+    (asked,) = llm.history
+    assert (asked.method, asked.prompt) == (method, prompt)
+    assert asked.options == {"max_tokens": 512, "temperature": 0.0, "stream": True}
+    assert llm.closed
+
+
+def test_an_answer_comes_as_it_is_made(call, llm):
+    seen = []
+    llm._answers = [["a ", "b"]]
+
+    class Out(io.StringIO):
+        def write(self, text):
+            seen.append(text)
+            return super().write(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", Out())
+        with pytest.raises(SystemExit):
+            cli.cli.main(["run", *MODEL, "hello"], obj=llm.opened)
+    assert [text for text in seen if text] == ["a ", "b", "\n"]
+
+
+def test_run_without_a_template_completes(call, llm):
+    llm.metadata = {}
+    call("run", *MODEL, "hello")
+    assert llm.history[0].method == "create_completion"
+
+
+def test_an_answer_that_ends_its_line_gets_no_second_end(call, llm):
+    llm._answers = ["done\n"]
+    assert call("run", *MODEL, "hello").stdout == "done\n"
+
+
+def test_run_json(call):
+    result = call("run", *MODEL, "sort pear apple", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    made = json.loads(result.stdout)
+    assert made["text"] == "Apple pear"
+    assert made["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert made["route"]["scores"] == SCORES
+    assert [a["name"] for a in made["route"]["adapters"]] == ["sort-words", "reverse"]
+
+
+def test_explain_goes_to_stderr(call):
+    result = call("run", *MODEL, "hello", "--explain")
+    assert result.stdout == "Apple pear\n"
+    assert "norm · one-pass · blk.3.attn_q.weight" in result.stderr
+    assert "█" in result.stderr
+    assert result.stderr.endswith(BLEND)
+    assert "\x1b" not in result.stderr  # no colours in a pipe
+
+
+def test_run_json_and_explain_do_not_mix(call):
+    result = call("run", *MODEL, "hello", "--json", "--explain")
+    assert json.loads(result.stdout)["text"] == "Apple pear"
+    assert "█" in result.stderr
+
+
+ALL_OPTIONS = {
+    "signal": "entropy",
+    "top_k": 2,
+    "probe": "each",
+    "layer": -2,
+    "tap": "residual",
+    "mixture": "scales",
+    "adapter_memory": 512 * 2**20,
+    "n_gpu_layers": -1,
+}
+
+
+def test_options_reach_the_engine(call, llm):
+    args = [f"--{name.replace('_', '-')}={value}" for name, value in ALL_OPTIONS.items()]
+    args += ["--threads=3", "--ctx-size=512", "--seed=7", "--max-tokens=5", "--temp=0.5"]
+    assert call("run", *MODEL, "hello", *args).exit_code == 0
+    assert callable(llm.settings.pop("progress"))
+    assert str(llm.settings.pop("adapters")) == "pool"
+    llama = {"n_threads": 3, "n_threads_batch": 3, "n_ctx": 512, "seed": 7}
+    assert llm.settings == {"model_path": "m.gguf", **ALL_OPTIONS, **llama}
+    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
+
+
+def test_defaults_are_the_engines_own(call, llm):
+    from logo_local.engine import LoGo
+
+    call("score", *MODEL, "hello")
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(LoGo).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    del llm.settings["progress"], llm.settings["model_path"], llm.settings["adapters"]
+    gpu_layers = llm.settings.pop("n_gpu_layers")
+    assert gpu_layers == inspect.signature(LoGo.__base__).parameters["n_gpu_layers"].default
+    assert llm.settings == {name: defaults[name] for name in llm.settings}
+
+
+def test_choices_are_the_engines_own():
+    from logo_local import engine
+
+    choices = {p.name: list(p.type.choices) for p in cli.run.params if hasattr(p.type, "choices")}
+    assert choices == {
+        "signal": list(engine.SIGNAL_NAMES),
+        "probe": list(engine.PROBES),
+        "tap": list(engine.TAPS),
+        "mixture": list(engine.MIXTURES),
+    }
+    assert options.OUTTYPES == convert.OUTTYPES
+
+
+def test_the_demo_needs_no_folder(call, llm):
+    assert call("run", "demo", "hello").exit_code == 0
+    assert (llm.settings["model_path"], llm.settings["adapters"]) == ("demo", None)
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "code", "stderr"),
+    [
+        (["run"], "", 2, "Missing argument 'MODEL'"),
+        (["run", "m.gguf", "hi"], "", 2, "logo-local run m.gguf --adapters DIR"),
+        (["score", "m.gguf", "hi"], "", 2, "logo-local score m.gguf --adapters DIR"),
+        (["run", *MODEL], "", 2, "the prompt is empty"),
+        (["run", *MODEL, "  \n"], "", 2, "the prompt is empty"),
+        (["run", *MODEL], b"\xff\xfe\xff", 2, "not text in UTF-8"),
+        (["run", *MODEL, "hi", "--top-k", "0"], "", 2, "'--top-k': 0 is not in the range"),
+        (["run", *MODEL, "hi", "--signal", "loud"], "", 2, "'loud' is not one of"),
+        (["run", *MODEL, "hi", "--adapter-memory", "lots"], "", 2, "write it like 512M or 2G"),
+        (["run", *MODEL, "hi", "--max-tokens", "0"], "", 2, "'--max-tokens'"),
+        (["run", *MODEL, "hi", "--temp", "-1"], "", 2, "'--temp'"),
+        (["run", *MODEL, "hi", "--tpo-k", "1"], "", 2, "No such option"),
+        (["run", *MODEL, "hi", "there"], "", 2, "unexpected extra argument"),
+        (["rum", *MODEL, "hi"], "", 2, "No such command 'rum'"),
+        (["score", *MODEL, "hi", "--temp", "1"], "", 2, "No such option"),
+        (["convert", "x", "--out", "y"], "", 2, "Missing option '--base'"),
+    ],
+)
+def test_wrong_usage(call, llm, args, stdin, code, stderr):
+    failed(call(*args, stdin=stdin), code, stderr)
+    assert llm.history == []
+
+
+def test_errors_of_the_engine(call, llm):
+    def broken(*_args, **_settings):
+        raise ModelError("no model at m.gguf", problems=["first", "se\ncond"], hint="look\nthere")
+
+    lines = failed(call("run", *MODEL, "hello", engine=broken), 1)
+    assert lines == ["error: no model at m.gguf", "  first", "  se cond", "hint: look there"]
+    llm._answers = [[PromptError("too long", hint="shorten it")]]
+    failed(call("run", *MODEL, "hello"), 1, "error: too long")
+    assert llm.closed
+
+
+def test_an_answer_that_breaks_off(call, llm):
+    llm._answers = [["half", PromptError("no more room", hint="a larger --ctx-size")]]
+    result = call("run", *MODEL, "hello")
+    assert (result.exit_code, result.stdout) == (1, "half\n")
+    assert result.stderr == "error: no more room\nhint: a larger --ctx-size\n"
+
+
+def test_ctrl_c_is_quiet(call, llm):
+    llm._answers = [["half", KeyboardInterrupt()]]
+    result = call("run", *MODEL, "hello")
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (130, "half\n", "")
+    assert llm.closed
+
+
+def test_a_system_error_is_no_traceback(call, llm):
+    llm._answers = [[OSError(errno.ENOSPC, "No space left on device", "/cache/x")]]
+    result = call("run", *MODEL, "hello")
+    assert (result.exit_code, result.stderr) == (1, "error: /cache/x: No space left on device\n")
+
+
+def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
+    lines = iter(["hello", "/bye"])
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    result = call("run", *MODEL)
+    assert result.stdout == "Apple pear\n"
+    assert result.stderr.startswith("Send a message (/? for help)\n")
+    failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
+    failed(call("score", *MODEL), 2, "no prompt given")
+
+
+# score
+
+
+def test_score(call, llm):
+    result = call("score", *MODEL, "hello")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
+    assert [asked.method for asked in llm.history] == ["route"]
+    assert llm.history[0].messages == ({"role": "user", "content": "hello"},)
+
+
+def test_score_reads_a_pipe_and_explains(call):
+    result = call("score", *MODEL, "--explain", stdin="hello\n")
+    assert result.stdout.startswith("sort-words  0.7500")
+    assert "█" in result.stderr
+
+
+def test_score_json(call):
+    made = json.loads(call("score", *MODEL, "hello", "--json").stdout)
+    assert list(made) == ["route", "timings_ms"]
+    assert "decode" not in made["timings_ms"]
+
+
+def test_score_of_a_prompt_that_fits_no_adapter(call):
+    result = call("score", *MODEL, "hello", engine=FakeLoGo({"a": 0.0}).opened)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "base alone\n")
+
+
+# Settings
+
+
+def test_flag_then_environment_then_file_then_default(call, llm, home):
+    def top_k(*args, env=None):
+        call("score", *MODEL, "hello", *args, env=env)
+        return llm.settings["top_k"]
+
+    assert top_k() == 3
+    (home / "config.toml").write_text("top-k = 5")
+    assert top_k() == 5
+    assert top_k(env={"LOGO_LOCAL_TOP_K": "6"}) == 6
+    assert top_k("--top-k=7", env={"LOGO_LOCAL_TOP_K": "6"}) == 7
+
+
+def test_everything_shared_can_stand_in_the_file(call, llm, home):
+    (home / "config.toml").write_text(
+        """
+        adapters = "~/pool"
+        signal = "entropy"
+        adapter-memory = "1M"
+        threads = 2
+        temp = 0.25
+        max_tokens = 5
+        explain = true
+        """
+    )
+    result = call("run", "m.gguf", "hello")
+    assert result.exit_code == 0
+    assert llm.settings["adapters"] == (llm.settings["adapters"].home() / "pool")
+    assert llm.settings["adapter_memory"] == 2**20
+    assert llm.settings["n_threads"] == 2
+    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.25, "stream": True}
+    assert "█" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("topk = 5", "unknown setting topk = 5 (did you mean top-k?)"),
+        ("top-k = 0", "top-k = 0: 0 is not in the range x>=1."),
+        ('top-k = "many"', "top-k = 'many': 'many' is not a valid integer range."),
+        ("top-k = true", "top-k = True: it must be one text or number"),
+        ('explain = "yes"', "explain = 'yes': it must be true or false, without quotes"),
+        ('signal = "loud"', "signal = 'loud': 'loud' is not one of"),
+        ('adapter-memory = "lots"', "adapter-memory = 'lots': 'lots' is not a size"),
+        ("signal = []", "signal = []: it must be one text or number"),
+        ("json = true", "unknown setting json = True"),
+        ("[run]\ntop-k = 5", "unknown setting run = {'top-k': 5}"),
+        ("top-k = ", "is not TOML"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(call, home, text, problem):
+    (home / "config.toml").write_text(text)
+    lines = failed(call("score", *MODEL, "hello"), 1, problem)
+    assert str(home / "config.toml") in lines[0]
+
+
+def test_a_bad_environment_variable_is_named(call):
+    result = call("score", *MODEL, "hello", env={"LOGO_LOCAL_TOP_K": "many"})
+    failed(result, 2, "--top-k", "LOGO_LOCAL_TOP_K", "many")
+
+
+# convert
+
+
+@pytest.fixture
+def peft(tmp_path):
+    """peft(name): a PEFT folder for `random_base`."""
+    tensors = factors({"model.layers.0.self_attn.q_proj": (64, 64)})
+    return lambda name: write_peft(tmp_path / name, tensors)
+
+
+def test_convert_one(call, peft, random_base, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = call("convert", peft("plain"), "--base", random_base, "--out", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{out}: rank ")
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_convert_several_into_a_folder(call, peft, random_base, tmp_path):
+    folder = tmp_path / "converted"
+    sources = [peft("one"), peft("two")]
+    failed(
+        call("convert", *sources, "--base", random_base, "--out", folder),
+        2,
+        "--out must be an existing folder for 2 adapters",
+        f"mkdir {folder}",
+    )
+    folder.mkdir()
+    result = call("convert", *sources, "--base", random_base, "--out", folder, "--json")
+    assert [row["out"] for row in json.loads(result.stdout)] == [
+        str(folder / "one.gguf"),
+        str(folder / "two.gguf"),
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["one.gguf", "two.gguf"]
+
+
+def test_two_adapters_of_one_name(call, peft, random_base, tmp_path):
+    sources = [peft("a/same"), peft("b/same")]
+    result = call("convert", *sources, "--base", random_base, "--out", tmp_path)
+    failed(result, 2, "several adapters would be written to same.gguf")
+
+
+def test_the_name_of_a_folder_given_by_a_dot(call, peft, random_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(peft("plain"))
+    (tmp_path / "out").mkdir()
+    assert call("convert", ".", "--base", random_base, "--out", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "plain.gguf").exists()
+
+
+def test_an_existing_file_is_kept_unless_forced(call, peft, random_base, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_text("precious")
+    args = ("convert", peft("plain"), "--base", random_base, "--out", out)
+    failed(call(*args), 1, f"{out} exists", "--force")
+    assert out.read_text() == "precious"
+    assert call(*args, "--dry-run").exit_code == 0
+    assert out.read_text() == "precious"
+    assert call(*args, "--force").exit_code == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_dry_run(call, peft, random_base, tmp_path):
+    out = tmp_path / "out.gguf"
+    args = ("convert", peft("plain"), "--base", random_base, "--out", out, "--dry-run")
+    result = call(*args)
+    assert result.exit_code == 0
+    assert "q_proj" in result.stdout
+    assert "blk.0.attn_q.weight" in result.stdout
+    assert "rotary rows, 4 heads" in result.stdout
+    assert result.stderr == "dry run: nothing was written\n"
+    made = json.loads(call(*args, "--json").stdout)
+    assert made[0]["modules"][0]["gguf"] == "blk.0.attn_q.weight"
+    assert not out.exists()
+
+
+def test_nothing_is_written_when_one_of_several_is_bad(call, peft, random_base, tmp_path):
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    good, bad = peft("good"), tmp_path / "bad"
+    bad.mkdir()
+    result = call("convert", good, bad, "--base", random_base, "--out", folder)
+    failed(result, 1, "1 of 2 adapters cannot be converted; nothing was written", f"{bad}")
+    assert list(folder.iterdir()) == []
+
+
+def test_one_bad_adapter_is_reported_as_the_converter_says(call, random_base, tmp_path):
+    result = call("convert", tmp_path / "no", "--base", random_base, "--out", tmp_path / "x.gguf")
+    failed(result, 1, "it does not exist")
+
+
+def test_convert_for_a_base_that_is_none(call, peft, tmp_path):
+    result = call("convert", peft("plain"), "--base", "no.gguf", "--out", tmp_path / "x.gguf")
+    failed(result, 1, "no model file at no.gguf")
+
+
+# check
+
+
+def test_check_where_all_fit(call, random_base, random_adapters):
+    result = call("check", random_adapters, "--base", random_base)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["adapter", "kind", "rank", "alpha", "modules", "size", "fits"]
+    assert [line[0] for line in lines[1:]] == [f"ad{i}" for i in range(5)]
+    assert lines[1][1:5] == ["gguf", "2", "8", "21"]
+    assert lines[1][-1] == "yes"
+
+
+def test_check_where_one_does_not_fit(call, peft, random_base, tmp_path):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    write_adapter(folder / "good.gguf", seed=1)
+    (folder / "broken.gguf").write_bytes(b"GGUF")
+    peft("pool/from-peft")
+    result = call("check", folder, "--base", random_base)
+    assert result.exit_code == 1
+    table = result.stdout.splitlines()
+    assert table[1].startswith("broken.gguf")
+    assert " no: " in table[1]
+    assert table[2].split()[:2] == ["from-peft", "peft"]
+    assert table[3].split()[:2] == ["good", "gguf"]
+    result = call("check", folder, "--base", random_base, "--json")
+    assert result.exit_code == 1
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert [rows[name]["fits"] for name in ("broken", "from-peft", "good")] == [False, True, True]
+    assert rows["broken"]["reason"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "broken.gguf",
+        "from-peft",
+        "good.gguf",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, b"GGUF"])
+def test_check_where_none_fits(call, random_base, tmp_path, content):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    if content:
+        (folder / "broken.gguf").write_bytes(content)
+    failed(call("check", folder, "--base", random_base), 1, str(folder))
+
+
+# doctor, and the program itself
+
+
+def test_doctor(call, home):
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert "llama-cpp-python" in result.stdout
+    assert str(home) in result.stdout
+    rows = json.loads(call("doctor", "--json").stdout)
+    assert {"name", "ok", "value", "hint", "essential"} == set(rows[0])
+
+
+def test_doctor_fails_when_something_essential_does(call, home):
+    (home / "cache").write_text("in the way")
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert "problem" in result.stdout
+    assert "hint: set LOGO_LOCAL_HOME" in result.stderr
+
+
+def test_version_and_help(call):
+    assert call("--version").stdout == f"logo-local, version {__version__}\n"
+    assert "Commands:" in call("--help").stdout
+    result = call()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
+
+
+def program(*args, **settings):
+    env = {**os.environ, **settings.pop("env", {})}
+    command = [sys.executable, "-m", "logo_local", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, **settings)
+
+
+def test_the_program_end_to_end(random_base, random_adapters):
+    args = ("run", random_base, "--adapters", random_adapters, "hello", "--max-tokens", 8)
+    done = program(*args)
+    assert (done.returncode, done.stdout[-1:]) == (0, "\n")
+    assert done.stderr.count("\n") == 1  # the blend, and not a word of llama.cpp's
+    assert " · " in done.stderr
+    made = json.loads(program(*args, "--json").stdout)
+    assert set(made["route"]["scores"]) == {f"ad{i}" for i in range(5)}
+    assert made["timings_ms"]["probe"] > 0
+
+
+def test_llama_cpps_reasons_are_given(random_base, random_adapters, tmp_path):
+    model = tmp_path / "model.gguf"
+    content = random_base.read_bytes()
+    model.write_bytes(content.replace(b"output_norm.weight", b"output_none.weight"))
+    done = program("run", model, "--adapters", random_adapters, "hello")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: llama.cpp cannot use {model}: ")
+    assert "tensor 'output_norm.weight' not found" in done.stderr
+    assert "\nhint: is the file whole" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
+def test_a_reader_that_goes_away_is_no_news(random_base, random_adapters):
+    args = ["score", random_base, "--adapters", random_adapters, "hello", "--json"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "logo_local", *map(str, args)],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write_end)
+    assert done.stderr == b""
+    assert done.returncode != 0
+
+
+def test_help_is_quick_and_light():
+    code = (
+        "import sys; from logo_local.cli import cli\n"
+        "cli.main(['run', '--help'], standalone_mode=False)\n"
+        "print(sorted({'llama_cpp', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

@@ -1,0 +1,91 @@
+"""The findings about this machine."""
+
+import hashlib
+import json
+
+import pytest
+
+from logo_local import config, doctor, native
+from logo_local.errors import NativeError
+
+
+def by_name():
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_this_machine_is_well():
+    found = by_name()
+    essential = [finding for finding in found.values() if finding.essential]
+    assert all(finding.ok for finding in essential), essential
+    assert found["llama-cpp-python"].value.startswith("0.3.")
+    assert found["tensor layout"].value == "as expected"
+    assert str(config.cache_dir()) in found["cache folder"].value
+    assert "(none)" in found["config file"].value
+    assert all(json.dumps(finding.as_dict()) for finding in found.values())
+
+
+def test_a_layout_that_differs(monkeypatch):
+    def fail():
+        raise NativeError("laid out otherwise", hint="install another version")
+
+    monkeypatch.setattr(native, "check_layout", fail)
+    finding = by_name()["tensor layout"]
+    assert (finding.ok, finding.essential) == (False, True)
+    assert finding.value == "laid out otherwise"
+    assert finding.hint == "install another version"
+    assert finding.line().plain.startswith("problem")
+
+
+def test_a_library_that_does_not_load(monkeypatch):
+    def fail():
+        raise RuntimeError("libllama.so: cannot open")
+
+    monkeypatch.setattr(doctor, "_llama", fail)
+    finding = by_name()["llama.cpp"]
+    assert not finding.ok
+    assert "libllama.so" in finding.value
+    assert "pip install" in finding.hint
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path / "file"))
+    finding = by_name()["cache folder"]
+    assert not finding.ok
+    assert "LOGO_LOCAL_HOME" in finding.hint
+
+
+def test_looking_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path / "not" / "there"))
+    assert by_name()["cache folder"].ok
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "demo_folder", lambda: tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"model")
+    sums = {"model.gguf": {"sha256": hashlib.sha256(b"model").hexdigest(), "size": 5}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": sums}))
+    return tmp_path
+
+
+def test_the_bundled_model_as_in_its_manifest(demo):
+    finding = by_name()["demo model"]
+    assert (finding.ok, finding.value) == (True, "1 files as in the manifest")
+
+
+def test_a_changed_bundled_model(demo):
+    (demo / "model.gguf").write_bytes(b"other")
+    finding = by_name()["demo model"]
+    assert (finding.ok, finding.essential) == (False, False)
+    assert "model.gguf" in finding.value
+
+
+@pytest.mark.parametrize("manifest", [None, "{", "[]", '{"files": []}', '{"files": {"a": 1}}'])
+def test_no_usable_manifest(demo, manifest):
+    (demo / "manifest.json").unlink()
+    if manifest is not None:
+        (demo / "manifest.json").write_text(manifest)
+    finding = by_name()["demo model"]
+    assert (finding.ok, finding.essential) == (False, False)

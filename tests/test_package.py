@@ -1,0 +1,146 @@
+"""What the package is from outside: light to import, complete in a wheel, one public surface."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import logo_local
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "models" / "demo"
+
+
+def python(*args, **settings):
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True, check=False, **settings
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+# The public surface
+
+
+def test_the_exported_names_are_there_and_sorted():
+    assert logo_local.__all__ == sorted(logo_local.__all__)
+    for name in logo_local.__all__:
+        assert getattr(logo_local, name) is not None
+    assert set(logo_local.__all__) <= set(dir(logo_local))
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(logo_local.__file__).read_text(encoding="utf-8"))
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert imported == set(logo_local.__all__) - {"__version__"}
+
+
+def test_every_error_is_exported():
+    from logo_local import errors
+
+    made = {n for n in vars(errors) if isinstance(getattr(errors, n), type) and n.endswith("Error")}
+    assert made <= set(logo_local.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Lora'"):
+        logo_local.Lora  # noqa: B018
+
+
+def test_the_version_is_the_projects():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{logo_local.__version__}"' in project
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(logo_local.__version__)}\b", changes, re.M)
+
+
+# Imports
+
+HEAVY = ("torch", "transformers", "peft", "llama_cpp.server", "uvicorn", "starlette", "fastapi")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import logo_local", (*HEAVY, "llama_cpp", "numpy", "gguf", "click", "rich")),
+        ("from logo_local import LoGo", HEAVY),
+        ("from logo_local import convert_adapter", (*HEAVY, "llama_cpp")),
+        ("from logo_local import FakeLoGo", (*HEAVY, "llama_cpp")),
+        ("import logo_local.cli", (*HEAVY, "llama_cpp")),
+    ],
+)
+def test_what_an_import_does_not_pull_in(code, absent):
+    loaded = python("-c", f"{code}; import sys; print(*sys.modules)", cwd=ROOT).split()
+    assert set(loaded) & set(absent) == set()
+
+
+def test_convert_has_no_other_name():
+    code = "try:\n import convert\nexcept ImportError as error:\n print(error)"
+    assert "this package is logo_local.convert" in python("-c", code, cwd=ROOT)
+
+
+# The wheel and the editable install
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what is built, since a build leaves folders beside its source."""
+    folder = tmp_path_factory.mktemp("source") / "logo-local"
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("logo_local", "convert", "models/demo"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
+    return folder
+
+
+def code_files(folder):
+    return {path.name for path in (ROOT / folder).glob("*.py")}
+
+
+def test_the_wheel_holds_what_it_should(source, tmp_path):
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = f"logo_local-{logo_local.__version__}.dist-info"
+    demo = {p.relative_to(DEMO).as_posix() for p in DEMO.rglob("*") if p.is_file()}
+    assert {name for name in names if not name.startswith((f"{info}/", "logo_local/demo/"))} == {
+        "logo_local/py.typed",
+        *(f"logo_local/{name}" for name in code_files("logo_local")),
+        *(f"logo_local/convert/{name}" for name in code_files("convert")),
+    }
+    assert {name for name in names if name.startswith("logo_local/demo/")} == {
+        f"logo_local/demo/{name}" for name in demo if "__pycache__" not in name
+    }
+    assert f"{info}/licenses/LICENSE" in names
+    entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
+    assert "logo-local = logo_local.cli:main" in entry_points
+
+
+def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):
+    python(
+        *("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"),
+        *("--target", tmp_path / "site", "--editable", source),
+    )
+    code = (
+        f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        "import importlib.util as u, logo_local, logo_local.convert\n"
+        "print(logo_local.__file__, logo_local.convert.__file__, sep='\\n')\n"
+        "print(*(u.find_spec(name) for name in ('convert', 'models', 'demo', 'tests')))"
+    )
+    # -P and another folder: nothing is found by way of the repository itself
+    package, converter, others = python("-c", code, cwd=tmp_path).splitlines()
+    assert Path(package) == source / "logo_local" / "__init__.py"
+    assert Path(converter).resolve() == source / "convert" / "__init__.py"
+    assert others == "None None None None"
