@@ -19,7 +19,7 @@ from .errors import ConversionError, LogoError
 from .opening import open_engine
 from .options import FOLDER, OUTTYPES, ROUTING, SAMPLING, checks, options, settable
 from .terminal import (
-    ErrorsAsText,
+    CommandGroup,
     ProgressBar,
     UsageError,
     err_console,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .base_model import BaseModel
 
 
-@click.group(cls=ErrorsAsText, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="logo-local")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

@@ -41,7 +41,12 @@ def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
 FOLDER = click.Path(path_type=Path)
 
 ROUTING = (
-    _shared("--adapters", type=FOLDER, help="The folder of adapters; needed unless MODEL is demo."),
+    _shared(
+        "--adapters",
+        type=FOLDER,
+        metavar="DIR",
+        help="The folder of adapters; needed unless MODEL is demo.",
+    ),
     _shared(
         "--signal",
         type=click.Choice(["auto", "norm", "entropy"]),

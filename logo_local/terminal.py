@@ -70,8 +70,8 @@ class UsageError(click.UsageError):
         self.hint = hint
 
 
-class ErrorsAsText(click.Group):
-    """A click group that ends every failure as text and an exit code, never as a traceback.
+class ErrorsAsText(click.Command):
+    """A click command that ends every failure as text and an exit code, never as a traceback.
 
     1 for what a user can put right, 2 for wrong usage, 130 for Ctrl+C.
     """
@@ -114,6 +114,10 @@ class ErrorsAsText(click.Group):
             hint = f"{command} --help shows how it is used"
         _print_failure(error.format_message(), hint=hint)
         return 2
+
+
+class CommandGroup(ErrorsAsText, click.Group):
+    """A group of commands with that ending."""
 
 
 def _from_environment(error: click.UsageError) -> str:

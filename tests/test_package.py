@@ -1,6 +1,7 @@
 """What the package is from outside: light to import, complete in a wheel, one public surface."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -144,3 +145,12 @@ def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):
     assert Path(package) == source / "logo_local" / "__init__.py"
     assert Path(converter).resolve() == source / "convert" / "__init__.py"
     assert others == "None None None None"
+
+
+def test_the_page_of_commands_is_current():
+    made = python(
+        ROOT / "docs" / "generate_commands.py", env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    kept = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    # Where lines break is click's affair, and differs between its releases.
+    assert kept.split() == made.split(), "run `make docs`"

@@ -1,0 +1,63 @@
+# make demo    the bundled model at work, in an environment made here
+# make test    lint, types and tests: what .ci/run runs
+# make lint    the first two of these
+# make docs    docs/commands.md, from the program's own help
+# make wheel   the package as a file, in dist/
+# make clean   remove all that this file makes
+#
+# The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
+# made again unless pyproject.toml changes. Another Python: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint docs wheel clean
+
+demo: $(VENV)/installed
+	@$(BIN)/python -m logo_local.showcase
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate_commands.py > docs/commands.md.new
+	mv docs/commands.md.new docs/commands.md
+
+wheel: $(VENV)/installed-test
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "error: Python 3.10 or newer is needed, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
+	    echo "hint: name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "error: $(PYTHON) cannot make a virtual environment"; \
+	    echo "hint: on Debian and Ubuntu: apt install python3-venv"; exit 1; } >&2
+
+# What is needed to run; $(call install,...) is pip with a word about the one thing that can lack.
+define install
+	@echo "Installing; llama.cpp is built from source the first time, which takes some minutes"
+	@$(PIP) install --quiet --editable "$(1)" || { \
+	    echo "error: the installation failed"; \
+	    echo "hint: llama.cpp needs a C++ compiler; on Debian and Ubuntu: apt install g++"; \
+	    exit 1; } >&2
+endef
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(call install,.)
+	@touch $@
+
+# torch is pinned in the same call: alone, pip would fetch its newest, with all of CUDA.
+$(VENV)/installed-test: pyproject.toml | $(BIN)/python
+	$(call install,.[test])
+	@touch $(VENV)/installed $@

@@ -1,0 +1,43 @@
+"""Print docs/commands.md: every command's own help, so that the two cannot differ."""
+
+from __future__ import annotations
+
+import click
+
+from logo_local.cli import cli
+
+WIDTH = 88
+
+START = """\
+# Commands
+
+This page is made by `make docs` from what `--help` says. An option of `run` and `score` may also
+be set in the environment, as `LOGO_LOCAL_` and its name (`LOGO_LOCAL_TOP_K=5`), or in
+`config.toml` (`top-k = 5`), except `--raw` and `--json`. A flag wins over the environment, the
+environment over the file, the file over the default. `LOGO_LOCAL_HOME` names the folder of the
+config file and the caches; without it they lie where the platform puts such things, and
+`logo-local doctor` says where that is.
+
+Data goes to standard output, everything else to standard error. Exit codes: 0, 1 for a failure
+that `error:` and `hint:` lines describe, 2 for wrong usage, 130 for Ctrl+C.
+"""
+
+
+def section(title: str, command: click.Command, context: click.Context) -> str:
+    """One command's help under a heading."""
+    return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def page() -> str:
+    """The whole page."""
+    settings = {**cli.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    top = click.Context(cli, info_name="logo-local", **settings)
+    sections = [section("logo-local", cli, top)]
+    for name, command in cli.commands.items():
+        context = click.Context(command, info_name=name, parent=top)
+        sections.append(section(f"logo-local {name}", command, context))
+    return "\n".join([START, *sections])
+
+
+if __name__ == "__main__":
+    print(page(), end="")
