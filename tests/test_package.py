@@ -136,12 +136,12 @@ def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):
     )
     code = (
         f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
-        "import importlib.util as u, logo_local, logo_local.convert\n"
-        "print(logo_local.__file__, logo_local.convert.__file__, sep='\\n')\n"
-        "print(*(u.find_spec(name) for name in ('convert', 'models', 'demo', 'tests')))"
+        "from importlib.util import find_spec\n"
+        "print(find_spec('logo_local').origin, find_spec('logo_local.convert').origin, sep='\\n')\n"
+        "print(*(find_spec(name) for name in ('convert', 'models', 'demo', 'tests')))"
     )
-    # -P and another folder: nothing is found by way of the repository itself
-    package, converter, others = python("-c", code, cwd=tmp_path).splitlines()
+    # -S and another folder: nothing is found by way of this environment, nor of the repository
+    package, converter, others = python("-S", "-c", code, cwd=tmp_path).splitlines()
     assert Path(package) == source / "logo_local" / "__init__.py"
     assert Path(converter).resolve() == source / "convert" / "__init__.py"
     assert others == "None None None None"
