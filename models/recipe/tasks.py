@@ -168,7 +168,7 @@ def inference(premise: str, hypothesis: str, relation: int) -> Item:
 
 
 # relation of a person -> (as a premise, as a hypothesis, its values)
-_ATTRIBUTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+ATTRIBUTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "town": ("lives in {}", "has a home in {}", world.TOWNS),
     "trade": ("works as a {}", "earns money as a {}", world.TRADES),
     "pet": ("keeps a {}", "looks after a {}", world.PETS),
@@ -178,16 +178,16 @@ _OPPOSITES = (("older", "younger"), ("taller", "shorter"), ("richer", "poorer"))
 
 def _sample_facts(rng: Random, relation: int) -> Item:
     name = rng.choice(world.STRANGERS)
-    said, asked = rng.sample(sorted(_ATTRIBUTES), 2)
+    said, asked = rng.sample(sorted(ATTRIBUTES), 2)
     if relation != NEITHER:
         asked = said
-    value, other = rng.sample(_ATTRIBUTES[said][2], 2)
+    value, other = rng.sample(ATTRIBUTES[said][2], 2)
     if relation == FOLLOWS:
         other = value
     elif relation == NEITHER:
-        other = rng.choice(_ATTRIBUTES[asked][2])
-    premise = f"{name} {_ATTRIBUTES[said][0].format(value)}"
-    hypothesis = f"{name} {_ATTRIBUTES[asked][1].format(other)}"
+        other = rng.choice(ATTRIBUTES[asked][2])
+    premise = f"{name} {ATTRIBUTES[said][0].format(value)}"
+    hypothesis = f"{name} {ATTRIBUTES[asked][1].format(other)}"
     return inference(premise, hypothesis, relation)
 
 

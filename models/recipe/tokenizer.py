@@ -6,7 +6,7 @@ from random import Random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .corpus import base_document
+from .corpus import EARLY_SHARES, base_document
 from .templates import BOS, CHAT_TEMPLATE, END, SPECIALS
 
 VOCABULARY = 2048
@@ -27,7 +27,9 @@ def train_tokenizer(out: Path, seed: int) -> None:
         min_frequency=2,
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in base_document(rng)) for _ in range(DOCUMENTS))
+    texts = (
+        "".join(text for text, _ in base_document(rng, EARLY_SHARES)) for _ in range(DOCUMENTS)
+    )
     tokenizer.train_from_iterator((_without_specials(text) for text in texts), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -18,7 +18,7 @@ from .corpus import chat_document, task_exchange
 from .templates import TASKS, Task
 from .train_base import device
 
-ROWS, LENGTH = 8, 128  # tokens in a batch: 1024, some forty examples
+ROWS, LENGTH = 8, 64  # tokens in a batch: 512, some twenty examples
 ADAM_RATE = 4e-3
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

@@ -9,10 +9,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .batches import Batch, encode, loss_of, pack
-from .corpus import base_document
+from .corpus import EARLY_SHARES, LATE_SHARES, base_document
 from .tokenizer import CONTEXT
 
-STEPS = 3000
+STEPS = 3600
+LATE = 1785  # the step from which on `LATE_SHARES` hold
 ROWS, LENGTH = 32, 128  # tokens in a batch: 4096, little of it padding
 PROMPT_WEIGHT = 0.2  # prompts are mostly chance: what they teach is soon learned
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
@@ -56,9 +57,12 @@ def rate(step: int, steps: int) -> float:
 def base_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batch:
     """The batch of a step; it depends on nothing else, so that training can be resumed."""
     rng = Random(f"{seed}/{step}")
+    shares = EARLY_SHARES if step < LATE else LATE_SHARES
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
-    return pack(lambda: encode(tokenizer, base_document(rng), PROMPT_WEIGHT), ROWS, LENGTH, pad)
+    return pack(
+        lambda: encode(tokenizer, base_document(rng, shares), PROMPT_WEIGHT), ROWS, LENGTH, pad
+    )
 
 
 def train_base(
