@@ -133,4 +133,4 @@ class _Session:
 
 def is_terminal() -> bool:
     """Whether somebody sits at the other end of standard input."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()  # None where it was closed

@@ -17,7 +17,16 @@ from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from .errors import ConversionError, LogoError
 from .opening import open_engine
-from .options import FOLDER, OUTTYPES, ROUTING, SAMPLING, checks, options, settable
+from .options import (
+    FOLDER,
+    OUTTYPES,
+    ROUTING,
+    SAMPLING,
+    checks,
+    options,
+    settable,
+    unknown_variables,
+)
 from .terminal import (
     CommandGroup,
     ProgressBar,
@@ -44,6 +53,8 @@ def cli(ctx: click.Context) -> None:
     """
     # Whoever calls with an object brings an engine of their own: tests do.
     ctx.obj = ctx.obj if ctx.obj is not None else open_engine
+    for name in unknown_variables(cli):
+        say(f"warning: {name} is set, but there is no such setting", "yellow")
     settings = config.load_config_file(config.config_file(), checks(cli))
     ctx.default_map = {
         name: {key: value for key, value in settings.items() if key in settable(command)}
@@ -80,7 +91,7 @@ def _prompt_text(prompt: str | None) -> str:
     """The argument, or standard input up to its last line break."""
     if prompt is None:
         try:
-            prompt = sys.stdin.read().rstrip("\r\n")
+            prompt = sys.stdin.read().rstrip("\r\n") if sys.stdin else ""
         except UnicodeDecodeError as error:
             raise UsageError("standard input is not text in UTF-8", "convert it first") from error
     if not prompt.strip():

@@ -6,6 +6,7 @@ the values there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from . import config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PREFIX = "LOGO_LOCAL_"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # convert.OUTTYPES; a test compares them
 
 
@@ -34,7 +36,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent
 
 def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
     """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
-    variable = "LOGO_LOCAL_" + names[0].lstrip("-").replace("-", "_").upper()
+    variable = PREFIX + names[0].lstrip("-").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_default=True, **settings)
 
 
@@ -111,6 +113,13 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
 def settable(command: click.Command) -> dict[str, click.Parameter]:
     """The parameters that the environment and the config file can set, by name."""
     return {p.name: p for p in command.params if p.envvar and p.name}
+
+
+def unknown_variables(group: click.Group) -> list[str]:
+    """Environment variables that look like settings and are none, a slip of the pen perhaps."""
+    known = {p.envvar for command in group.commands.values() for p in command.params}
+    known.add(config.HOME_VARIABLE)
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
 def checks(group: click.Group) -> dict[str, Callable[[object], object]]:

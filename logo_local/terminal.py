@@ -1,7 +1,8 @@
 """What the command line says beside its data, and the one place where errors become text.
 
 Everything here goes to standard error: errors, warnings, hints, progress. Streams are looked up
-when they are used, so that tests and redirections see what is written.
+when they are used, so that tests and redirections see what is written; a stream that was closed
+(`2>&-`) is None, and what goes there is lost.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ _SHOW_PROGRESS_AFTER = 1.0  # seconds
 
 def err_console() -> Console:
     """Rich on standard error, without any guessing at what the text means."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return Console(file=sys.stderr or io.StringIO(), highlight=False, markup=False, emoji=False)
 
 
 def out_console() -> Console:
     """The same on standard output, where a pipe gets every line whole."""
-    width = None if sys.stdout.isatty() else _UNCUT
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else _UNCUT
+    return Console(
+        file=sys.stdout or io.StringIO(), highlight=False, markup=False, emoji=False, width=width
+    )
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -85,7 +88,8 @@ class ErrorsAsText(click.Command):
             sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character
         try:
             code = run(*args, standalone_mode=False, **extra)
-            sys.stdout.flush()  # a reader that has gone away is noticed here at the latest
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a reader that has gone away is noticed here at the latest
         except LogoError as error:
             print_error(error)
             code = 1
@@ -100,7 +104,8 @@ class ErrorsAsText(click.Command):
             code = _without_reader()
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            _print_failure(f"{name}{error.strerror or error}")
+            hint = "is there space on the disk, and may you read and write there?"
+            _print_failure(f"{name}{error.strerror or error}", hint=hint)
             code = 1
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -250,7 +251,7 @@ def test_ctrl_c_is_quiet(call, llm):
 def test_a_system_error_is_no_traceback(call, llm):
     llm._answers = [[OSError(errno.ENOSPC, "No space left on device", "/cache/x")]]
     result = call("run", *MODEL, "hello")
-    assert (result.exit_code, result.stderr) == (1, "error: /cache/x: No space left on device\n")
+    assert failed(result, 1)[0] == "error: /cache/x: No space left on device"
 
 
 def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
@@ -348,6 +349,12 @@ def test_a_config_file_that_cannot_be_used(call, home, text, problem):
     (home / "config.toml").write_text(text)
     lines = failed(call("score", *MODEL, "hello"), 1, problem)
     assert str(home / "config.toml") in lines[0]
+
+
+def test_an_environment_variable_that_means_nothing_is_named(call):
+    result = call("score", *MODEL, "hello", env={"LOGO_LOCAL_TOPK": "5"})
+    assert result.exit_code == 0
+    assert result.stderr == "warning: LOGO_LOCAL_TOPK is set, but there is no such setting\n"
 
 
 def test_a_bad_environment_variable_is_named(call):
@@ -540,6 +547,38 @@ def test_the_program_end_to_end(random_base, random_adapters):
     made = json.loads(program(*args, "--json").stdout)
     assert set(made["route"]["scores"]) == {f"ad{i}" for i in range(5)}
     assert made["timings_ms"]["probe"] > 0
+
+
+def test_an_adapter_that_does_not_fit_is_left_out_with_a_line(
+    random_base, random_adapters, tmp_path
+):
+    folder = tmp_path / "pool"
+    shutil.copytree(random_adapters, folder)
+    (folder / "broken.gguf").write_bytes(b"GGUF")
+    done = program("score", random_base, "--adapters", folder, "hello")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: left out: broken.gguf: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("closed", "code", "stdout", "stderr"),
+    [
+        ("<&-", 2, "", "error: the prompt is empty"),
+        ("hello >&-", 0, "", ""),
+        ("hello 2>&-", 0, "ad", ""),
+    ],
+)
+def test_streams_that_were_closed(random_base, random_adapters, closed, code, stdout, stderr):
+    start = f"{sys.executable} -m logo_local score {random_base} --adapters {random_adapters}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{start} {closed}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout[:2] == stdout
+    assert done.stderr.split("\n")[0] == stderr
 
 
 def test_llama_cpps_reasons_are_given(random_base, random_adapters, tmp_path):
