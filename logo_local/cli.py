@@ -315,6 +315,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
             cache=config.cache_dir(),
             progress=lambda done, total, _name: progress("checking adapters", done, total),
             on_problem=lambda _problem: None,  # they are in the table
+            all_may_be_unfit=True,
         )
     rows = report.check_json(pool)
     if as_json:

@@ -17,7 +17,7 @@ from llama_cpp import Llama
 
 from . import config
 from .base_model import BaseModel
-from .errors import PromptError, SettingsError
+from .errors import ModelError, PromptError, SettingsError
 from .index import RoutingIndex, block_number, choose_target
 from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
@@ -103,12 +103,13 @@ class LoGo(Llama):  # type: ignore[misc]
         if self._probe_kind == "one-pass":
             self._index = self._current_index()
 
-        super().__init__(
-            model_path=str(model_path),
-            n_ctx=min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx,
-            verbose=verbose,
-            **llama,
-        )
+        with _model_errors(model_path):
+            super().__init__(
+                model_path=str(model_path),
+                n_ctx=min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx,
+                verbose=verbose,
+                **llama,
+            )
         self._residents = ResidentAdapters(self.model, adapter_memory)
         self._stack.callback(self._residents.close)
         self._stack.callback(self._close_probes)
@@ -344,6 +345,19 @@ class LoGo(Llama):  # type: ignore[misc]
 
 def _ms_since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
+
+
+@contextmanager
+def _model_errors(path: str | Path) -> Iterator[None]:
+    """Translate the parent's bare ValueError for a model or a context that cannot be made."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(
+            f"llama.cpp cannot use {path}: {error}",
+            hint="is the file whole, does this llama.cpp know its architecture, "
+            "and does --ctx-size fit into memory?",
+        ) from error
 
 
 @contextmanager

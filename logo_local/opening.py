@@ -59,12 +59,9 @@ def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engi
     log.kept = kept
     try:
         return LoGo(model_path, adapters, **settings)
-    except ValueError as error:  # all that llama_cpp says by itself
+    except ModelError as error:
         raise ModelError(
-            f"llama.cpp cannot use {model_path}: {error}",
-            problems=kept,
-            hint="is the file whole, does this llama.cpp know its architecture, "
-            "and does --ctx-size fit into memory?",
+            error.message, problems=(*error.problems, *kept), hint=error.hint
         ) from error
     finally:
         log.kept = None

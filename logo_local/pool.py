@@ -90,6 +90,7 @@ class Pool:
     base: BaseModel
     cache: Path
     on_problem: Callable[[Problem], None] | None = None
+    all_may_be_unfit: bool = False
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     pinned: tuple[str, ...] = ()
@@ -105,14 +106,16 @@ class Pool:
         cache: str | Path,
         progress: Progress | None = None,
         on_problem: Callable[[Problem], None] | None = None,
+        all_may_be_unfit: bool = False,
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
         `progress` is called with (done, total, name) before each adapter and at the end;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
-        all problems, when no adapter can be used or `folder` is no folder of adapters.
+        all problems, when `folder` is no folder of adapters or holds none, and when none of them
+        can be used, unless `all_may_be_unfit`.
         """
-        pool = cls(Path(folder), base, Path(cache), on_problem)
+        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit)
         pool.rescan(progress=progress)
         return pool
 
@@ -173,7 +176,7 @@ class Pool:
         if progress is not None and fresh:
             progress(len(fresh), len(fresh), fresh[-1].name)
         problems.sort(key=lambda problem: problem.path)
-        if not known:
+        if not known and not (problems and self.all_may_be_unfit):
             raise _nothing_usable(self.folder, problems)
         return self._take_over(known, problems)
 

@@ -495,12 +495,18 @@ def test_check_where_one_does_not_fit(call, peft, random_base, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [None, b"GGUF"])
-def test_check_where_none_fits(call, random_base, tmp_path, content):
+def test_check_where_none_fits(call, random_base, tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    result = call("check", tmp_path, "--base", random_base)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1].startswith("broken.gguf")
+    (row,) = json.loads(call("check", tmp_path, "--base", random_base, "--json").stdout)
+    assert (row["name"], row["fits"]) == ("broken", False)
+
+
+def test_check_of_an_empty_folder(call, random_base, tmp_path):
     folder = tmp_path / "pool"
     folder.mkdir()
-    if content:
-        (folder / "broken.gguf").write_bytes(content)
     failed(call("check", folder, "--base", random_base), 1, str(folder))
 
 
