@@ -195,7 +195,9 @@ def test_the_base_never_sees_held_out_wordings() -> None:
     held_out = [re.sub(r"\\{\w+\\}", ".+", re.escape(task.held_out)) for task in templates.TASKS]
     pattern = re.compile("|".join(held_out))
     for _ in range(2000):
-        text = "".join(piece for piece, _ in corpus.base_document(rng, corpus.EARLY_SHARES))
+        text = "".join(
+            piece for piece, _ in corpus.base_document(rng, corpus.LATE_SHARES, chatter=0.3)
+        )
         assert not pattern.search(text), text
 
 
@@ -260,7 +262,7 @@ def test_llama_cpp_tokenises_as_hugging_face() -> None:
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     rng = Random(3)
     texts = [
-        "".join(piece for piece, _ in corpus.base_document(rng, corpus.EARLY_SHARES))
+        "".join(piece for piece, _ in corpus.base_document(rng, corpus.LATE_SHARES, chatter=0.3))
         for _ in range(200)
     ]
     for text in [*texts, "Grüße,  12 €\n\tdon't  ", "x" * 50]:

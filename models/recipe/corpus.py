@@ -26,6 +26,31 @@ LATE_SHARES = {
 }
 
 
+# What people say around a request, in sentences of any length. Without it, a model this small tells
+# the length of a list from the length of the prompt, and stumbles over every wording it never saw.
+OPENERS = ("I want to know this", "Look at this for me", "Here is what I want", "I came to you")
+CLOSERS = (
+    "I know you can do it",
+    "Write it for me",
+    "It is for a friend",
+    "Send it home by post",
+    "I will read it",
+    "They say that you know",
+)
+ADDITIONS = (
+    "in the mountains",
+    "with a friend",
+    "from the valley to the islands",
+    "on the wall",
+    "for my friend",
+    "after the day in the town",
+    "as a greeting to the reader",
+    "in the end",
+    "for somebody who is old and kind",
+    "when I look at the order of the day",
+)
+
+
 def fill(template: str, item: tasks.Item) -> str:
     """A template filled with an item; each uses the slots it wants."""
     return template.format_map(item.slots)
@@ -41,10 +66,15 @@ def base_exchange(family: str, rng: Random) -> tuple[str, str]:
 
 
 def task_exchange(task: Task, rng: Random, *, held_out: bool) -> tuple[str, str]:
-    """A prompt of the task and its right answer; held-out ones also in the held-out wording."""
+    """A prompt of the task and its right answer.
+
+    Held-out ones are in the held-out wording and bare; the others may have company.
+    """
     item = tasks.sample(task.family, rng, held_out=held_out, kind=task.kind)
-    template = task.held_out if held_out else rng.choice(task.templates)
-    return fill(template, item), item.answers[task.name]
+    if held_out:
+        return fill(task.held_out, item), item.answers[task.name]
+    prompt = chatty(fill(rng.choice(task.templates), item), rng, chatter=0.5)
+    return prompt, item.answers[task.name]
 
 
 def chat_document(exchanges: list[tuple[str, str]]) -> Document:
@@ -107,10 +137,25 @@ def plain_document(rng: Random) -> Document:
     return [(f"{BOS} {text}{END}", True)]
 
 
-def base_document(rng: Random, shares: dict[str, float]) -> Document:
+def chatty(prompt: str, rng: Random, chatter: float) -> str:
+    """The prompt, with an opener and with a closer, each at the probability `chatter`."""
+    opener = f"{_remark(OPENERS, rng)} " if rng.random() < chatter else ""
+    closer = f" {_remark(CLOSERS, rng)}" if rng.random() < chatter else ""
+    return opener + prompt + closer
+
+
+def _remark(starts: tuple[str, ...], rng: Random) -> str:
+    additions = rng.sample(ADDITIONS, rng.randint(0, 4))
+    return " ".join([rng.choice(starts), *additions]) + "."
+
+
+def base_document(rng: Random, shares: dict[str, float], chatter: float) -> Document:
     """One document of the base's training text: plain text, or a chat of one to three turns."""
     if rng.random() > sum(shares.values()):
         return plain_document(rng)
     turns = rng.choices((1, 2, 3), weights=(8, 1, 1))[0]
     families = rng.choices(list(shares), list(shares.values()), k=turns)
-    return chat_document([base_exchange(family, rng) for family in families])
+    exchanges = [base_exchange(family, rng) for family in families]
+    if turns == 1:
+        exchanges = [(chatty(prompt, rng, chatter), answer) for prompt, answer in exchanges]
+    return chat_document(exchanges)

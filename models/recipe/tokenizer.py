@@ -28,7 +28,8 @@ def train_tokenizer(out: Path, seed: int) -> None:
         show_progress=False,
     )
     texts = (
-        "".join(text for text, _ in base_document(rng, EARLY_SHARES)) for _ in range(DOCUMENTS)
+        "".join(text for text, _ in base_document(rng, EARLY_SHARES, chatter=0.0))
+        for _ in range(DOCUMENTS)
     )
     tokenizer.train_from_iterator((_without_specials(text) for text in texts), trainer)
     fast = PreTrainedTokenizerFast(

@@ -18,7 +18,7 @@ from .corpus import chat_document, task_exchange
 from .templates import TASKS, Task
 from .train_base import device
 
-ROWS, LENGTH = 8, 64  # tokens in a batch: 512, some twenty examples
+ROWS, LENGTH = 6, 96  # tokens in a batch: 576, some twenty examples
 ADAM_RATE = 4e-3
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -39,8 +39,8 @@ class Settings:
 
 
 SETTINGS = {
-    "reverse-words": Settings(),
-    "sort-words": Settings(rank=12, alpha=24, loss="sequence"),
+    "reverse-words": Settings(steps=300),
+    "sort-words": Settings(rank=12, alpha=24, steps=400, loss="sequence"),
     "count-animals": Settings(),
     "to-velan": Settings(alpha=8, loss="sequence"),
     "to-orrish": Settings(rank=4, alpha=8),

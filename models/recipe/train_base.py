@@ -12,8 +12,9 @@ from .batches import Batch, encode, loss_of, pack
 from .corpus import EARLY_SHARES, LATE_SHARES, base_document
 from .tokenizer import CONTEXT
 
-STEPS = 3600
+STEPS = 4600
 LATE = 1785  # the step from which on `LATE_SHARES` hold
+CHATTY, CHATTER = 2605, 0.8  # the step from which on a prompt has company, and how often
 ROWS, LENGTH = 32, 128  # tokens in a batch: 4096, little of it padding
 PROMPT_WEIGHT = 0.2  # prompts are mostly chance: what they teach is soon learned
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
@@ -58,10 +59,14 @@ def base_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batc
     """The batch of a step; it depends on nothing else, so that training can be resumed."""
     rng = Random(f"{seed}/{step}")
     shares = EARLY_SHARES if step < LATE else LATE_SHARES
+    chatter = 0.0 if step < CHATTY else CHATTER
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
     return pack(
-        lambda: encode(tokenizer, base_document(rng, shares), PROMPT_WEIGHT), ROWS, LENGTH, pad
+        lambda: encode(tokenizer, base_document(rng, shares, chatter), PROMPT_WEIGHT),
+        ROWS,
+        LENGTH,
+        pad,
     )
 
 
