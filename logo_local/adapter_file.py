@@ -98,6 +98,20 @@ class AdapterFile:
         """lora_alpha / rank of the module at `target`; 1.0 where alpha is 0, as in llama.cpp."""
         return self.lora_alpha / self.modules[target].rank if self.lora_alpha else 1.0
 
+    def check_unchanged(self) -> None:
+        """Raise AdapterError if the file is another than the one that was checked, or is gone."""
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise AdapterError(
+                f"{self.path} cannot be read: {error.strerror}", hint="rescan the folder"
+            ) from error
+        if (stat.st_size, stat.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
+            raise AdapterError(
+                f"{self.path} has changed since it was checked",
+                hint="rescan the folder of adapters",
+            )
+
     def factors(self, target: str) -> tuple[FloatArray, FloatArray]:
         """A (rank, d_in) and B (d_out, rank) at `target`, float32, without the scaling.
 
@@ -109,12 +123,7 @@ class AdapterFile:
         module = self.modules[target]
         try:
             with self.path.open("rb") as file:
-                stat = self.path.stat()
-                if (stat.st_size, stat.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
-                    raise AdapterError(
-                        f"{self.path} has changed since it was checked",
-                        hint="rescan the folder of adapters",
-                    )
+                self.check_unchanged()
                 a, b = _values(file, module.a), _values(file, module.b)
         except OSError as error:
             raise AdapterError(f"{self.path} cannot be read: {error.strerror}") from error

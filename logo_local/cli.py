@@ -6,12 +6,14 @@ Data goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
@@ -65,6 +67,8 @@ def cli(ctx: click.Context) -> None:
 
 def _open(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
     adapters = given["adapters"]
+    if model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE:
+        adapters = None  # the folder set for good is for another model
     if adapters is None and model != "demo":
         raise UsageError(
             "no adapters given",
@@ -76,10 +80,11 @@ def _open(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
     for name, llama_names in (
         ("threads", ("n_threads", "n_threads_batch")),
         ("ctx_size", ("n_ctx",)),
-        ("seed", ("seed",)),
     ):
         if given[name] is not None:
             settings |= dict.fromkeys(llama_names, given[name])
+    # llama_cpp's own default is one and the same seed, and its 0 stands for that.
+    settings["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
     with ProgressBar() as progress:
         llm = opened(model, adapters, progress=progress, **settings)
@@ -313,7 +318,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
             folder,
             model,
             cache=config.cache_dir(),
-            progress=lambda done, total, _name: progress("checking adapters", done, total),
+            progress=progress,
             on_problem=lambda _problem: None,  # they are in the table
             all_may_be_unfit=True,
         )

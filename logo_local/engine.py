@@ -7,17 +7,22 @@ calls, streaming and stop words are the parent's. No printing, no files beyond t
 
 from __future__ import annotations
 
+import inspect
+import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_cpp import Llama
+from llama_cpp.llama_chat_format import Llava15ChatHandler
 
 from . import config
 from .base_model import BaseModel
-from .errors import ModelError, PromptError, SettingsError
+from .errors import ModelError, NativeError, PromptError, SettingsError
 from .index import RoutingIndex, block_number, choose_target
 from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
@@ -36,6 +41,8 @@ DEFAULT_ADAPTER_MEMORY = 2 << 30  # bytes
 
 Progress = Callable[[str, int, int], None]
 
+log = logging.getLogger(__name__)
+
 
 class _PromptSeen(Exception):
     """Carries a prompt's tokens out of the parent, when only they are wanted."""
@@ -50,10 +57,12 @@ class LoGo(Llama):  # type: ignore[misc]
 
     `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
     default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is "norm",
-    "entropy" or "auto"; `probe` "one-pass" or "each"; `tap` "input" or "residual"; `layer` the
-    block that is probed, negative from the end; `top_k` the most adapters that a route holds;
-    `adapter_memory` the bytes of adapters that llama.cpp may hold. `progress` is called with
-    (stage, done, total) while adapters are converted and indexed. Everything else goes to
+    "entropy" or "auto", which is the norm, or the entropy where `probe` is "each" instead of
+    "one-pass"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
+    end; `top_k` the most adapters that a route holds; `mixture` "scales", or "auto", which is the
+    same as yet; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number or
+    like "512M". `progress` is called with (stage, done, total) while adapters are read, converted
+    and indexed. Everything else, under a name that it has there, goes to
     `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained
     with, whichever is less, and `verbose` is off.
 
@@ -63,7 +72,8 @@ class LoGo(Llama):  # type: ignore[misc]
     Raises SettingsError, ModelError or PoolError before any weights are loaded.
     """
 
-    _seed: int  # the parent's
+    _seed: int  # the parent's, and so is the next
+    cache: Any
 
     def __init__(
         self,
@@ -76,7 +86,7 @@ class LoGo(Llama):  # type: ignore[misc]
         layer: int = -1,
         tap: str = "input",
         mixture: str = "auto",
-        adapter_memory: int = DEFAULT_ADAPTER_MEMORY,
+        adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -85,10 +95,12 @@ class LoGo(Llama):  # type: ignore[misc]
         started = time.perf_counter()
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
-        self._signal, self._probe_kind = _checked_options(
+        self._signal, memory = _checked_options(
             signal, probe, tap, mixture, top_k, adapter_memory, adapters, llama
         )
-        self.top_k = top_k
+        self._probe_kind, self.top_k = probe, top_k
+        if probe == "each" and (layer, tap) != (-1, "input"):
+            log.warning("layer and tap have no effect with probe 'each', which reads no block")
         self._layer, self._residual = layer, tap == "residual"
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
@@ -97,7 +109,7 @@ class LoGo(Llama):  # type: ignore[misc]
             Path(str(adapters)),
             self.base,
             cache=config.cache_dir(),
-            progress=lambda done, total, _name: self._progress("reading adapters", done, total),
+            progress=self._progress,
         )
         self._index: RoutingIndex | None = None
         if self._probe_kind == "one-pass":
@@ -110,16 +122,17 @@ class LoGo(Llama):  # type: ignore[misc]
                 verbose=verbose,
                 **llama,
             )
-        self._residents = ResidentAdapters(self.model, adapter_memory)
-        self._stack.callback(self._residents.close)
-        self._stack.callback(self._close_probes)
-        self._hidden_probe: HiddenProbe | None = None
-        self._each_probe: EachProbe | None = None
+        self._residents = ResidentAdapters(self.model, memory)
+        self._probes = _Probes()
+        # Without a reference to self: the parent's memory is freed as soon as nobody holds it.
+        self._stack.callback(_free, self._residents, self._probes, self.ctx)
+        self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
         # What the context's keys and values were made under; None when that is unknown.
         self._kv_key: MixtureKey | None = mixture_key(())
         self._fixed: Route | None = None  # what `under` asks for
+        self._turn = 0  # counts the prompts that reached the context
         self._tokens_only = False
         self.timings_ms: dict[str, float] = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
@@ -135,17 +148,25 @@ class LoGo(Llama):  # type: ignore[misc]
         template. The cached conversation stays as it is. Raises PromptError for a prompt that is
         empty or longer than the context.
         """
-        return self._route_tokens(self._tokens_of(prompt))
+        tokens = self._tokens_of(prompt)
+        self._forget_timings()
+        return self._route_tokens(tokens)
 
     @contextmanager
     def under(self, weights: Mapping[str, float]) -> Iterator[None]:
         """Within this block every prompt is answered under these `weights`, by adapter name.
 
         Nothing is probed. The weights are used as they are, whatever they sum to; none at all is
-        the base model alone. Raises PoolError for a name that is not in the pool.
+        the base model alone. A stream that is made here stays under them. `route` takes no notice.
+        Raises PoolError for a name that is not in the pool, SettingsError for a weight that is
+        not finite.
         """
-        for name in weights:
+        for name, weight in weights.items():
             self.pool.check_name(name)
+            if not math.isfinite(weight):
+                raise SettingsError(
+                    f"the weight of {name} is {weight}", hint="give it a finite number"
+                )
         ordered = sorted(weights.items(), key=lambda item: -item[1])
         before, self._fixed = (
             self._fixed,
@@ -170,6 +191,12 @@ class LoGo(Llama):  # type: ignore[misc]
             target, scores = None, self._scores_each(tokens)
         else:
             target, scores = self._scores_one_pass(tokens)
+        bad = [name for name, score in scores.items() if not math.isfinite(score)]
+        if bad:
+            raise NativeError(
+                f"the scores of {', '.join(bad)} are not finite for this prompt",
+                hint="leave them out of the folder, or choose another --layer",
+            )
         return select(
             scores,
             self.top_k,
@@ -180,15 +207,15 @@ class LoGo(Llama):  # type: ignore[misc]
         )
 
     def _scores_one_pass(self, tokens: list[int]) -> tuple[str, dict[str, float]]:
+        started = time.perf_counter()
         self._index = index = self._current_index()
-        if self._hidden_probe is None or self._hidden_probe.target != index.target:
-            if self._hidden_probe is not None:
-                self._hidden_probe.close()
-            self._hidden_probe = HiddenProbe(
+        probe = self._probes.hidden
+        if probe is None or probe.target != index.target:
+            self._probes.close_hidden()
+            probe = self._probes.hidden = HiddenProbe(
                 self.model, self.context_params, index.target, residual=self._residual
             )
-        started = time.perf_counter()
-        h = self._hidden_probe.hidden(tokens)  # (d_in,)
+        h = probe.hidden(tokens)  # (d_in,)
         self.timings_ms["probe"] = _ms_since(started)
         started = time.perf_counter()
         scores = index.scores(h, self._signal)
@@ -197,15 +224,17 @@ class LoGo(Llama):  # type: ignore[misc]
         return index.target, {name: scores[name] for name in wanted if name in scores}
 
     def _scores_each(self, tokens: list[int]) -> dict[str, float]:
-        if self._each_probe is None:
-            self._each_probe = EachProbe(self.model, self.context_params)
-        probe, scores = self._each_probe, {}
         started = time.perf_counter()
-        for name in self.pool.candidates:
-            self._residents.set_on(probe.ctx, [(self.pool.adapters[name], 1.0)])
-            scores[name] = entropy(probe.logits(tokens))
-        self._residents.forget(probe.ctx)
-        self.timings_ms["probe"], self.timings_ms["score"] = _ms_since(started), 0.0
+        if self._probes.each is None:
+            self._probes.each = EachProbe(self.model, self.context_params)
+        probe, scores = self._probes.each, {}
+        try:
+            for name in self.pool.candidates:
+                self._residents.set_on(probe.ctx, [(self.pool.adapters[name], 1.0)])
+                scores[name] = entropy(probe.logits(tokens))
+        finally:
+            self._residents.forget(probe.ctx)
+        self.timings_ms["probe"] = _ms_since(started)
         return scores
 
     def _current_index(self) -> RoutingIndex:
@@ -227,14 +256,27 @@ class LoGo(Llama):  # type: ignore[misc]
     ) -> Generator[int, Sequence[int] | None, None]:
         """Route `tokens`, set the mixture, and generate as the parent does.
 
-        Cached keys and values are reused only where they were made under the same mixture.
+        Cached keys and values are reused only where they were made under the same mixture. With
+        reset=False the tokens follow those that the context holds, and all of them are routed.
+        Once another prompt was begun, going on with an earlier answer is a PromptError.
         """
-        prompt = list(tokens)
+        given = inspect.signature(Llama.generate).bind(self, tokens, *args, **kwargs)
+        prompt = [int(token) for token in tokens]
+        if not given.arguments.pop("reset", True):
+            prompt = [*self._input_ids.tolist(), *prompt]
+        options = {k: v for k, v in given.arguments.items() if k not in ("self", "tokens")}
+        return self._generate(prompt, self._fixed, options)
+
+    def _generate(
+        self, prompt: list[int], fixed: Route | None, options: Mapping[str, Any]
+    ) -> Generator[int, Sequence[int] | None, None]:
         if self._tokens_only:
             raise _PromptSeen(prompt)
-        self._adopt(self._route_tokens(prompt) if self._fixed is None else self._fixed)
-        parent = super().generate(prompt, *args, **kwargs)
-        self.timings_ms["prefill"] = self.timings_ms["decode"] = 0.0
+        self._turn += 1
+        turn = self._turn
+        self._forget_timings()
+        self._adopt(self._route_tokens(prompt) if fixed is None else fixed)
+        parent = super().generate(prompt, **options)
         phase, more = "prefill", None
         try:
             while True:
@@ -246,6 +288,11 @@ class LoGo(Llama):  # type: ignore[misc]
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
                 more = yield token
+                if turn != self._turn:
+                    raise PromptError(
+                        "another prompt was begun before this answer was finished",
+                        hint="read or close a stream before the next prompt, or use two engines",
+                    )
         finally:
             parent.close()
 
@@ -284,6 +331,7 @@ class LoGo(Llama):  # type: ignore[misc]
 
     def load_state(self, state: Any) -> None:
         """As in the parent; under another mixture the state's keys and values are not reused."""
+        self._kv_key = None  # should the parent fail half-way
         super().load_state(state)
         self._kv_key = getattr(state, "logo_mixture", None)
 
@@ -293,14 +341,29 @@ class LoGo(Llama):  # type: ignore[misc]
         if isinstance(result, dict):
             result["logo"] = self._logo()
             return result
-        return self._stream_with_logo(result)
+        return self._stream_with_logo(result, self._fixed)
 
-    def _stream_with_logo(self, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        with _prompt_errors():
-            for chunk in chunks:
-                if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                    chunk["logo"] = self._logo()
-                yield chunk
+    def _stream_with_logo(
+        self, chunks: Iterator[dict[str, Any]], fixed: Route | None
+    ) -> Iterator[dict[str, Any]]:
+        """`chunks`, made under `fixed` whenever they are read: the parent begins at the first."""
+        while True:
+            before, self._fixed = self._fixed, fixed
+            try:
+                with _prompt_errors():
+                    chunk = next(chunks, None)
+            finally:
+                self._fixed = before
+            if chunk is None:
+                return
+            if any(choice.get("finish_reason") for choice in chunk["choices"]):
+                chunk["logo"] = self._logo()
+            yield chunk
+
+    def _forget_timings(self) -> None:
+        for phase in self.timings_ms:
+            if phase != "load":
+                self.timings_ms[phase] = 0.0
 
     def _logo(self) -> dict[str, Any]:
         route = self.last_route or Route()
@@ -308,10 +371,11 @@ class LoGo(Llama):  # type: ignore[misc]
 
     def _tokens_of(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens that generation would see; the parent makes them and is stopped there."""
-        if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping)):
+        if not isinstance(prompt, str) and not (len(prompt) and isinstance(prompt[0], Mapping)):
             return [int(token) for token in prompt]  # type: ignore[arg-type]
-        seed = self._seed  # a completion draws a new one
-        self._tokens_only = True
+        # A completion draws a new seed, and may load a cached state before it generates.
+        seed, cache = self._seed, self.cache
+        self._tokens_only, self.cache = True, None
         try:
             if isinstance(prompt, str):
                 self.create_completion(prompt, max_tokens=1)
@@ -320,7 +384,7 @@ class LoGo(Llama):  # type: ignore[misc]
         except _PromptSeen as seen:
             return seen.tokens
         finally:
-            self._seed, self._tokens_only = seed, False
+            self._seed, self.cache, self._tokens_only = seed, cache, False
         raise AssertionError("the parent answered without generating")
 
     # Lifecycle
@@ -336,11 +400,31 @@ class LoGo(Llama):  # type: ignore[misc]
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def _close_probes(self) -> None:
-        self._residents.forget(self.ctx)
-        for probe in (self._hidden_probe, self._each_probe):
-            if probe is not None:
-                probe.close()
+
+@dataclass
+class _Probes:
+    """The probe contexts, each made when it is first needed."""
+
+    hidden: HiddenProbe | None = None
+    each: EachProbe | None = None
+
+    def close_hidden(self) -> None:
+        if self.hidden is not None:
+            self.hidden.close()
+            self.hidden = None
+
+    def close(self) -> None:
+        self.close_hidden()
+        if self.each is not None:
+            self.each.close()
+            self.each = None
+
+
+def _free(residents: ResidentAdapters, probes: _Probes, ctx: Any) -> None:
+    """Free the probes, then the adapters, while the model and its context are still there."""
+    residents.forget(ctx)
+    probes.close()
+    residents.close()
 
 
 def _ms_since(started: float) -> float:
@@ -380,11 +464,11 @@ def _checked_options(
     tap: str,
     mixture: str,
     top_k: int,
-    adapter_memory: int,
+    adapter_memory: int | str,
     adapters: str | Path | None,
     llama: Mapping[str, Any],
-) -> tuple[str, str]:
-    """The signal and the probe to use; raises one SettingsError with all that is wrong."""
+) -> tuple[str, int]:
+    """The signal to use and the memory in bytes; one SettingsError with all that is wrong."""
     problems = [
         f"{option} is {value!r}, and can be {', '.join(allowed)}"
         for option, value, allowed in (
@@ -399,14 +483,26 @@ def _checked_options(
         problems.append(f"signal {signal!r} is not defined for probe 'each', only 'entropy' is")
     if top_k < 1:
         problems.append(f"top_k is {top_k}, and must be at least 1")
-    if adapter_memory < 1:
-        problems.append(f"adapter_memory is {adapter_memory} bytes, and must be positive")
+    memory = 0
+    try:
+        memory = config.parse_size(adapter_memory)
+    except ValueError as error:
+        problems.append(f"adapter_memory: {error}")
     if adapters is None:
         problems.append("adapters names no folder")
-    if "lora_path" in llama:
+    # The parent takes any keyword and ignores those that it does not know.
+    known = inspect.signature(Llama.__init__).parameters
+    problems += [f"there is no setting {name!r}" for name in llama if name not in known]
+    if llama.get("lora_path"):
         problems.append("lora_path cannot be given: put that adapter into the adapters folder")
+    if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
+        problems.append("chat handlers with images are not supported: only text is routed")
     if problems:
-        raise SettingsError("the engine's settings cannot be used", problems=problems)
+        raise SettingsError(
+            "the engine's settings cannot be used",
+            problems=problems,
+            hint="logo-local run --help lists them, and llama_cpp.Llama's are taken too",
+        )
     if signal == "auto":
         signal = "entropy" if probe == "each" else "norm"
-    return signal, probe
+    return signal, memory

@@ -40,8 +40,7 @@ class ResidentAdapters:
         self._handles: OrderedDict[AdapterFile, Any] = OrderedDict()
         self._in_use: dict[int, frozenset[AdapterFile]] = {}
 
-    @property
-    def n_bytes(self) -> int:
+    def size(self) -> int:
         """The size of what is resident, in bytes."""
         return sum(adapter.n_bytes for adapter in self._handles)
 
@@ -76,12 +75,13 @@ class ResidentAdapters:
     def _make_room(self, n_bytes: int) -> None:
         used = frozenset[AdapterFile]().union(*self._in_use.values())
         for old in [old for old in self._handles if old not in used]:
-            if self.n_bytes + n_bytes <= self.memory:
+            if self.size() + n_bytes <= self.memory:
                 break
             llama_cpp.llama_adapter_lora_free(self._handles.pop(old))
 
     def _load(self, adapter: AdapterFile) -> Any:
         if adapter not in self._handles:
+            adapter.check_unchanged()  # llama.cpp must not see what was not checked
             handle = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(adapter.path))
             if not handle:
                 raise AdapterError(
@@ -97,7 +97,9 @@ class ResidentAdapters:
         n = len(handles)
         array = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*handles)
         if llama_cpp.llama_set_adapters_lora(ctx, array, n, (ctypes.c_float * n)(*weights)) != 0:
-            raise NativeError("llama.cpp could not set the mixture's adapters")
+            raise NativeError(
+                "llama.cpp could not set the mixture's adapters", hint="try a lower --top-k"
+            )
 
     def forget(self, ctx: Any) -> None:
         """Take all adapters off `ctx`, which is about to be freed."""

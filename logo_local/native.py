@@ -9,7 +9,6 @@ compares that layout with what the library itself says, before anything is read 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from .errors import NativeError
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32 = 0
-MATRIX_PRODUCTS = ("MUL_MAT", "MUL_MAT_ID")
+MATRIX_PRODUCT = "MUL_MAT"
 NORMALISATIONS = ("RMS_NORM", "NORM")
+# What may lie between a norm and the projection: its gain, its bias, another shape.
+AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
 
 
 class GgmlTensor(ctypes.Structure):
@@ -137,12 +138,19 @@ class Tensor:
         address = self.struct.src[i]
         return None if address is None else Tensor(address)
 
-    def ancestors(self) -> Iterator[Tensor]:
-        """This tensor, then the first operand of each operation back to a leaf."""
+    def before_norm(self) -> Tensor | None:
+        """What was normalised to make this tensor; None where it is not the output of a norm."""
         node: Tensor | None = self
         while node is not None:
-            yield node
+            if node.op in NORMALISATIONS:
+                return node.source(0)
+            # A sum with another activation, as a residual is, is not the norm's bias.
+            other = node.source(1)
+            added = node.op == "ADD" and other is not None and other.op != "NONE"
+            if node.op not in AFTER_NORM or added:
+                return None
             node = node.source(0)
+        return None
 
     def last_row(self) -> npt.NDArray[np.float32]:
         """The vector (d,) of the last token of a float32 activation (n_tokens, d).
@@ -176,7 +184,7 @@ class Tap:
         self.target = target
         self.residual = residual
         self._row: npt.NDArray[np.float32] | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._done = False
         # Kept on the object: llama.cpp holds only the bare pointer.
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
@@ -190,10 +198,14 @@ class Tap:
         """Forget what was read; to be called before each decode."""
         self._row, self._error, self._done = None, None, False
 
-    def take(self) -> npt.NDArray[np.float32]:
-        """The vector (d,) float32 that the last decode read; raises NativeError if it read none."""
+    def check(self) -> None:
+        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
         if self._error is not None:
             raise self._error
+
+    def take(self) -> npt.NDArray[np.float32]:
+        """The vector (d,) float32 that the last decode read; raises NativeError if it read none."""
+        self.check()
         if self._row is None:
             raise NativeError(
                 f"the model's graph has no product with {self.target}",
@@ -211,19 +223,18 @@ class Tap:
             if not self._done:
                 self._done = True
                 self._read(Tensor(address))
-        except Exception as error:
-            self._error = error
+        except BaseException as error:  # Ctrl+C too: this is the only Python that runs meanwhile
+            self._error, self._done = error, True
         return False
 
     def _is_target(self, node: Tensor) -> bool:
         weight = node.source(0)
-        return weight is not None and weight.name == self.target and node.op in MATRIX_PRODUCTS
+        return weight is not None and weight.name == self.target and node.op == MATRIX_PRODUCT
 
     def _read(self, product: Tensor) -> None:
         x = product.source(1)
         if x is not None and self.residual:
-            norm = next((t for t in x.ancestors() if t.op in NORMALISATIONS), None)
-            x = None if norm is None else norm.source(0)
+            x = x.before_norm()
         if x is None:
             raise NativeError(
                 f"the input of {self.target} has no normalisation before it in this model",

@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .adapter_file import AdapterFile, read_adapter
@@ -26,13 +27,14 @@ from .gguf_bounds import printable
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[str, int, int], None]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 # The stored form of converted adapters; half of float32's size, and the common choice.
 _OUTTYPE = "f16"
+READING = "reading adapters"  # what progress is told; PEFT folders have stages of their own
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
@@ -95,6 +97,7 @@ class Pool:
     problems: tuple[Problem, ...] = ()
     pinned: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    resident: Callable[[], int] = field(default=int, repr=False)  # set by the engine
     _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -110,7 +113,7 @@ class Pool:
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
-        `progress` is called with (done, total, name) before each adapter and at the end;
+        `progress` is called with (stage, done, total) as adapters are read and converted;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
         all problems, when `folder` is no folder of adapters or holds none, and when none of them
         can be used, unless `all_may_be_unfit`.
@@ -123,6 +126,11 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         """The names of all usable adapters, sorted."""
         return tuple(self.adapters)
+
+    @property
+    def resident_bytes(self) -> int:
+        """How many bytes of adapters the engine holds in llama.cpp; 0 without an engine."""
+        return self.resident()
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -167,14 +175,14 @@ class Pool:
         fresh = [entry for entry in entries if entry.path not in known]
         for done, entry in enumerate(fresh):
             if progress is not None:
-                progress(done, len(fresh), entry.name)
+                progress(READING, done, len(fresh))
             try:
-                known[entry.path] = _Known(entry, self._read(entry))
+                known[entry.path] = _Known(entry, self._read(entry, progress))
             except AdapterError as error:
                 reason = "; ".join(error.problems) or error.message
                 problems.append(Problem(entry.name, entry.path, reason, error.hint))
         if progress is not None and fresh:
-            progress(len(fresh), len(fresh), fresh[-1].name)
+            progress(READING, len(fresh), len(fresh))
         problems.sort(key=lambda problem: problem.path)
         if not known and not (problems and self.all_may_be_unfit):
             raise _nothing_usable(self.folder, problems)
@@ -220,11 +228,11 @@ class Pool:
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
-    def _read(self, entry: _Entry) -> AdapterFile:
+    def _read(self, entry: _Entry, progress: Progress | None) -> AdapterFile:
         if not entry.is_peft:
             return read_adapter(entry.path, self.base)
         try:
-            return replace(self._converted(entry), name=entry.name)
+            return replace(self._converted(entry, progress), name=entry.name)
         except OSError as error:
             raise AdapterError(
                 f"cannot convert {entry.path}",
@@ -232,7 +240,7 @@ class Pool:
                 hint=f"converted adapters are written to {self.cache}",
             ) from error
 
-    def _converted(self, entry: _Entry) -> AdapterFile:
+    def _converted(self, entry: _Entry, progress: Progress | None) -> AdapterFile:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
         # Imported here, since a pool of GGUF files has no need of safetensors.
         from .convert import CONVERTER_VERSION, convert_adapter
@@ -245,7 +253,8 @@ class Pool:
             except AdapterError as error:
                 log.warning("%s is damaged and made anew: %s", out, error)
         out.parent.mkdir(parents=True, exist_ok=True)
-        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE)
+        steps = partial(progress, f"converting {entry.name}") if progress else None
+        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps)
         for note in conversion.notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)

@@ -59,7 +59,12 @@ class ProbeContext:
                 self.ctx, llama_cpp.llama_batch_get_one(array, len(piece))
             )
             if code != 0:
-                raise NativeError(f"llama_decode returned {code} while probing the prompt")
+                raise NativeError(
+                    f"llama_decode returned {code} while probing the prompt",
+                    hint="there may be too little memory: try a smaller --ctx-size",
+                )
+            if self.tap is not None:
+                self.tap.check()
 
     def close(self) -> None:
         """Free the context. It must not outlive its model."""
@@ -104,10 +109,10 @@ class HiddenProbe:
             return self._h
         # The last token is always evaluated: its vector is what is asked for.
         keep = min(_common_prefix(self._seen, prompt), len(prompt) - 1)
+        self._seen = []  # until the decode has succeeded, nothing is known of the cache
         if not self._context.forget_after(keep):
             self._context.clear()
             keep = 0
-        self._seen = []  # until the decode has succeeded, nothing is known of the cache
         self._context.decode(prompt[keep:])
         self._h, self._seen = self._tap.take(), prompt
         return self._h

@@ -47,7 +47,7 @@ def test_the_least_recently_used_leave(residents, probe, adapters):
     for adapter in (a, b, a, c):
         held.set_on(probe.ctx, [(adapter, 1.0)])
     assert held.names == ("ad0", "ad2")
-    assert held.n_bytes == a.n_bytes + c.n_bytes <= held.memory
+    assert held.size() == a.n_bytes + c.n_bytes <= held.memory
 
 
 def test_an_adapter_in_use_stays_whatever_the_bound(residents, probe, adapters, random_llama):
@@ -90,12 +90,18 @@ def test_an_empty_mixture_is_the_base(residents, probe, adapters, random_llama):
     assert np.abs(under - before).max() > 0.1
 
 
-def test_a_file_damaged_after_its_check_is_an_error_not_a_crash(
-    residents, probe, tmp_path, random_base
+@pytest.mark.parametrize("change", ["cut", "rewritten", "gone"])
+def test_a_file_changed_after_its_check_never_reaches_llama_cpp(
+    residents, probe, tmp_path, random_base, change
 ):
     path = write_adapter(tmp_path / "x.gguf", seed=9)
     adapter = read_adapter(path, BaseModel.read(random_base))
-    path.write_bytes(path.read_bytes()[:5000])
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif change == "rewritten":
+        write_adapter(path, seed=10)
+    else:
+        path.unlink()
     with pytest.raises(AdapterError, match="x"):
         residents(1 << 30).set_on(probe.ctx, [(adapter, 1.0)])
 

@@ -96,16 +96,14 @@ def test_nothing_is_written_beside_the_adapters(folder):
     assert pool.adapters["translate"].path.is_relative_to(folder.parent / "cache" / "converted")
 
 
-def test_progress_names_each_adapter(folder):
+def test_progress_counts_adapters_and_the_steps_of_a_conversion(folder):
     calls = []
     open_pool(folder, progress=lambda *call: calls.append(call))
-    assert [call[:2] for call in calls] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert sorted(name for done, _, name in calls if done < 4) == [
-        "reverse",
-        "sort-words",
-        "translate",
-        "upper-case",
-    ]
+    reading = [call[1:] for call in calls if call[0] == "reading adapters"]
+    assert reading == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    converting = [call for call in calls if call[0] == "converting translate"]
+    assert converting[-1][1] == converting[-1][2] > 1
+    assert {call[0] for call in calls} == {"reading adapters", "converting translate"}
 
 
 def test_unfit_adapters_are_left_out_with_a_line_each(folder, caplog):
