@@ -1,11 +1,15 @@
 """The engine on a random model: routes, mixtures, and keys and values that are never stale."""
 
+import gc
+import weakref
+
 import llama_cpp
 import numpy as np
 import pytest
 from llama_cpp import Llama, LlamaRAMCache
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
+from logo_local import native
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
 
@@ -211,6 +215,104 @@ def test_under_given_weights_nothing_is_probed(logo, monkeypatch):
         pass
 
 
+def stream_text(chunks):
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+
+def test_a_stream_stays_under_the_weights_it_was_made_under(logo):
+    llm = logo()
+    with llm.base_only():
+        expected = llm(A, **GREEDY)["choices"][0]["text"]
+        stream = llm(A, stream=True, **GREEDY)
+    routed = llm(A, stream=True, **GREEDY)
+    assert stream_text(stream) == expected
+    assert llm.last_route.is_base
+    with llm.base_only():
+        stream_text(routed)
+    assert not llm.last_route.is_base
+
+
+def test_going_on_with_an_answer_after_another_prompt_is_an_error(logo):
+    llm = logo()
+    stream = llm(A, stream=True, **GREEDY)
+    next(stream)
+    llm(B, **GREEDY)
+    with pytest.raises(PromptError, match="another prompt"):
+        list(stream)
+    assert llm(A, **GREEDY)["choices"]
+
+
+def test_without_reset_the_tokens_follow_those_that_are_there(logo):
+    tokens = [1, *range(60, 90)]
+    llm = logo()
+    next(llm.generate(tokens, temp=0.0))
+    whole, route = last_logits(llm), llm.last_route
+    llm = logo()
+    llm.eval(tokens[:20])
+    next(llm.generate(tokens[20:], temp=0.0, reset=False))
+    assert llm.last_route.names == route.names
+    np.testing.assert_allclose(last_logits(llm), whole, atol=1e-4 * np.ptp(whole))
+
+
+def test_asking_for_a_route_takes_nothing_from_the_cache(logo):
+    llm = logo()
+    llm.set_cache(LlamaRAMCache())
+    llm(A, **GREEDY)
+    llm(B, **GREEDY)
+    before = llm._input_ids.tolist()
+    llm.route(A)
+    assert llm._input_ids.tolist() == before
+
+
+def test_timings_are_those_of_this_prompt(logo):
+    llm = logo()
+    llm(A, **GREEDY)
+    with llm.base_only():
+        timings = llm(A, **GREEDY)["logo"]["timings_ms"]
+    assert (timings["probe"], timings["score"]) == (0.0, 0.0)
+    llm.route(B)
+    assert llm.timings_ms["probe"] > 0
+    assert llm.timings_ms["prefill"] == 0.0
+
+
+def test_the_pool_knows_what_is_resident(logo):
+    llm = logo(top_k=2, adapter_memory="1M")
+    assert llm.pool.resident_bytes == 0
+    llm(A, **GREEDY)
+    used = [llm.pool.adapters[name].n_bytes for name in llm.last_route.names]
+    assert llm.pool.resident_bytes == sum(used)
+
+
+def test_nothing_keeps_a_dropped_engine_alive(random_base, random_adapters):
+    llm = LoGo(random_base, random_adapters, n_ctx=256)
+    llm(A, **GREEDY)
+    gone = weakref.ref(llm)
+    gc.disable()
+    try:
+        del llm
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_ctrl_c_during_a_probe_arrives(logo, monkeypatch):
+    llm = logo()
+
+    def interrupted(_self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native.Tensor, "last_row", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.route(A)
+    assert llm.route(A).names
+
+
+def test_settings_without_effect_are_named(logo, caplog):
+    logo(probe="each", layer=0)
+    assert "no effect" in caplog.text
+
+
 def test_generation_runs_without_a_callback(logo):
     llm = logo()
     llm(A, **GREEDY)
@@ -295,6 +397,8 @@ def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
         ({"adapters": None}, SettingsError, "adapters"),
         ({"adapters": "nowhere"}, PoolError, "nowhere"),
         ({"lora_path": "x.gguf"}, SettingsError, "lora_path"),
+        ({"topk": 3}, SettingsError, "topk"),
+        ({"adapter_memory": "lots"}, SettingsError, "adapter_memory"),
     ],
 )
 def test_settings_that_cannot_be_used(logo, settings, error, words):
