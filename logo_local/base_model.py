@@ -38,6 +38,44 @@ class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
         return offset - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The keys of one file, but for the tokenizer's, and the shapes of its tensors."""
+    if not path.is_file():
+        raise ModelError(
+            f"no model file at {path}",
+            hint="give the path of a .gguf model file, or the word demo for the bundled model",
+        )
+    try:
+        reader = _HeaderReader(path)
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
+        }
+        shapes = {t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in reader.tensors}
+    except Exception as error:  # the reader raises whatever the damaged bytes lead it to
+        raise ModelError(
+            f"{path} cannot be read as a GGUF file: {error}",
+            hint="the file may be damaged or only half downloaded: compare its size or "
+            "sha256 with its source",
+        ) from error
+    return fields, shapes
+
+
+def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
+    """The files that follow `path` where a model is split (name-00001-of-00003.gguf)."""
+    count = int(fields.get("split.count", 0))
+    if count < 2:
+        return []
+    if not path.name.endswith(ending := f"-00001-of-{count:05}.gguf"):
+        raise ModelError(
+            f"{path} is a part of a model in {count} files, and not the first",
+            hint=f"give the one whose name ends in {ending}",
+        )
+    stem = path.name.removesuffix(ending)
+    return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(2, count + 1)]
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """The shape of a base model.
@@ -61,31 +99,14 @@ class BaseModel:
     def read(cls, path: str | Path) -> BaseModel:
         """Read the header of the GGUF file at `path`.
 
-        Raises ModelError when the file is missing, is no GGUF model, or lacks a key that every
-        model has. Does not check the weights.
+        Of a model in several files it is the first, and the others lie beside it. Raises
+        ModelError when a file is missing, is no GGUF model, or lacks a key that every model has.
+        Does not check the weights.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ModelError(
-                f"no model file at {path}",
-                hint="give the path of a .gguf model file, or the word demo for the bundled model",
-            )
-        try:
-            reader = _HeaderReader(path)
-            fields = {
-                name: field.contents()
-                for name, field in reader.fields.items()
-                if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
-            }
-            tensors = {
-                t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in reader.tensors
-            }
-        except Exception as error:  # the reader raises whatever the damaged bytes lead it to
-            raise ModelError(
-                f"{path} cannot be read as a GGUF file: {error}",
-                hint="the file may be damaged or only half downloaded: compare its size or "
-                "sha256 with its source",
-            ) from error
+        fields, tensors = _read_header(path)
+        for other in _other_parts(path, fields):
+            tensors |= _read_header(other)[1]
         if fields.get("general.type", "model") != "model":
             raise ModelError(
                 f"{path} is not a model: its general.type is {fields['general.type']!r}",

@@ -77,6 +77,35 @@ def test_a_damaged_file_is_an_error(random_base, tmp_path, keep):
         BaseModel.read(path)
 
 
+def split(folder):
+    """Two files that are one model; returns them."""
+    writer = gguf.GGUFWriter(folder / "big.gguf", "llama", split_max_tensors=1)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_embedding_length(8)
+    for name in ("token_embd", "output"):
+        writer.add_tensor(f"{name}.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("big-*.gguf"))
+
+
+def test_a_model_in_several_files_is_read_whole(tmp_path):
+    first, second = split(tmp_path)
+    assert set(BaseModel.read(first).tensors) == {"token_embd.weight", "output.weight"}
+    second.unlink()
+    with pytest.raises(ModelError, match="00002-of-00002"):
+        BaseModel.read(first)
+
+
+def test_a_later_part_names_the_first(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        BaseModel.read(split(tmp_path)[1])
+    assert "-00001-of-00002.gguf" in caught.value.hint
+
+
 def test_a_missing_file_says_what_to_give(tmp_path):
     with pytest.raises(ModelError) as caught:
         BaseModel.read(tmp_path / "none.gguf")
