@@ -6,7 +6,7 @@
 # make clean   remove all that this file makes
 #
 # The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
-# made again unless pyproject.toml changes. Another Python: make test PYTHON=python3.12
+# made again unless pyproject.toml changes. Another Python: make clean test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV   := .venv
@@ -57,7 +57,8 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(call install,.)
 	@touch $@
 
-# torch is pinned in the same call: alone, pip would fetch its newest, with all of CUDA.
+# Where pip's index has only builds of torch with CUDA (several GB), the CPU build does as well:
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	$(call install,.[test])
 	@touch $(VENV)/installed $@

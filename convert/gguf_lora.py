@@ -43,9 +43,10 @@ def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) ->
         os.replace(unfinished, out)
     except OSError as error:
         full_or_forbidden = "is there space on the disk, and may you write to the folder?"
+        changed = "convert again when nothing else writes to the adapter's folder"
         raise ConversionError(
             f"cannot make {out}: {error.strerror or error}",
-            hint=full_or_forbidden if error.errno else "",
+            hint=full_or_forbidden if error.errno else changed,
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -126,7 +126,9 @@ class AdapterFile:
                 self.check_unchanged()
                 a, b = _values(file, module.a), _values(file, module.b)
         except OSError as error:
-            raise AdapterError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise AdapterError(
+                f"{self.path} cannot be read: {error.strerror}", hint="rescan the folder"
+            ) from error
         return (np.ascontiguousarray(a.T) if _is_embedding(target) else a), b
 
 
@@ -150,7 +152,7 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
-        raise AdapterError(_refused(path), problems=[reason]) from error
+        raise AdapterError(_refused(path), problems=[reason], hint="may you read it?") from error
     if found.kinds:
         raise AdapterError(_refused(path), problems=found.lines, hint=_hint(found, base))
     return AdapterFile(path.stem, path, alpha, modules, stat.st_size, stat.st_mtime_ns)

@@ -37,7 +37,7 @@ def _home() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """The folder of everything that can be made again: converted adapters, indexes."""
+    """The folder of everything that can be made again: converted adapters."""
     home = _home()
     return home / "cache" if home else Path(platformdirs.user_cache_dir(APP_NAME, False))
 

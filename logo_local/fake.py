@@ -123,7 +123,8 @@ class FakeLoGo:
             self.pool.check_name(name)
         ordered = dict(sorted(weights.items(), key=lambda item: -item[1]))
         names, shares = tuple(ordered), tuple(ordered.values())
-        before, self._fixed = self._fixed, Route(names, shares, shares)
+        mixture = "scales" if names else "none"
+        before, self._fixed = self._fixed, Route(names, shares, shares, mixture=mixture)
         try:
             yield
         finally:

@@ -301,7 +301,9 @@ def _scan(folder: Path) -> tuple[list[_Entry], list[Problem]]:
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
-        raise PoolError(f"the folder {folder} cannot be read: {error.strerror}") from error
+        raise PoolError(
+            f"the folder {folder} cannot be read: {error.strerror}", hint="may you read it?"
+        ) from error
     # Files first: where an adapter lies there in both forms, the converted one is taken.
     for path in sorted(paths, key=lambda path: (os.path.isdir(path), path.name)):
         try:

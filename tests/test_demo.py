@@ -1,0 +1,118 @@
+"""The bundled model, as it ships: its sums, its sizes, its accuracies, and the two ways to see it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from logo_local import config
+from logo_local.base_model import BaseModel
+from logo_local.engine import LoGo
+
+FOLDER = config.demo_folder()
+PER_TASK = 6  # prompts; the manifest's figures are of 40
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return json.loads((FOLDER / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def demo():
+    llm = LoGo("demo", n_threads=2, n_threads_batch=2)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return [e for path in sorted((FOLDER / "eval").glob("*.jsonl")) for e in lines(path)[:PER_TASK]]
+
+
+def accuracy(llm, examples, weights_of):
+    """The share of examples answered to the letter under the weights for each."""
+    right = 0
+    for example in examples:
+        with llm.under(weights_of(example)):
+            messages = [{"role": "user", "content": example["context"]}]
+            reply = llm.create_chat_completion(messages, temperature=0.0, max_tokens=48)
+        right += reply["choices"][0]["message"]["content"].strip() == example["completion"]
+    return right / len(examples)
+
+
+def test_every_file_is_as_in_the_manifest(manifest):
+    shipped = {
+        path.relative_to(FOLDER).as_posix()
+        for path in FOLDER.rglob("*")
+        if path.suffix in (".gguf", ".jsonl")
+    }
+    assert shipped == set(manifest["files"])
+    for name, entry in manifest["files"].items():
+        content = (FOLDER / name).read_bytes()
+        assert len(content) == entry["bytes"], name
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"], name
+
+
+def test_the_sizes_are_those_of_a_laptop_demo(manifest):
+    assert manifest["files"]["logo-demo.gguf"]["bytes"] <= 12_000_000
+    adapters = [e["bytes"] for n, e in manifest["files"].items() if n.startswith("adapters/")]
+    assert len(adapters) >= 12
+    assert max(adapters) <= 500_000
+    base = BaseModel.read(FOLDER / "logo-demo.gguf")
+    assert base.architecture == "llama"
+    assert (
+        2e6 <= sum(rows * n for rows, n in (s for s in base.tensors.values() if len(s) == 2)) < 1e7
+    )
+
+
+def test_the_tasks_fall_into_the_five_families(manifest):
+    families = {task["family"] for task in manifest["tasks"].values()}
+    assert families == {"puzzles", "translation", "struct-to-text", "closed-book", "inference"}
+    assert set(manifest["tasks"]) == {p.stem for p in (FOLDER / "adapters").glob("*.gguf")}
+
+
+def test_the_manifest_says_what_was_asked_for(manifest):
+    tasks = manifest["tasks"].values()
+    assert sum(task["base_accuracy"] for task in tasks) / len(tasks) < 0.40
+    assert sum(task["own_accuracy"] for task in tasks) / len(tasks) >= 0.85
+
+
+def test_the_base_alone_is_poor_at_the_tasks(demo, examples):
+    assert accuracy(demo, examples, lambda _example: {}) < 0.40
+
+
+def test_each_adapter_is_good_at_its_own_task(demo, examples):
+    assert accuracy(demo, examples, lambda example: {example["adapter"]: 1.0}) >= 0.85
+
+
+def test_a_prompt_is_routed_among_all_adapters(demo, examples, manifest):
+    route = demo.route([{"role": "user", "content": examples[0]["context"]}])
+    assert route.all_scores.keys() == manifest["tasks"].keys()
+    assert len(route.names) == demo.top_k
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, check=True
+    )
+
+
+def test_what_make_demo_shows():
+    shown = run("logo_local.showcase").stdout
+    for example in lines(FOLDER / "demo_prompts.jsonl"):
+        assert " ".join(example["completion"].split()) in " ".join(shown.split())
+
+
+def test_the_program_answers_with_the_demo_model(examples):
+    context = examples[0]["context"]
+    done = run("logo_local", "run", "demo", context, "--json")
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"text", "route", "usage", "timings_ms"}
+    assert answer["route"]["adapters"]
