@@ -20,6 +20,7 @@ from .tensor_names import TensorNames
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 _F16_MAX = float(np.finfo(np.float16).max)
+_LARGEST = {"f16": _F16_MAX, "q8_0": 127 * _F16_MAX}  # q8_0: 127 times a scale in f16
 _F32_MAX = float(np.finfo(np.float32).max)
 
 Progress = Callable[[int, int], None]
@@ -264,7 +265,7 @@ def _check_values(row: Row, findings: Findings) -> float:
             )
             continue
         written = largest * (abs(row.factor) if part == "B" else 1.0)
-        if written > (_F16_MAX if type_name == "f16" else _F32_MAX):
+        if written > _LARGEST.get(type_name, _F32_MAX):
             findings.add(
                 f"{row.peft_name}: lora_{part} has numbers up to {written:.3g}, "
                 f"too large for {type_name}",

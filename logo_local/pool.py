@@ -315,7 +315,7 @@ def _scan(folder: Path) -> tuple[list[_Entry], list[Problem]]:
             log.debug("%s is no adapter", path)
         elif entry.name in entries:
             taken = entries[entry.name].path.name
-            reason = f"{taken} has the same name, {entry.name}, and is used"
+            reason = f"{taken} has the same name, {entry.name}, and comes first"
             problems.append(Problem(entry.name, path, reason, "rename one of them"))
         else:
             entries[entry.name] = entry

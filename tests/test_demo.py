@@ -1,4 +1,4 @@
-"""The bundled model, as it ships: its sums, its sizes, its accuracies, and the two ways to see it."""
+"""The bundled model as it ships: sums, sizes, accuracies, and the ways to see it at work."""
 
 import hashlib
 import json

@@ -202,7 +202,7 @@ def test_of_two_with_one_name_the_gguf_file_is_used(folder):
     used = pool.adapters["reverse"].path.name
     assert used == "reverse.GGUF"
     assert [problem.path.name for problem in pool.problems] == ["reverse", "reverse.gguf"]
-    assert all("has the same name, reverse, and is used" in p.reason for p in pool.problems)
+    assert all("has the same name, reverse, and comes first" in p.reason for p in pool.problems)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
