@@ -8,7 +8,6 @@ calls, streaming and stop words are the parent's. No printing, no files beyond t
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,20 +27,16 @@ from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
 from .routing import Route, select
-from .signals import SIGNALS, entropy
-
-PROBES = ("one-pass", "each")
-TAPS = ("input", "residual")
-MIXTURES = ("auto", "scales")
-SIGNAL_NAMES = ("auto", *SIGNALS)
-
-DEFAULT_TOP_K = 3
-DEFAULT_N_CTX = 4096
-DEFAULT_ADAPTER_MEMORY = 2 << 30  # bytes
+from .settings import (
+    DEFAULT_ADAPTER_MEMORY,
+    DEFAULT_LAYER,
+    DEFAULT_N_CTX,
+    DEFAULT_TOP_K,
+    RoutingSettings,
+)
+from .signals import entropy
 
 Progress = Callable[[str, int, int], None]
-
-log = logging.getLogger(__name__)
 
 
 class _PromptSeen(Exception):
@@ -83,7 +78,7 @@ class LoGo(Llama):  # type: ignore[misc]
         signal: str = "auto",
         top_k: int = DEFAULT_TOP_K,
         probe: str = "one-pass",
-        layer: int = -1,
+        layer: int = DEFAULT_LAYER,
         tap: str = "input",
         mixture: str = "auto",
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
@@ -95,12 +90,9 @@ class LoGo(Llama):  # type: ignore[misc]
         started = time.perf_counter()
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
-        self._signal, memory = _checked_options(
-            signal, probe, tap, mixture, top_k, adapter_memory, adapters, llama
-        )
-        self._probe_kind, self.top_k = probe, top_k
-        if probe == "each" and (layer, tap) != (-1, "input"):
-            log.warning("layer and tap have no effect with probe 'each', which reads no block")
+        routing = RoutingSettings(signal, top_k, probe, layer, tap, mixture, adapter_memory)
+        routing.check(other_problems=_problems(adapters, llama))
+        self._signal, self._probe_kind, self.top_k = routing.resolved_signal, probe, top_k
         self._layer, self._residual = layer, tap == "residual"
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
@@ -122,7 +114,7 @@ class LoGo(Llama):  # type: ignore[misc]
                 verbose=verbose,
                 **llama,
             )
-        self._residents = ResidentAdapters(self.model, memory)
+        self._residents = ResidentAdapters(self.model, routing.memory)
         self._probes = _Probes()
         # Without a reference to self: the parent's memory is freed as soon as nobody holds it.
         self._stack.callback(_free, self._residents, self._probes, self.ctx)
@@ -458,38 +450,9 @@ def _prompt_errors() -> Iterator[None]:
         ) from error
 
 
-def _checked_options(
-    signal: str,
-    probe: str,
-    tap: str,
-    mixture: str,
-    top_k: int,
-    adapter_memory: int | str,
-    adapters: str | Path | None,
-    llama: Mapping[str, Any],
-) -> tuple[str, int]:
-    """The signal to use and the memory in bytes; one SettingsError with all that is wrong."""
-    problems = [
-        f"{option} is {value!r}, and can be {', '.join(allowed)}"
-        for option, value, allowed in (
-            ("signal", signal, SIGNAL_NAMES),
-            ("probe", probe, PROBES),
-            ("tap", tap, TAPS),
-            ("mixture", mixture, MIXTURES),
-        )
-        if value not in allowed
-    ]
-    if probe == "each" and signal not in ("auto", "entropy"):
-        problems.append(f"signal {signal!r} is not defined for probe 'each', only 'entropy' is")
-    if top_k < 1:
-        problems.append(f"top_k is {top_k}, and must be at least 1")
-    memory = 0
-    try:
-        memory = config.parse_size(adapter_memory)
-    except ValueError as error:
-        problems.append(f"adapter_memory: {error}")
-    if adapters is None:
-        problems.append("adapters names no folder")
+def _problems(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:
+    """What cannot be used of the folder and of the parent's arguments."""
+    problems = [] if adapters is not None else ["adapters names no folder"]
     # The parent takes any keyword and ignores those that it does not know.
     known = inspect.signature(Llama.__init__).parameters
     problems += [f"there is no setting {name!r}" for name in llama if name not in known]
@@ -497,12 +460,4 @@ def _checked_options(
         problems.append("lora_path cannot be given: put that adapter into the adapters folder")
     if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
         problems.append("chat handlers with images are not supported: only text is routed")
-    if problems:
-        raise SettingsError(
-            "the engine's settings cannot be used",
-            problems=problems,
-            hint="logo-local run --help lists them, and llama_cpp.Llama's are taken too",
-        )
-    if signal == "auto":
-        signal = "entropy" if probe == "each" else "norm"
-    return signal, memory
+    return problems

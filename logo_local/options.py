@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import config
+from . import config, settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,34 +51,44 @@ ROUTING = (
     ),
     _shared(
         "--signal",
-        type=click.Choice(["auto", "norm", "entropy"]),
+        type=click.Choice(settings.SIGNAL_NAMES),
         default="auto",
         help="How an adapter's score is made.",
     ),
-    _shared("--top-k", type=click.IntRange(1), default=3, help="The most adapters to blend."),
+    _shared(
+        "--top-k",
+        type=click.IntRange(1),
+        default=settings.DEFAULT_TOP_K,
+        help="The most adapters to blend.",
+    ),
     _shared(
         "--probe",
-        type=click.Choice(["one-pass", "each"]),
+        type=click.Choice(settings.PROBES),
         default="one-pass",
         help="One pass of the base model for all, or one evaluation with each adapter.",
     ),
-    _shared("--layer", type=int, default=-1, help="The block to probe; -1 is the last."),
+    _shared(
+        "--layer",
+        type=int,
+        default=settings.DEFAULT_LAYER,
+        help="The block to probe; -1 is the last.",
+    ),
     _shared(
         "--tap",
-        type=click.Choice(["input", "residual"]),
+        type=click.Choice(settings.TAPS),
         default="input",
         help="Read the projection's input, or the state before the block's norm.",
     ),
     _shared(
         "--mixture",
-        type=click.Choice(["auto", "scales"]),
+        type=click.Choice(settings.MIXTURES),
         default="auto",
         help="How llama.cpp blends the adapters.",
     ),
     _shared(
         "--adapter-memory",
         type=Size(),
-        default="2G",
+        default=settings.DEFAULT_ADAPTER_MEMORY,
         help="The most that loaded adapters may take.",
     ),
     _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),

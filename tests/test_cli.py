@@ -15,6 +15,7 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, cli, convert, options
+from logo_local.config import parse_size
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 
@@ -174,21 +175,14 @@ def test_defaults_are_the_engines_own(call, llm):
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     del llm.settings["progress"], llm.settings["model_path"], llm.settings["adapters"]
+    assert 0 < llm.settings.pop("seed") < 2**32  # drawn anew: llama_cpp's own never changes
+    assert llm.settings.pop("adapter_memory") == parse_size(defaults["adapter_memory"])
     gpu_layers = llm.settings.pop("n_gpu_layers")
     assert gpu_layers == inspect.signature(LoGo.__base__).parameters["n_gpu_layers"].default
     assert llm.settings == {name: defaults[name] for name in llm.settings}
 
 
-def test_choices_are_the_engines_own():
-    from logo_local import engine
-
-    choices = {p.name: list(p.type.choices) for p in cli.run.params if hasattr(p.type, "choices")}
-    assert choices == {
-        "signal": list(engine.SIGNAL_NAMES),
-        "probe": list(engine.PROBES),
-        "tap": list(engine.TAPS),
-        "mixture": list(engine.MIXTURES),
-    }
+def test_outtypes_are_the_converters_own():
     assert options.OUTTYPES == convert.OUTTYPES
 
 

@@ -1,0 +1,85 @@
+"""How routing can be set: names, defaults, and one check of them all.
+
+The engine, the command line and the config file take their lists and defaults from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import config
+from .errors import SettingsError
+from .signals import SIGNALS
+
+log = logging.getLogger(__name__)
+
+SIGNAL_NAMES = ("auto", *SIGNALS)
+PROBES = ("one-pass", "each")
+TAPS = ("input", "residual")
+MIXTURES = ("auto", "scales")
+
+DEFAULT_TOP_K = 3
+DEFAULT_LAYER = -1
+DEFAULT_ADAPTER_MEMORY = "2G"
+DEFAULT_N_CTX = 4096  # tokens, or what the model was trained with, if that is less
+
+
+@dataclass(frozen=True)
+class RoutingSettings:
+    """What a caller asked for; see `LoGo` for the meaning of each."""
+
+    signal: str = "auto"
+    top_k: int = DEFAULT_TOP_K
+    probe: str = "one-pass"
+    layer: int = DEFAULT_LAYER
+    tap: str = "input"
+    mixture: str = "auto"
+    adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
+
+    @property
+    def resolved_signal(self) -> str:
+        """The signal that "auto" stands for, or the one that was named."""
+        if self.signal != "auto":
+            return self.signal
+        return "entropy" if self.probe == "each" else "norm"
+
+    @property
+    def memory(self) -> int:
+        """`adapter_memory` in bytes."""
+        return config.parse_size(self.adapter_memory)
+
+    def check(self, other_problems: Sequence[str] = ()) -> None:
+        """Raise one SettingsError with all that is wrong here, and with `other_problems`.
+
+        A setting that has no effect beside the others is named in the log. Does not know the
+        model: whether it has the layer is seen later.
+        """
+        problems = [
+            f"{name} is {value!r}, and can be {', '.join(allowed)}"
+            for name, value, allowed in (
+                ("signal", self.signal, SIGNAL_NAMES),
+                ("probe", self.probe, PROBES),
+                ("tap", self.tap, TAPS),
+                ("mixture", self.mixture, MIXTURES),
+            )
+            if value not in allowed
+        ]
+        if self.probe == "each" and self.signal not in ("auto", "entropy"):
+            problems.append(f"signal {self.signal!r} needs probe 'one-pass': 'each' has 'entropy'")
+        if self.top_k < 1:
+            problems.append(f"top_k is {self.top_k}, and must be at least 1")
+        try:
+            config.parse_size(self.adapter_memory)
+        except ValueError as error:
+            problems.append(f"adapter_memory: {error}")
+        problems += other_problems
+        if problems:
+            raise SettingsError(
+                "the engine's settings cannot be used",
+                problems=problems,
+                hint="logo-local run --help lists them, and llama_cpp.Llama's are taken too",
+            )
+        if self.probe == "each" and (self.layer, self.tap) != (DEFAULT_LAYER, "input"):
+            log.warning("layer and tap have no effect with probe 'each', which reads no block")
