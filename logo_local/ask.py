@@ -32,6 +32,7 @@ class Engine(Protocol):
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
     def base_only(self) -> AbstractContextManager[None]: ...  # noqa: D102
+    def under(self, weights: Mapping[str, float]) -> AbstractContextManager[None]: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

@@ -1,4 +1,4 @@
-"""The demo: prompts answered by the base alone and under their own mixture, side by side.
+"""The demo: prompts answered by the base, under their mixture, and by the right adapter alone.
 
     python -m logo_local.showcase
 
@@ -46,17 +46,12 @@ class Result:
     example: Example
     base: str
     mixture: str
+    own: str
     route: Route
 
-    @property
-    def base_is_right(self) -> bool:
-        """Whether the base alone gave the right answer, to the letter."""
-        return self.base.strip() == self.example.completion.strip()
-
-    @property
-    def mixture_is_right(self) -> bool:
-        """Whether the mixture gave the right answer, to the letter."""
-        return self.mixture.strip() == self.example.completion.strip()
+    def is_right(self, answer: str) -> bool:
+        """Whether `answer` is the right one, to the letter."""
+        return answer.strip() == self.example.completion.strip()
 
     @property
     def own_is_first(self) -> bool:
@@ -78,13 +73,16 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def results(llm: Engine, examples: Iterable[Example]) -> Iterator[Result]:
-    """Answer each example twice, greedily."""
+    """Answer each example greedily: by the base, under its mixture, by its own adapter."""
     for example in examples:
         prompt = as_prompt(llm, example.context)
         with llm.base_only():
             base = ask(llm, prompt, _GREEDY).text
         mixture = ask(llm, prompt, _GREEDY).text
-        yield Result(example, base, mixture, llm.last_route or Route())
+        route = llm.last_route or Route()
+        with llm.under({example.adapter: 1.0}):
+            own = ask(llm, prompt, _GREEDY).text
+        yield Result(example, base, mixture, own, route)
 
 
 def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Result]:
@@ -98,17 +96,18 @@ def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Res
 
 
 def _show_one(result: Result, console: Console) -> None:
-    def judged(answer: str, right: bool) -> Text:
-        mark, style = ("yes", "green") if right else ("no ", "red")
+    def judged(answer: str) -> Text:
+        mark, style = ("yes", "green") if result.is_right(answer) else ("no ", "red")
         return Text.assemble((mark, style), f"  {answer.strip() or '(nothing)'}")
 
     own = result.example.adapter
     rows = {
         "prompt": Text(result.example.context, "bold"),
         "right": Text(f"     {result.example.completion}"),
-        "base": judged(result.base, result.base_is_right),
-        "mixture": judged(result.mixture, result.mixture_is_right),
+        "base": judged(result.base),
+        "mixture": judged(result.mixture),
         "blended": Text(report.blend_line(result.route, console.width - 10)),
+        "own": judged(result.own),
         "trained": Text(own if result.own_is_first else f"{own}, which is not the first above"),
     }
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -123,12 +122,13 @@ def _show_one(result: Result, console: Console) -> None:
 def summary(done: list[Result]) -> str:
     """The results in one line."""
     n = len(done)
-    base = sum(result.base_is_right for result in done)
-    mixture = sum(result.mixture_is_right for result in done)
+    base = sum(result.is_right(result.base) for result in done)
+    mixture = sum(result.is_right(result.mixture) for result in done)
+    own = sum(result.is_right(result.own) for result in done)
     first = sum(result.own_is_first for result in done)
     return (
-        f"base alone right: {base} of {n} · mixture right: {mixture} of {n} · "
-        f"own adapter first: {first} of {n}"
+        f"of {n} prompts, right are: base alone {base}, mixture {mixture}, "
+        f"own adapter alone {own}; its own adapter comes first for {first}"
     )
 
 
@@ -140,8 +140,11 @@ def main() -> None:
         llm = open_engine("demo", None)
         try:
             console = out_console()
-            how = "Each prompt is answered twice: by the base alone, and under its own mixture of "
-            console.print(f"{how}{len(llm.pool.names)} adapters.\n")
+            console.print(
+                f"Each prompt is answered by the base alone, under the mixture that is blended for "
+                f"it from {len(llm.pool.names)} adapters, and, to compare, by its own adapter: the "
+                "one trained for its kind, which the program is not told.\n"
+            )
             show(llm, examples, console)
         finally:
             llm.close()

@@ -15,7 +15,7 @@ EXAMPLES = [
     Example("Sort: pear apple", "apple pear", "sort-words"),
     Example("Backwards: a b, and do it for a line that is much longer than this", "b a", "reverse"),
 ]
-ANSWERS = ["pear apple", " apple pear\n", "a", ""]
+ANSWERS = ["pear apple", " apple pear\n", "apple pear", "a", "", "b a"]
 
 
 @pytest.fixture
@@ -30,29 +30,32 @@ def test_what_is_shown(llm, width):
     text = console.file.getvalue()
     lines = [line.rstrip() for line in text.splitlines()]
     assert all(len(line) <= width for line in lines)
-    assert lines[:5] == [
+    assert lines[:6] == [
         "prompt   Sort: pear apple",
         "right         apple pear",
         "base     no   pear apple",
         "mixture  yes  apple pear",
         "blended  sort-words 0.75 · +1" if width == 30 else
         "blended  sort-words 0.75 · reverse 0.25",
+        "own      yes  apple pear",
     ]  # fmt: skip
     assert "mixture  no   (nothing)" in lines
     if width == 80:
         assert "trained  sort-words" in lines
         assert "trained  reverse, which is not the first above" in lines
-        assert lines[-1] == (
-            "base alone right: 0 of 2 · mixture right: 1 of 2 · own adapter first: 1 of 2"
+        assert " ".join(lines[-2:]) == (
+            "of 2 prompts, right are: base alone 0, mixture 1, own adapter alone 2; "
+            "its own adapter comes first for 1"
         )
     assert [result.own_is_first for result in done] == [True, False]
 
 
-def test_each_prompt_is_asked_twice(llm):
+def test_each_prompt_is_answered_three_ways(llm):
     done = list(showcase.results(llm, EXAMPLES))
-    assert [call.prompt for call in llm.history] == [e.context for e in EXAMPLES for _ in "12"]
+    assert [call.prompt for call in llm.history] == [e.context for e in EXAMPLES for _ in "123"]
     assert {call.options["temperature"] for call in llm.history} == {0.0}
-    assert [(r.base_is_right, r.mixture_is_right) for r in done] == [(False, True), (False, False)]
+    right = [[r.is_right(answer) for answer in (r.base, r.mixture, r.own)] for r in done]
+    assert right == [[False, True, True], [False, False, True]]
 
 
 def test_examples_are_read(tmp_path):
