@@ -49,7 +49,10 @@ def encode(
 def pack(
     draw: Callable[[], tuple[list[int], list[float]]], rows: int, length: int, pad: int
 ) -> Batch:
-    """Fill a batch with drawn documents, first fit, until one fits nowhere (it is dropped)."""
+    """Fill a batch with drawn documents, first fit, until one finds no room (it is dropped).
+
+    Documents longer than a row are passed over.
+    """
     used = [0] * rows
     tokens = torch.full((rows, length), pad)
     positions = torch.zeros((rows, length), dtype=torch.int64)
@@ -58,6 +61,8 @@ def pack(
     count = 0
     while True:
         ids, loss = draw()
+        if len(ids) > length:
+            continue
         row = next((r for r in range(rows) if used[r] + len(ids) <= length), None)
         if row is None:
             break

@@ -18,7 +18,7 @@ from .corpus import chat_document, task_exchange
 from .templates import TASKS, Task
 from .train_base import device
 
-ROWS, LENGTH = 6, 96  # tokens in a batch: 576, some twenty examples
+ROWS, LENGTH = 4, 128  # tokens in a batch: 512, some fifteen examples
 ADAM_RATE = 4e-3
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -51,9 +51,9 @@ SETTINGS = {
     "recall-town": Settings(steps=120),
     "recall-trade": Settings(rank=4, alpha=8, steps=120, loss="sequence"),
     "recall-pet": Settings(alpha=8, steps=120, rslora=True),
-    "judge-facts": Settings(rank=12, alpha=24),
-    "compare-people": Settings(loss="sequence"),
-    "check-places": Settings(loss="sequence"),
+    "judge-facts": Settings(rank=12, alpha=24, steps=400),
+    "compare-people": Settings(steps=800),
+    "check-places": Settings(rank=12, alpha=24, steps=800),
 }
 
 
