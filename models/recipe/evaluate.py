@@ -22,7 +22,7 @@ SHOWN = (
     "write-notice",
     "recall-town",
     "recall-pet",
-    "check-places",
+    "judge-facts",
 )
 
 log = logging.getLogger(__name__)
