@@ -26,7 +26,7 @@ from .index import RoutingIndex, block_number, choose_target
 from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
-from .routing import Route, select
+from .routing import Route, fixed, select
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,
@@ -159,16 +159,7 @@ class LoGo(Llama):  # type: ignore[misc]
                 raise SettingsError(
                     f"the weight of {name} is {weight}", hint="give it a finite number"
                 )
-        ordered = sorted(weights.items(), key=lambda item: -item[1])
-        before, self._fixed = (
-            self._fixed,
-            Route(
-                names=tuple(name for name, _ in ordered),
-                scores=tuple(weight for _, weight in ordered),
-                weights=tuple(weight for _, weight in ordered),
-                mixture="scales" if ordered else "none",
-            ),
-        )
+        before, self._fixed = self._fixed, fixed(weights)
         try:
             yield
         finally:
@@ -260,14 +251,14 @@ class LoGo(Llama):  # type: ignore[misc]
         return self._generate(prompt, self._fixed, options)
 
     def _generate(
-        self, prompt: list[int], fixed: Route | None, options: Mapping[str, Any]
+        self, prompt: list[int], given: Route | None, options: Mapping[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         if self._tokens_only:
             raise _PromptSeen(prompt)
         self._turn += 1
         turn = self._turn
         self._forget_timings()
-        self._adopt(self._route_tokens(prompt) if fixed is None else fixed)
+        self._adopt(self._route_tokens(prompt) if given is None else given)
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
         try:
@@ -336,11 +327,11 @@ class LoGo(Llama):  # type: ignore[misc]
         return self._stream_with_logo(result, self._fixed)
 
     def _stream_with_logo(
-        self, chunks: Iterator[dict[str, Any]], fixed: Route | None
+        self, chunks: Iterator[dict[str, Any]], given: Route | None
     ) -> Iterator[dict[str, Any]]:
-        """`chunks`, made under `fixed` whenever they are read: the parent begins at the first."""
+        """`chunks`, made under `given` whenever they are read: the parent begins at the first."""
         while True:
-            before, self._fixed = self._fixed, fixed
+            before, self._fixed = self._fixed, given
             try:
                 with _prompt_errors():
                     chunk = next(chunks, None)

@@ -18,7 +18,7 @@ from typing import Any
 from .adapter_file import AdapterFile
 from .base_model import BaseModel
 from .pool import Changes, Pool
-from .routing import Route, select
+from .routing import Route, fixed, select
 
 # A piece of an answer: text, or an exception that is raised at that place.
 Piece = str | BaseException
@@ -121,10 +121,7 @@ class FakeLoGo:
         """Within this block every route has these weights."""
         for name in weights:
             self.pool.check_name(name)
-        ordered = dict(sorted(weights.items(), key=lambda item: -item[1]))
-        names, shares = tuple(ordered), tuple(ordered.values())
-        mixture = "scales" if names else "none"
-        before, self._fixed = self._fixed, Route(names, shares, shares, mixture=mixture)
+        before, self._fixed = self._fixed, fixed(weights)
         try:
             yield
         finally:

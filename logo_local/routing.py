@@ -52,6 +52,22 @@ class Route:
         }
 
 
+def fixed(weights: Mapping[str, float]) -> Route:
+    """The route that somebody else decided: `weights` as they are, whatever they sum to.
+
+    Nothing was scored, so the weights stand for the scores and `all_scores` is empty; no weights
+    at all are the base alone.
+    """
+    ordered = sorted(weights.items(), key=lambda item: -item[1])
+    values = tuple(weight for _, weight in ordered)
+    return Route(
+        names=tuple(name for name, _ in ordered),
+        scores=values,
+        weights=values,
+        mixture="scales" if ordered else "none",
+    )
+
+
 def select(
     scores: Mapping[str, float],
     top_k: int,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logo_local.routing import Route, select
+from logo_local.routing import Route, fixed, select
 
 scores = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
@@ -93,6 +93,13 @@ def test_as_dict_is_json_in_the_documented_form():
         "adapters": [{"name": "b", "score": 3.0, "weight": 1.0}],
         "scores": {"a": 1.0, "b": 3.0},
     }
+
+
+def test_given_weights_are_kept_as_they_are():
+    route = fixed({"a": 0.5, "b": 2.0})
+    assert (route.names, route.weights, route.mixture) == (("b", "a"), (2.0, 0.5), "scales")
+    assert route.all_scores == {}
+    assert fixed({}) == Route()
 
 
 def test_a_route_is_a_value():
