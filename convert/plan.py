@@ -135,16 +135,23 @@ def plan_conversion(
     placed = _place(adapter, base, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
+    broken: list[str] = []
     largest_b = 0.0
     for done, (module, target, heads) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
         factor = 1.0 if same else module.effective_alpha / lora_alpha
         types = _gguf_type(module.a.shape, outtype), _gguf_type(module.b.shape, outtype)
         row = Row(module, target, factor, heads, types)
-        largest_b = max(largest_b, _check_values(row, findings))
+        largest_b = max(largest_b, _check_values(row, findings, broken))
         rows.append(row)
         if progress:
             progress(2 * (done + 1), 2 * len(placed))
+    if broken:  # as a rule all of them are, or none
+        more = f", and so have {len(broken) - 1} more" if len(broken) > 1 else ""
+        findings.add(
+            f"{broken[0]} has numbers that are not finite (NaN or infinity){more}",
+            "the training run broke down; use an earlier checkpoint",
+        )
     if findings.problems:
         raise ConversionError(
             f"cannot convert {source}", problems=findings.problems, hint=findings.hint
@@ -249,8 +256,11 @@ def _gguf_type(shape: tuple[int, ...], outtype: str) -> str:
     return "f16" if outtype == "q8_0" and shape[-1] % 32 else outtype
 
 
-def _check_values(row: Row, findings: Findings) -> float:
-    """Look for numbers that cannot be written. Returns the largest magnitude in B."""
+def _check_values(row: Row, findings: Findings, broken: list[str]) -> float:
+    """Look for numbers that cannot be written. Returns the largest magnitude in B.
+
+    Tensors that hold NaN or infinity are added to `broken`.
+    """
     largest = 0.0
     for part, tensor, type_name in zip("AB", (row.module.a, row.module.b), row.types, strict=True):
         try:
@@ -259,10 +269,7 @@ def _check_values(row: Row, findings: Findings) -> float:
             findings.add(f"{row.peft_name}: lora_{part} cannot be read: {error}")
             return 0.0
         if not math.isfinite(largest):  # NaN spreads through max
-            findings.add(
-                f"{row.peft_name}: lora_{part} has numbers that are not finite (NaN or infinity)",
-                "the training run broke down; use an earlier checkpoint",
-            )
+            broken.append(f"{row.peft_name}: lora_{part}")
             continue
         written = largest * (abs(row.factor) if part == "B" else 1.0)
         if written > _LARGEST.get(type_name, _F32_MAX):

@@ -382,6 +382,11 @@ REFUSALS = {
     ),
     "a vector": ({}, {AQ: ones(64)}, "both must have two dimensions"),
     "NaN": ({}, {BQ: ones(64, 4) * np.nan}, "lora_B has numbers that are not finite"),
+    "NaN twice": (
+        {},
+        {AQ: ones(4, 64) * np.nan, BQ: ones(64, 4) * np.nan},
+        "lora_A has numbers that are not finite (NaN or infinity), and so have 1 more",
+    ),
     "infinity": ({}, {AQ: ones(4, 64) * np.inf}, "lora_A has numbers that are not finite"),
     "too large for f16": ({}, {BQ: ones(64, 4) * 1e6}, "up to 1e+06, too large for f16"),
     "twice the same": (
