@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from .batches import encode, loss_of, pack
 from .corpus import chat_document, task_exchange
 from .templates import TASKS, Task
-from .train_base import device
+from .train_base import device, save_whole
 
 ROWS, LENGTH = 4, 128  # tokens in a batch: 512, some fifteen examples
 ADAM_RATE = 4e-3
@@ -98,7 +98,7 @@ def train_adapter(
         adam.step()
         adam.zero_grad()
     log.info("%s: %d steps, last loss %.3f", task.name, settings.steps, loss.item())
-    model.save_pretrained(out)
+    save_whole(model, out)
 
 
 def train_adapters(base: Path, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int) -> None:

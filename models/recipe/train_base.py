@@ -1,12 +1,19 @@
 """Training of the base: a small Llama, from scratch, on the text of `corpus`."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from random import Random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from peft import PeftModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from .batches import Batch, encode, loss_of, pack
 from .corpus import EARLY_SHARES, LATE_SHARES, base_document
@@ -27,6 +34,15 @@ log = logging.getLogger(__name__)
 def device() -> torch.device:
     """A GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save_whole(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Save in Hugging Face's format, in one step: a folder that is there is complete."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -121,4 +137,4 @@ def train_base(
             temporary = checkpoint.with_suffix(".tmp")
             torch.save(state, temporary)
             temporary.replace(checkpoint)
-    model.save_pretrained(out)
+    save_whole(model, out)
