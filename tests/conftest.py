@@ -2,9 +2,14 @@
 
 import os
 
+import hypothesis
 import pytest
 from random_gguf import write_adapter, write_base
 from tiny import TinyModel, cached_models, cached_sources
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
