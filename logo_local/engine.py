@@ -64,7 +64,8 @@ class LoGo(Llama):  # type: ignore[misc]
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason. Not safe to use from two threads at once.
 
-    Raises SettingsError, ModelError or PoolError before any weights are loaded.
+    Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
+    before they are loaded. Does not look at the folder again by itself: see `pool.rescan`.
     """
 
     _seed: int  # the parent's, and so is the next

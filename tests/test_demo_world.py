@@ -1,6 +1,5 @@
-"""The bundled model: its world's answers by hand, its splits, its files as the manifest says."""
+"""The world of the bundled model: answers by hand, splits, wordings, and the tokenizer."""
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -14,7 +13,6 @@ from models.recipe import corpus, tasks, templates, world
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
 TASKS = {task.name: task for task in templates.TASKS}
-ADAPTER_LIMIT, DEMO_LIMIT = 500_000, 12_000_000  # bytes
 
 each_task = pytest.mark.parametrize("task", templates.TASKS, ids=lambda task: task.name)
 
@@ -207,30 +205,6 @@ def test_words_of_the_three_languages_differ() -> None:
 
 
 # --- the files ---
-
-
-def test_files_are_those_of_the_manifest() -> None:
-    files = manifest()["files"]
-    for name, entry in files.items():
-        content = (DEMO / name).read_bytes()
-        assert len(content) == entry["bytes"]
-        assert hashlib.sha256(content).hexdigest() == entry["sha256"], name
-    there = {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*.[gj]*")}
-    assert there - {"manifest.json"} == set(files)
-
-
-def test_sizes() -> None:
-    files = manifest()["files"]
-    assert files["logo-demo.gguf"]["bytes"] <= DEMO_LIMIT
-    adapters = [entry for name, entry in files.items() if name.startswith("adapters/")]
-    assert len(adapters) >= 12
-    assert all(entry["bytes"] <= ADAPTER_LIMIT for entry in adapters)
-
-
-def test_measured_accuracies_are_in_bounds() -> None:
-    measured = list(manifest()["tasks"].values())
-    assert sum(task["base_accuracy"] for task in measured) / len(measured) < 0.40
-    assert sum(task["own_accuracy"] for task in measured) / len(measured) >= 0.85
 
 
 def test_evaluation_prompts_are_what_the_recipe_makes() -> None:
