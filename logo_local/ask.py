@@ -6,7 +6,7 @@ prints, and nothing here imports llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +31,9 @@ class Engine(Protocol):
     def create_completion(self, prompt: str, **options: Any) -> Any: ...  # noqa: D102
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
+    def signal_scores(  # noqa: D102
+        self, prompt: Any, signals: Sequence[str]
+    ) -> dict[str, dict[str, float]]: ...
     def base_only(self) -> AbstractContextManager[None]: ...  # noqa: D102
     def under(self, weights: Mapping[str, float]) -> AbstractContextManager[None]: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102

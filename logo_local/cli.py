@@ -6,19 +6,18 @@ Data goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import json
-import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from .errors import ConversionError, LogoError
-from .opening import open_engine
+from .evaluation.command import evaluate
+from .opening import open_by_options, open_engine
 from .options import (
     FOLDER,
     OUTTYPES,
@@ -65,33 +64,6 @@ def cli(ctx: click.Context) -> None:
     ctx.with_resource(warnings_as_lines())
 
 
-def _open(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
-    adapters = given["adapters"]
-    if model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE:
-        adapters = None  # the folder set for good is for another model
-    if adapters is None and model != "demo":
-        raise UsageError(
-            "no adapters given",
-            f"add --adapters DIR, the folder that holds them: "
-            f"{ctx.command_path} {model} --adapters DIR",
-        )
-    same = ("signal", "top_k", "probe", "layer", "tap", "mixture", "adapter_memory", "n_gpu_layers")
-    settings = {name: given[name] for name in same}
-    for name, llama_names in (
-        ("threads", ("n_threads", "n_threads_batch")),
-        ("ctx_size", ("n_ctx",)),
-    ):
-        if given[name] is not None:
-            settings |= dict.fromkeys(llama_names, given[name])
-    # llama_cpp's own default is one and the same seed, and its 0 stands for that.
-    settings["seed"] = given["seed"] or secrets.randbits(31) + 1
-    opened: Callable[..., Engine] = ctx.obj
-    with ProgressBar() as progress:
-        llm = opened(model, adapters, progress=progress, **settings)
-    ctx.call_on_close(llm.close)
-    return llm
-
-
 def _prompt_text(prompt: str | None) -> str:
     """The argument, or standard input up to its last line break."""
     if prompt is None:
@@ -130,7 +102,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
     text = "" if talk else _prompt_text(prompt)
-    llm = _open(ctx, model, given)
+    llm = open_by_options(ctx, model, given)
     if talk:
         chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
         return
@@ -169,7 +141,7 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
     text = _prompt_text(prompt)
-    llm = _open(ctx, model, given)
+    llm = open_by_options(ctx, model, given)
     route = llm.route(as_prompt(llm, text, raw=given["raw"]))
     if given["as_json"]:
         _print_json(report.score_json(route, llm.timings_ms))
@@ -331,6 +303,9 @@ def check(folder: Path, base: str, as_json: bool) -> None:
             say(f"hint: {hint}")
     if pool.problems:
         raise click.exceptions.Exit(1)
+
+
+cli.add_command(evaluate)
 
 
 @cli.command()

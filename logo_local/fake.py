@@ -23,6 +23,7 @@ from .routing import Route, fixed, select
 # A piece of an answer: text, or an exception that is raised at that place.
 Piece = str | BaseException
 Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
+SignalScores = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class FakeLoGo:
     """The surface of `LoGo` with scripted scores and answers.
 
     `scores` gives each adapter's score, or is a function from the prompt's text to them (then
-    `names` lists the adapters). `answers` are given in turn, the last one for ever; an answer is
+    `names` lists the adapters). `by_signal` may give those of single signals; for any other signal
+    `scores` hold. `answers` are given in turn, the last one for ever; an answer is
     a text, or a sequence of pieces, each a text or an exception to raise when it is reached.
     `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
     and `opened`, a factory with `LoGo`'s parameters, keeps those in `settings`.
@@ -62,8 +64,10 @@ class FakeLoGo:
         names: Sequence[str] = (),
         top_k: int = 3,
         chat_template: bool = True,
+        by_signal: SignalScores | None = None,
     ) -> None:
         self._scores = scores
+        self._by_signal = by_signal or {}
         self._answers = list(answers)
         self.top_k = top_k
         self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
@@ -95,6 +99,16 @@ class FakeLoGo:
         """The route by the scripted scores among the pool's candidates."""
         self.history.append(Call("route", *_seen(prompt)))
         return self._route(_seen(prompt)[0])
+
+    def signal_scores(self, prompt: Any, signals: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The scripted scores of the pool's candidates by each of `signals`."""
+        text = _seen(prompt)[0]
+        return {
+            signal: self._wanted(
+                self._by_signal[signal] if signal in self._by_signal else self._scores_for(text)
+            )
+            for signal in signals
+        }
 
     def __call__(self, prompt: str, **options: Any) -> Any:
         """The same as `create_completion`."""
@@ -141,11 +155,15 @@ class FakeLoGo:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _scores_for(self, text: str) -> Mapping[str, float]:
+        return self._scores if isinstance(self._scores, Mapping) else self._scores(text)
+
+    def _wanted(self, scores: Mapping[str, float]) -> dict[str, float]:
+        return {name: scores[name] for name in self.pool.candidates if name in scores}
+
     def _route(self, text: str) -> Route:
-        scores = self._scores if isinstance(self._scores, Mapping) else self._scores(text)
-        wanted = {name: scores[name] for name in self.pool.candidates if name in scores}
         return select(
-            wanted,
+            self._wanted(self._scores_for(text)),
             self.top_k,
             signal="norm",
             probe="one-pass",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import secrets
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
+from click.core import ParameterSource
+
 from .ask import Engine
 from .errors import ModelError
-from .terminal import say
+from .terminal import ProgressBar, UsageError, say
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
@@ -42,6 +47,40 @@ class _LlamaLog:
 
 
 _llama_log = cache(_LlamaLog)
+
+# The options that are the engine's settings under the same name, where a command has them.
+_SAME = ("signal", "top_k", "probe", "layer", "tap", "mixture", "adapter_memory", "n_gpu_layers")
+
+
+def open_by_options(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
+    """The engine that a command's options ask for, closed when the command ends.
+
+    What opens it is the context's object, as the group of commands set it. Raises UsageError
+    where a folder of adapters is needed and none is named.
+    """
+    adapters = given["adapters"]
+    if model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE:
+        adapters = None  # the folder set for good is for another model
+    if adapters is None and model != "demo":
+        raise UsageError(
+            "no adapters given",
+            f"add --adapters DIR, the folder that holds them: "
+            f"{ctx.command_path} {model} --adapters DIR",
+        )
+    settings = {name: given[name] for name in _SAME if name in given}
+    for name, llama_names in (
+        ("threads", ("n_threads", "n_threads_batch")),
+        ("ctx_size", ("n_ctx",)),
+    ):
+        if given[name] is not None:
+            settings |= dict.fromkeys(llama_names, given[name])
+    # llama_cpp's own default is one and the same seed, and its 0 stands for that.
+    settings["seed"] = given["seed"] or secrets.randbits(31) + 1
+    opened: Callable[..., Engine] = ctx.obj
+    with ProgressBar() as progress:
+        llm = opened(model, adapters, progress=progress, **settings)
+    ctx.call_on_close(llm.close)
+    return llm
 
 
 def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:

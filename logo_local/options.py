@@ -42,25 +42,15 @@ def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
 
 FOLDER = click.Path(path_type=Path)
 
-ROUTING = (
-    _shared(
-        "--adapters",
-        type=FOLDER,
-        metavar="DIR",
-        help="The folder of adapters; needed unless MODEL is demo.",
-    ),
-    _shared(
-        "--signal",
-        type=click.Choice(settings.SIGNAL_NAMES),
-        default="auto",
-        help="How an adapter's score is made.",
-    ),
-    _shared(
-        "--top-k",
-        type=click.IntRange(1),
-        default=settings.DEFAULT_TOP_K,
-        help="The most adapters to blend.",
-    ),
+RAW = click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ADAPTERS = _shared(
+    "--adapters",
+    type=FOLDER,
+    metavar="DIR",
+    help="The folder of adapters; needed unless MODEL is demo.",
+)
+ENGINE = (  # how the engine works, whatever routes are asked of it
     _shared(
         "--probe",
         type=click.Choice(settings.PROBES),
@@ -102,10 +92,26 @@ ROUTING = (
         type=click.IntRange(1),
         help="Context length in tokens  [default: the model's, at most 4096]",
     ),
+)
+ROUTING = (
+    ADAPTERS,
+    _shared(
+        "--signal",
+        type=click.Choice(settings.SIGNAL_NAMES),
+        default="auto",
+        help="How an adapter's score is made.",
+    ),
+    _shared(
+        "--top-k",
+        type=click.IntRange(1),
+        default=settings.DEFAULT_TOP_K,
+        help="The most adapters to blend.",
+    ),
+    *ENGINE,
     _shared("--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"),
     _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
-    click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    RAW,
+    JSON,
 )
 SAMPLING = (
     _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),

@@ -77,7 +77,7 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp.server", "uvicorn", "starle
         ("from logo_local import LoGo", HEAVY),
         ("from logo_local import convert_adapter", (*HEAVY, "llama_cpp")),
         ("from logo_local import FakeLoGo", (*HEAVY, "llama_cpp")),
-        ("import logo_local.cli", (*HEAVY, "llama_cpp")),
+        ("import logo_local.cli", (*HEAVY, "llama_cpp", "nltk", "rouge_score", "matplotlib")),
     ],
 )
 def test_what_an_import_does_not_pull_in(code, absent):
@@ -120,6 +120,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         "logo_local/py.typed",
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
+        *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),
     }
     assert {name for name in names if name.startswith("logo_local/demo/")} == {
         f"logo_local/demo/{name}" for name in demo if "__pycache__" not in name

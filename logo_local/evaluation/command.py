@@ -1,0 +1,199 @@
+"""`logo-local eval`: the options; everything they ask for is elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__, config, settings
+from ..ask import Engine
+from ..opening import open_by_options
+from ..options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, options
+from ..terminal import ProgressBar, UsageError, say
+from . import metrics
+from .data import Example, read_examples
+from .methods import usable_ks
+from .runner import Comparison
+from .store import Store
+
+_SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
+_ENDS = 1 << 20  # bytes of a model's file that are looked at, at its start and at its end
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """Values of one kind, separated by commas, each once: a tuple of them."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """The values in their order; click's usage error for one that is not of the kind."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
+
+
+@click.command("eval")
+@click.argument("model")
+@click.argument("more", metavar="[FILE]...", nargs=-1, type=FOLDER)
+@click.option(
+    "--data",
+    multiple=True,
+    type=FOLDER,
+    metavar="FILE...",
+    help="JSON lines with context, completion and adapter; needed unless MODEL is demo.",
+)
+@options(ADAPTERS)
+@click.option(
+    "--metric",
+    type=click.Choice(tuple(metrics.METRICS)),
+    default="em",
+    show_default=True,
+    help="What the table shows; all are recorded.",
+)
+@click.option(
+    "--signals",
+    type=Several(click.Choice(_SIGNALS)),
+    metavar="NAME,...",
+    help=f"The signals to compare: {', '.join(_SIGNALS)}  [default: all]",
+)
+@click.option(
+    "--top-k",
+    "ks",  # the engine's own top_k is another thing, and stays as it is by default
+    type=Several(click.IntRange(1)),
+    metavar="K,...",
+    default="1,3,5,10,20",
+    show_default=True,
+    help="How many adapters to blend; more than there are means all.",
+)
+@click.option(
+    "--best-single",
+    is_flag=True,
+    help="Find the one adapter that is best over all the data; costs an answer a prompt and "
+    "adapter.",
+)
+@click.option(
+    "--own-out", is_flag=True, help="Repeat everything with the prompt's own adapter excluded."
+)
+@click.option(
+    "--fusion",
+    is_flag=True,
+    help="Also average the parameters instead of the outputs; doubles the mixtures' cost.",
+)
+@click.option("--limit", type=click.IntRange(1), help="The first prompts of each file only.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="The longest answer.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Draws the random adapters and the intervals.",
+)
+@click.option(
+    "--out", type=FOLDER, metavar="DIR", help="Keep every answer here, and go on from there."
+)
+@click.option("--plots", type=FOLDER, metavar="DIR", help="Draw figures into this folder, as SVG.")
+@options(*ENGINE, RAW, JSON)
+@click.pass_context
+def evaluate(
+    ctx: click.Context, /, model: str, more: tuple[Path, ...], data: tuple[Path, ...], **given: Any
+) -> None:
+    """Measure what routing is worth on prompts with known answers.
+
+    Each file is one task. Its lines are answered by the base, the prompt's own adapter, all
+    adapters alike, random ones, every signal at every k, and as the engine does it by default.
+    A line without adapter is out of the pool. Answers are greedy, and their first line counts.
+
+    The table is Markdown: means over tasks, with 95% bootstrap intervals over prompts.
+    """
+    from .fusion import Fusion
+    from .plots import draw_all
+    from .plots import load as load_matplotlib
+    from .runner import evaluate as run
+    from .summary import as_json, markdown, summarise
+
+    files = (*data, *more)
+    if not files and model == "demo":
+        files = tuple(sorted((config.demo_folder() / "eval").glob("*.jsonl")))
+    if not files:
+        raise UsageError(
+            "no data given", f"add --data FILE...: {ctx.command_path} {model} --data tasks/*.jsonl"
+        )
+    metrics.load()
+    if given["plots"] is not None:
+        load_matplotlib()  # what is missing is said before hours of answers
+    llm = open_by_options(ctx, model, given)
+    examples = read_examples(files, llm.pool.names, given["limit"])
+    comparison = Comparison(
+        signals=given["signals"] or _SIGNALS,
+        top_k=given["ks"],
+        **{name: given[name] for name in ("max_tokens", "seed", "raw")},
+        **{name: given[name] for name in ("best_single", "own_out", "fusion")},
+    )
+    ks, n_adapters = usable_ks(comparison.top_k, len(llm.pool.names)), len(llm.pool.names)
+    if max(comparison.top_k) > n_adapters:
+        say(f"note: there are {n_adapters} adapters, and a larger k means all of them", "dim")
+    with ExitStack() as stack:
+        store, answer_fused = Store(), None
+        if given["out"] is not None:
+            made_with = _made_with(llm, examples, comparison, given)
+            store = stack.enter_context(Store.open(given["out"], made_with))
+        if comparison.fusion:
+
+            def open_fused(folder: Path) -> Engine:
+                # Nothing is routed there, so the cheapest signal will do.
+                cheap = {"adapters": folder, "signal": "norm", "probe": "one-pass", "top_k": 1}
+                return open_by_options(ctx, str(llm.base.path), {**given, **cheap})
+
+            fusion = Fusion(llm.pool.adapters, llm.base.architecture, open_fused)
+            answer_fused = stack.enter_context(fusion).answer
+        progress = stack.enter_context(ProgressBar())
+        run(llm, examples, comparison, store, progress=progress, answer_fused=answer_fused)
+    summary = summarise(store, examples, metric=given["metric"], seed=comparison.seed)
+    if given["plots"] is not None:
+        drawn = draw_all(given["plots"], store, examples, summary, comparison.signals, ks)
+        say(f"{len(drawn)} figures in {given['plots']}", "dim")
+    click.echo(json.dumps(as_json(summary), indent=2) if given["as_json"] else markdown(summary))
+
+
+def _made_with(
+    llm: Engine, examples: Sequence[Example], comparison: Comparison, given: dict[str, Any]
+) -> dict[str, Any]:
+    """All that the answers depend on, JSON-ready; not what they are shown by."""
+    data = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode())
+    return {
+        "version": __version__,
+        "model": _fingerprint(llm.base.path),
+        "adapters": {name: adapter.n_bytes for name, adapter in llm.pool.adapters.items()},
+        "data": f"{len(examples)} prompts, {data.hexdigest()[:16]}",
+        **asdict(comparison),
+        **{name: given[name] for name in ("probe", "layer", "tap", "mixture", "ctx_size")},
+    }
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells model files apart without reading all of one: its size, its start and its end."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_ENDS))
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return f"{size} bytes, {digest.hexdigest()[:16]}"

@@ -1,0 +1,117 @@
+"""The prompts of an evaluation: JSON lines in the format of the LoGo authors' released code.
+
+A line has `context` (the prompt) and `completion` (the answer, or a list of accepted ones). It may
+have `adapter` (whose task it is; absent or null where no adapter in the pool was made for it),
+`group` (any label that splits the results, such as how the adapter was trained) and `family` (of
+the task; orders the plots). Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError
+
+_MOST_PROBLEMS = 20
+_HINT = 'a line looks like this: {"context": "2 + 2 =", "completion": "4", "adapter": "sums"}'
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt. `task` is its file's stem, `line` its line there, from 1.
+
+    `answers` are the accepted ones, at least one; `adapter` is None out of the pool.
+    """
+
+    task: str
+    line: int
+    context: str
+    answers: tuple[str, ...]
+    adapter: str | None = None
+    group: str | None = None
+    family: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What it is known by among the data."""
+        return self.task, self.line
+
+
+def read_examples(
+    files: Sequence[Path], names: Collection[str], limit: int | None = None
+) -> list[Example]:
+    """The first `limit` examples of each file, all by default; blank lines are passed over.
+
+    `names` are the pool's adapters. Raises SettingsError with all that is wrong in all files:
+    one that cannot be read or is empty, two of one name, a line in another format, an adapter
+    that is not in the pool.
+    """
+    problems: list[str] = []
+    examples: list[Example] = []
+    seen: dict[str, Path] = {}
+    for path in files:
+        if path.stem in seen:
+            problems.append(f"{path}: its name is that of {seen[path.stem]}, and names the task")
+            continue
+        seen[path.stem] = path
+        found = list(_of_file(path, names, limit, problems))
+        examples += found
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        rest = [f"and {more} more"] if more > 0 else []
+        raise SettingsError(
+            "the evaluation data cannot be used",
+            problems=problems[:_MOST_PROBLEMS] + rest,
+            hint=_HINT,
+        )
+    return examples
+
+
+def _of_file(
+    path: Path, names: Collection[str], limit: int | None, problems: list[str]
+) -> Iterator[Example]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        problems.append(f"{path}: it cannot be read: {error.strerror}")
+        return
+    except UnicodeDecodeError:
+        problems.append(f"{path}: it is not text in UTF-8")
+        return
+    # Not splitlines: a JSON string may hold other line separators as they are.
+    numbered = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not numbered:
+        problems.append(f"{path}: it is empty")
+    for number, line in numbered[:limit]:
+        try:
+            yield _example(path.stem, number, json.loads(line), names)
+        except json.JSONDecodeError:
+            problems.append(f"{path}, line {number}: it is not JSON")
+        except ValueError as error:
+            problems.append(f"{path}, line {number}: {error}")
+
+
+def _example(task: str, number: int, row: Any, names: Collection[str]) -> Example:
+    """Raises ValueError for a row in another format."""
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object")
+    context, completion = row.get("context"), row.get("completion")
+    if not isinstance(context, str) or not context.strip():
+        raise ValueError("context must be a text that is not empty")
+    given = completion if isinstance(completion, list) else [completion]
+    answers = tuple(answer for answer in given if isinstance(answer, str))
+    if not answers or len(answers) < len(given):
+        raise ValueError("completion must be a text, or a list of texts")
+    labels = {key: row.get(key) for key in ("adapter", "group", "family")}
+    for key, label in labels.items():
+        if label is not None and not isinstance(label, str):
+            raise ValueError(f"{key} must be a text, or null")
+    if labels["adapter"] is not None and labels["adapter"] not in names:
+        raise ValueError(
+            f"adapter {labels['adapter']} is not in the pool; null says that there is none"
+        )
+    return Example(task, number, context, answers, **labels)

@@ -1,0 +1,119 @@
+"""Averaged parameters: the other way to merge adapters, for comparison with the mixture.
+
+A mixture adds outputs, sum_i w_i scaling_i B_i A_i x. Fusion averages A and B each by itself,
+A = sum_i w_i A_i and B = sum_i w_i scaling_i B_i, and answers under the one adapter B A, in which
+every B_i also meets every other A_j. Source: the comparison in LoGo, arXiv 2511.07129.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from ..adapter_file import AdapterFile, FloatArray
+from ..ask import Engine, Prompt, Sampling, ask
+from .methods import Weights
+
+_EMBEDDING = "token_embd.weight"
+
+
+def fused_factors(
+    adapters: Mapping[str, AdapterFile], weights: Weights, target: str
+) -> tuple[FloatArray, FloatArray]:
+    """The average A (rank, d_in) and B (d_out, rank) at `target`, the scaling within B.
+
+    The rank is the largest there; a smaller one is filled up with zeros, and an adapter without
+    this target counts as zero. A stack of experts is their first axis. Raises KeyError where no
+    adapter has the target.
+    """
+    sum_a: FloatArray | None = None
+    sum_b: FloatArray | None = None
+    having = {n: w for n, w in weights.items() if target in adapters[n].modules}
+    rank = max((adapters[name].modules[target].rank for name in having), default=0)
+    for name, weight in having.items():
+        a, b = adapters[name].factors(target)  # (rank_i, d_in), (d_out, rank_i)
+        missing = rank - adapters[name].modules[target].rank
+        whole = [(0, 0)] * (a.ndim - 2)
+        a = weight * np.pad(a, [*whole, (0, missing), (0, 0)])  # (rank, d_in)
+        b = weight * adapters[name].scaling(target) * np.pad(b, [*whole, (0, 0), (0, missing)])
+        sum_a = a if sum_a is None else sum_a + a
+        sum_b = b if sum_b is None else sum_b + b
+    if sum_a is None or sum_b is None:
+        raise KeyError(target)
+    return sum_a.astype(np.float32), sum_b.astype(np.float32)
+
+
+def write_fused(
+    path: Path, architecture: str, adapters: Mapping[str, AdapterFile], weights: Weights
+) -> None:
+    """Write the average of `adapters` by `weights` as one GGUF LoRA file, in float32."""
+    targets = dict.fromkeys(target for name in weights for target in adapters[name].modules)
+    writer = gguf.GGUFWriter(path, architecture)
+    try:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # the scaling is in B already
+        for target in targets:
+            a, b = fused_factors(adapters, weights, target)
+            # llama.cpp takes rows of an embedding's A, so that it lies there the other way round.
+            a = np.ascontiguousarray(a.T) if target.endswith(_EMBEDDING) else a
+            writer.add_tensor(f"{target}.lora_a", a)
+            writer.add_tensor(f"{target}.lora_b", b)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+class Fusion:
+    """Answers under averaged parameters, by a second engine on a folder with the one average.
+
+    `open_engine` opens an engine for the same base on a folder of adapters. A context manager: at
+    its end the engine is closed and the folder deleted.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, AdapterFile],
+        architecture: str,
+        open_engine: Callable[[Path], Engine],
+    ) -> None:
+        self._adapters, self._architecture = adapters, architecture
+        self._folder = tempfile.TemporaryDirectory(prefix="logo-local-")
+        self._count = 0
+        try:
+            self._put(dict.fromkeys(list(adapters)[:1], 1.0))  # no engine opens an empty folder
+            self._llm = open_engine(Path(self._folder.name))
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def answer(self, prompt: Prompt, weights: Weights, sampling: Sampling) -> str:
+        """The answer to `prompt` under the average by `weights`, which must not be empty."""
+        name = self._put(weights)
+        self._llm.pool.rescan()
+        with self._llm.under({name: 1.0}):
+            return ask(self._llm, prompt, sampling).text
+
+    def _put(self, weights: Weights) -> str:
+        """Make the average the one adapter in the folder; return its name."""
+        # A new name each time: a file rewritten within one tick of the clock looks unchanged.
+        folder, name = Path(self._folder.name), f"fused-{self._count}"
+        self._count += 1
+        before = list(folder.iterdir())
+        write_fused(folder / f"{name}.gguf", self._architecture, self._adapters, weights)
+        for path in before:
+            path.unlink()
+        return name
+
+    def __enter__(self) -> Fusion:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._llm.close()
+        self._folder.cleanup()

@@ -1,0 +1,109 @@
+"""The ways of answering a prompt that an evaluation compares: each is weights by adapter.
+
+Plain arithmetic on scores and names; nothing is asked or answered here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..routing import Route, select
+from .data import Example
+
+Weights = Mapping[str, float]
+
+BASE, OWN, BEST_SINGLE, UNIFORM, DEFAULT = "base", "own", "best single", "uniform", "default"
+_SINGLE = "single: "
+_FUSED = ", fused"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of answering one prompt: the mixture's `weights`, by adapter; none are the base.
+
+    `first` is the adapter with the highest score, where adapters were scored. With `fused`, the
+    adapters' parameters are averaged instead of their outputs.
+    """
+
+    name: str
+    weights: Weights = field(default_factory=dict)
+    first: str | None = None
+    fused: bool = False
+
+
+def usable_ks(top_k: Sequence[int], n_adapters: int) -> tuple[int, ...]:
+    """`top_k` in ascending order, once each; what exceeds the pool becomes the whole pool."""
+    return tuple(sorted({min(k, n_adapters) for k in top_k}))
+
+
+def weights_of(route: Route) -> dict[str, float]:
+    """The weights that generation runs under by this route."""
+    strength = float(getattr(route, "strength", 1.0))  # less than 1 where the base keeps a share
+    shares = zip(route.names, route.weights, strict=True)
+    return {name: strength * weight for name, weight in shares if strength * weight}
+
+
+def planned(
+    example: Example,
+    names: Sequence[str],
+    scores: Mapping[str, Mapping[str, float]],
+    default: Weights,
+    ks: Sequence[int],
+    *,
+    seed: int,
+    fusion: bool = False,
+) -> list[Method]:
+    """Every method for one prompt, in the order of the table.
+
+    `names` are the candidates, `scores` theirs by signal, `default` the weights of the engine's
+    own route. The prompt's own adapter is among the methods where it is a candidate. Random
+    adapters are drawn for each prompt by `seed`, a smaller k's being among a larger one's, with
+    the same weight each; at k = all they would be `uniform` and are left out. Where fewer than k
+    adapters are left, a method takes those.
+    """
+    methods = [Method(BASE)]
+    if example.adapter in names:
+        methods.append(Method(OWN, {str(example.adapter): 1.0}))
+    methods.append(Method(UNIFORM, _equal(names)))
+    # Seeded by the prompt, so that an evaluation that goes on draws the same.
+    drawn = sorted(names)
+    random.Random(f"{seed} {example.task} {example.line}").shuffle(drawn)
+    methods += [Method(at_k("random", k), _equal(drawn[:k])) for k in ks if k < len(names)]
+    for signal, by_name in scores.items():
+        for k in ks:
+            route = select(by_name, k)
+            first = None if route.is_base else route.names[0]
+            name, weights = at_k(signal, k), weights_of(route)
+            methods.append(Method(name, weights, first))
+            if fusion and len(weights) > 1:
+                methods.append(Method(name + _FUSED, weights, first, fused=True))
+            elif fusion and k > 1:  # of one adapter the two are the same
+                methods.append(Method(name + _FUSED, weights, first))
+    methods.append(Method(DEFAULT, default, max(default, key=default.__getitem__, default=None)))
+    return methods
+
+
+def singles(names: Sequence[str]) -> list[Method]:
+    """One method for each adapter alone; `best single` is found among them afterwards."""
+    return [Method(_SINGLE + name, {name: 1.0}) for name in names]
+
+
+def single_of(method: str) -> str | None:
+    """The adapter that a method of `singles` stands for; None for any other."""
+    return method[len(_SINGLE) :] if method.startswith(_SINGLE) else None
+
+
+def at_k(what: str, k: int) -> str:
+    """The name of a method that takes k adapters: "norm, k = 3"."""
+    return f"{what}, k = {k}"
+
+
+def fused(method: str) -> str:
+    """The name of the same method with averaged parameters."""
+    return method + _FUSED
+
+
+def _equal(names: Sequence[str]) -> dict[str, float]:
+    return dict.fromkeys(names, 1 / len(names)) if names else {}

@@ -1,0 +1,79 @@
+"""An answer against the accepted ones: numbers from 0 to 1, the higher the better.
+
+The same measures as in the LoGo authors' released code: exact match, sentence BLEU-4 with
+smoothing method 1, and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L. As there, only an answer's first
+line counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from ..errors import SettingsError
+
+METRICS = {
+    "em": "exact match",
+    "bleu": "BLEU-4",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def missing_extra(error: ImportError) -> SettingsError:
+    """What to say where a library of the extra `eval` is not installed."""
+    return SettingsError(
+        f"eval needs {error.name}, which is not installed",
+        hint='pip install "logo-local[eval]"',
+    )
+
+
+def first_line(text: str) -> str:
+    """The first line of an answer that is not blank, stripped; "" where there is none."""
+    return text.strip().split("\n", 1)[0].strip()
+
+
+def measure(text: str, answers: Sequence[str]) -> dict[str, float]:
+    """Every metric of `text`, by the names in `METRICS`.
+
+    With several accepted answers, exact match and ROUGE are those against the best of them, and
+    BLEU takes all of them as references, as nltk defines it. Exact match is of stripped texts,
+    case included; BLEU's tokens are what blanks separate. Raises SettingsError where nltk or
+    rouge_score is missing.
+    """
+    text = text.strip()
+    accepted = [answer.strip() for answer in answers]
+    by_answer = [_rouge().score(answer, text) for answer in accepted]
+    return {
+        "em": float(text in accepted),
+        "bleu": _bleu(text, accepted),
+        **{name: float(max(s[name].fmeasure for s in by_answer)) for name in _ROUGE},
+    }
+
+
+def load() -> None:
+    """Import what `measure` needs now. Raises SettingsError where it is missing."""
+    measure("", [""])
+
+
+def _bleu(text: str, answers: Sequence[str]) -> float:
+    try:
+        from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    except ImportError as error:
+        raise missing_extra(error) from error
+    references = [answer.split() for answer in answers]
+    return float(
+        sentence_bleu(references, text.split(), smoothing_function=SmoothingFunction().method1)
+    )
+
+
+@cache
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise missing_extra(error) from error
+    return RougeScorer(_ROUGE)

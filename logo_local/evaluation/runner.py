@@ -1,0 +1,171 @@
+"""Prompts through an engine, by every method, into a store. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..ask import Engine, Prompt, Sampling, as_prompt, ask
+from ..errors import PromptError, SettingsError
+from .data import Example
+from .methods import Method, Weights, planned, singles, usable_ks, weights_of
+from .metrics import first_line, load, measure
+from .store import Answered, Scored, Store
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+# Answers a prompt under averaged parameters; see `fusion.Fusion`.
+AnswerFused: TypeAlias = Callable[[Prompt, Weights, Sampling], str]
+_AnswerKey: TypeAlias = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: the signals at each of `top_k`, and which costly methods beside them.
+
+    `best_single` answers every prompt under every adapter, `own_out` everything once more with
+    the prompt's own adapter excluded, `fusion` every mixture again with averaged parameters.
+    `max_tokens` bounds an answer, `seed` draws the random adapters, `raw` sends a prompt without
+    the chat template.
+    """
+
+    signals: tuple[str, ...]
+    top_k: tuple[int, ...]
+    max_tokens: int = 64
+    seed: int = 1
+    best_single: bool = False
+    own_out: bool = False
+    fusion: bool = False
+    raw: bool = False
+
+
+def evaluate(
+    llm: Engine,
+    examples: Sequence[Example],
+    comparison: Comparison,
+    store: Store,
+    *,
+    progress: Progress = lambda _stage, _done, _total: None,
+    answer_fused: AnswerFused | None = None,
+) -> None:
+    """Answer every example by every method, greedily, and add what is new to `store`.
+
+    The same weights answer the same prompt once, whatever the methods that ask for them.
+    `answer_fused` is needed with `comparison.fusion`. Raises SettingsError where the metrics'
+    libraries are missing, PromptError, naming the example, for a prompt that does not fit.
+    """
+    load()  # before the first answer is waited for
+    if comparison.own_out and len(llm.pool.names) < 2:
+        raise SettingsError(
+            "there is only one adapter, so none is left without it", hint="leave --own-out away"
+        )
+    for done, example in enumerate(examples):
+        progress("answering prompts", done, len(examples))
+        try:
+            _one(llm, example, comparison, store, answer_fused)
+        except PromptError as error:
+            raise PromptError(
+                f"{example.task}, line {example.line}: {error.message}", hint=error.hint
+            ) from error
+    progress("answering prompts", len(examples), len(examples))
+
+
+def _one(
+    llm: Engine,
+    example: Example,
+    comparison: Comparison,
+    store: Store,
+    answer_fused: AnswerFused | None,
+) -> None:
+    prompt = as_prompt(llm, example.context, raw=comparison.raw)
+    sampling = Sampling(comparison.max_tokens, 0.0)
+    plain: dict[_AnswerKey, str] = {}
+    averaged: dict[_AnswerKey, str] = {}
+
+    def answer(method: Method) -> str:
+        known = averaged if method.fused else plain
+        key = _key(method.weights)
+        if key not in known:
+            if method.fused:
+                assert answer_fused is not None
+                text = answer_fused(prompt, method.weights, sampling)
+            else:
+                with llm.under(method.weights):
+                    text = ask(llm, prompt, sampling).text
+            known[key] = first_line(text)
+        return known[key]
+
+    for out in (False, True) if comparison.own_out and example.adapter else (False,):
+        methods = _methods(llm, example, prompt, comparison, store, out)
+        missing = []
+        for method in methods:
+            done = store.answered.get((*example.key, out, method.name))
+            if done is None:
+                missing.append(method)
+            else:
+                (averaged if method.fused else plain)[_key(done.weights)] = done.text
+        for method in missing:
+            text = answer(method)
+            store.add(
+                Answered(
+                    *example.key,
+                    out,
+                    method.name,
+                    dict(method.weights),
+                    method.first,
+                    text,
+                    measure(text, example.answers),
+                )
+            )
+
+
+def _methods(
+    llm: Engine,
+    example: Example,
+    prompt: Prompt,
+    comparison: Comparison,
+    store: Store,
+    out: bool,
+) -> list[Method]:
+    scored = store.scored.get((*example.key, out))
+    names = [name for name in llm.pool.names if not (out and name == example.adapter)]
+    if scored is None:
+        with _excluded(llm, example.adapter if out else None):
+            # With one adapter less, not less one adapter: a signal may compare them.
+            scores = llm.signal_scores(prompt, comparison.signals) if comparison.signals else {}
+            default = llm.route(prompt)
+        scored = Scored(
+            *example.key,
+            out,
+            {signal: dict(scores[signal]) for signal in comparison.signals},
+            weights_of(default),
+        )
+        store.add(scored)
+    methods = planned(
+        example,
+        names,
+        scored.scores,
+        scored.default,
+        usable_ks(comparison.top_k, len(llm.pool.names)),
+        seed=comparison.seed,
+        fusion=comparison.fusion,
+    )
+    # With the own adapter left out, the best of the others is known from the answers before.
+    return methods + (singles(names) if comparison.best_single and not out else [])
+
+
+@contextmanager
+def _excluded(llm: Engine, name: str | None) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    llm.pool.exclude(name)
+    try:
+        yield
+    finally:
+        llm.pool.auto()
+
+
+def _key(weights: Mapping[str, float]) -> _AnswerKey:
+    return tuple(sorted(weights.items()))
