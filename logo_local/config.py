@@ -37,9 +37,15 @@ def _home() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """The folder of everything that can be made again: converted adapters."""
+    """The folder of everything that can be made again: converted adapters, profiles."""
     home = _home()
     return home / "cache" if home else Path(platformdirs.user_cache_dir(APP_NAME, False))
+
+
+def data_dir() -> Path:
+    """The folder of what the user gave and nothing can make again: example prompts of adapters."""
+    home = _home()
+    return home / "data" if home else Path(platformdirs.user_data_dir(APP_NAME, False))
 
 
 def config_file() -> Path:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 import math
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,19 @@ from llama_cpp.llama_chat_format import Llava15ChatHandler
 from . import config
 from .base_model import BaseModel
 from .errors import ModelError, NativeError, PromptError, SettingsError
-from .index import RoutingIndex, block_number, choose_target
+from .index import block_number
 from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
-from .probe import EachProbe, HiddenProbe
+from .router import Router, current_index
 from .routing import Route, fixed, select
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,
     DEFAULT_N_CTX,
     DEFAULT_TOP_K,
+    SIGNAL_NAMES,
     RoutingSettings,
 )
-from .signals import entropy
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,6 +83,7 @@ class LoGo(Llama):  # type: ignore[misc]
         tap: str = "input",
         mixture: str = "auto",
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
+        self_profile: bool = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -91,22 +92,23 @@ class LoGo(Llama):  # type: ignore[misc]
         started = time.perf_counter()
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
-        routing = RoutingSettings(signal, top_k, probe, layer, tap, mixture, adapter_memory)
+        routing = RoutingSettings(
+            signal, top_k, probe, layer, tap, mixture, adapter_memory, self_profile
+        )
         routing.check(other_problems=_problems(adapters, llama))
-        self._signal, self._probe_kind, self.top_k = routing.resolved_signal, probe, top_k
-        self._layer, self._residual = layer, tap == "residual"
-        self._progress = progress or (lambda _stage, _done, _total: None)
+        self._signal, self.top_k = routing.resolved_signal, top_k
+        progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
             Path(str(adapters)),
             self.base,
             cache=config.cache_dir(),
-            progress=self._progress,
+            progress=progress,
         )
-        self._index: RoutingIndex | None = None
-        if self._probe_kind == "one-pass":
-            self._index = self._current_index()
+        index = None
+        if probe == "one-pass":
+            index = current_index(None, self.pool, layer, progress)
 
         with _model_errors(model_path):
             super().__init__(
@@ -116,9 +118,23 @@ class LoGo(Llama):  # type: ignore[misc]
                 **llama,
             )
         self._residents = ResidentAdapters(self.model, routing.memory)
-        self._probes = _Probes()
-        # Without a reference to self: the parent's memory is freed as soon as nobody holds it.
-        self._stack.callback(_free, self._residents, self._probes, self.ctx)
+        self.timings_ms: dict[str, float] = dict.fromkeys(
+            ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
+        )
+        myself = weakref.ref(self)  # the parent's memory is freed as soon as nobody holds it
+        self._router = Router(
+            self.model,
+            self.context_params,
+            pool=self.pool,
+            residents=self._residents,
+            settings=routing,
+            as_prompt=lambda text: _alive(myself)._tokens_of_text(text),
+            as_text=lambda tokens: _alive(myself)._text_of(tokens),
+            progress=progress,
+            timings_ms=self.timings_ms,
+            index=index,
+        )
+        self._stack.callback(_free, self._residents, self._router, self.ctx)
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
@@ -127,9 +143,6 @@ class LoGo(Llama):  # type: ignore[misc]
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
         self._tokens_only = False
-        self.timings_ms: dict[str, float] = dict.fromkeys(
-            ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
-        )
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -170,67 +183,53 @@ class LoGo(Llama):  # type: ignore[misc]
         """Within this block the base model answers alone, and nothing is probed."""
         return self.under({})
 
+    def signal_scores(
+        self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], signals: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """The scores >= 0 of the pool's candidates for `prompt`, by signal and adapter name.
+
+        `signals` are names in `settings.SIGNAL_NAMES`; those of one pass share it. Adapters that
+        a signal can say nothing about are absent. Raises as `route` does.
+        """
+        unknown = [signal for signal in signals if signal not in SIGNAL_NAMES]
+        if unknown:
+            raise SettingsError(
+                f"there is no signal {', '.join(unknown)}",
+                hint=f"the signals are: {', '.join(SIGNAL_NAMES)}",
+            )
+        tokens = self._tokens_of(prompt)
+        self._forget_timings()
+        return {signal: self._router.scores(tokens, signal).scores for signal in signals}
+
+    def teach(self, name: str, prompts: Sequence[str]) -> int:
+        """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
+
+        They are kept in the user's data folder, by the adapter's content, and count for every
+        engine that is opened later; `unteach` forgets them.
+        """
+        self.pool.check_name(name)
+        return self._router.teach(name, prompts)
+
+    def unteach(self, name: str, *, last: bool = False) -> int:
+        """Forget all prompts that `name` was taught, or the `last` one; how many went."""
+        self.pool.check_name(name)
+        return self._router.unteach(name, last=last)
+
     def _route_tokens(self, tokens: list[int]) -> Route:
-        if self._probe_kind == "each":
-            target, scores = None, self._scores_each(tokens)
-        else:
-            target, scores = self._scores_one_pass(tokens)
-        bad = [name for name, score in scores.items() if not math.isfinite(score)]
+        scored = self._router.scores(tokens, self._signal)
+        bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
         if bad:
             raise NativeError(
                 f"the scores of {', '.join(bad)} are not finite for this prompt",
                 hint="leave them out of the folder, or choose another --layer",
             )
         return select(
-            scores,
+            scored.scores,
             self.top_k,
-            signal=self._signal,
-            probe=self._probe_kind,
-            target=target,
+            signal=scored.signal,
+            probe=scored.probe,
+            target=scored.target,
             mixture="scales",
-        )
-
-    def _scores_one_pass(self, tokens: list[int]) -> tuple[str, dict[str, float]]:
-        started = time.perf_counter()
-        self._index = index = self._current_index()
-        probe = self._probes.hidden
-        if probe is None or probe.target != index.target:
-            self._probes.close_hidden()
-            probe = self._probes.hidden = HiddenProbe(
-                self.model, self.context_params, index.target, residual=self._residual
-            )
-        h = probe.hidden(tokens)  # (d_in,)
-        self.timings_ms["probe"] = _ms_since(started)
-        started = time.perf_counter()
-        scores = index.scores(h, self._signal)
-        self.timings_ms["score"] = _ms_since(started)
-        wanted = self.pool.candidates
-        return index.target, {name: scores[name] for name in wanted if name in scores}
-
-    def _scores_each(self, tokens: list[int]) -> dict[str, float]:
-        started = time.perf_counter()
-        if self._probes.each is None:
-            self._probes.each = EachProbe(self.model, self.context_params)
-        probe, scores = self._probes.each, {}
-        try:
-            for name in self.pool.candidates:
-                self._residents.set_on(probe.ctx, [(self.pool.adapters[name], 1.0)])
-                scores[name] = entropy(probe.logits(tokens))
-        finally:
-            self._residents.forget(probe.ctx)
-        self.timings_ms["probe"] = _ms_since(started)
-        return scores
-
-    def _current_index(self) -> RoutingIndex:
-        """The index of the pool as it is now; built again when the pool has changed."""
-        index, adapters = self._index, self.pool.adapters
-        if index is not None and index.adapters is adapters:
-            return index
-        return RoutingIndex.build(
-            adapters,
-            choose_target(adapters, self.base, self._layer),
-            previous=index,
-            progress=lambda done, total: self._progress("indexing adapters", done, total),
         )
 
     # Generation
@@ -371,6 +370,15 @@ class LoGo(Llama):  # type: ignore[misc]
             self._seed, self.cache, self._tokens_only = seed, cache, False
         raise AssertionError("the parent answered without generating")
 
+    def _tokens_of_text(self, text: str) -> list[int]:
+        """The tokens of a text as one chat message where the model has a template."""
+        has_template = "tokenizer.chat_template" in self.metadata
+        return self._tokens_of([{"role": "user", "content": text}] if has_template else text)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        text: str = self.detokenize(list(tokens)).decode("utf-8", "replace")
+        return text.strip()
+
     # Lifecycle
 
     def close(self) -> None:
@@ -385,30 +393,18 @@ class LoGo(Llama):  # type: ignore[misc]
         self.close()
 
 
-@dataclass
-class _Probes:
-    """The probe contexts, each made when it is first needed."""
-
-    hidden: HiddenProbe | None = None
-    each: EachProbe | None = None
-
-    def close_hidden(self) -> None:
-        if self.hidden is not None:
-            self.hidden.close()
-            self.hidden = None
-
-    def close(self) -> None:
-        self.close_hidden()
-        if self.each is not None:
-            self.each.close()
-            self.each = None
-
-
-def _free(residents: ResidentAdapters, probes: _Probes, ctx: Any) -> None:
+def _free(residents: ResidentAdapters, router: Router, ctx: Any) -> None:
     """Free the probes, then the adapters, while the model and its context are still there."""
     residents.forget(ctx)
-    probes.close()
+    router.close()
     residents.close()
+
+
+def _alive(engine: weakref.ref[LoGo]) -> LoGo:
+    """The engine, which is there: it is what calls its router."""
+    found = engine()
+    assert found is not None
+    return found
 
 
 def _ms_since(started: float) -> float:

@@ -1,7 +1,7 @@
 """The routing matrices of a pool: each adapter's A and B at the one projection that is probed.
 
-Built from checked adapter files; holds float32 arrays in memory and scores a hidden vector
-against all of them. Knows nothing of llama.cpp. One adapter's entry is kept for as long as its
+Built from checked adapter files; holds float32 arrays in memory, from which `scoring` makes the
+paper's scores. Knows nothing of llama.cpp. One adapter's entry is kept for as long as its
 file does not change.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from .adapter_file import AdapterFile
 from .base_model import BaseModel
 from .errors import PoolError, SettingsError
-from .signals import SIGNALS, FloatArray, projection_output
+from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +116,3 @@ class RoutingIndex:
             if progress is not None:
                 progress(done, len(adapters))
         return cls(target=target, adapters=adapters, entries=entries)
-
-    def scores(self, h: FloatArray, signal: str) -> dict[str, float]:
-        """The score of every indexed adapter for the hidden vector `h` (d_in,), by name."""
-        measure = SIGNALS[signal]
-        return {
-            name: measure(projection_output(h, e.a, e.b, e.scaling))
-            for name, e in self.entries.items()
-        }

@@ -9,6 +9,8 @@ compares that layout with what the library itself says, before anything is read 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -152,38 +154,54 @@ class Tensor:
             node = node.source(0)
         return None
 
-    def last_row(self) -> npt.NDArray[np.float32]:
-        """The vector (d,) of the last token of a float32 activation (n_tokens, d).
+    def rows(self) -> npt.NDArray[np.float32]:
+        """All rows (n_tokens, d) of a float32 activation, one a token.
 
         Copies from whatever backend holds it. Raises NativeError for another type or shape.
         """
         width, tokens, *rest = self.struct.ne
+        step = self.struct.nb[1]
         if self.struct.type != TYPE_F32 or rest != [1, 1] or self.struct.nb[0] != 4:
             raise NativeError(
                 f"the activation {self.name} is not a float32 matrix "
                 f"(type {self.struct.type}, shape {list(self.struct.ne)})",
                 hint="use --probe each, which reads no activation",
             )
-        row = np.empty(width, dtype=np.float32)  # (d,)
-        offset = (tokens - 1) * self.struct.nb[1]
-        _ggml().ggml_backend_tensor_get(self.address, row.ctypes.data, offset, row.nbytes)
-        return row
+        rows = np.empty((tokens, width), dtype=np.float32)  # (n_tokens, d)
+        if step == rows.strides[0]:
+            _ggml().ggml_backend_tensor_get(self.address, rows.ctypes.data, 0, rows.nbytes)
+        else:
+            for i, row in enumerate(rows):
+                _ggml().ggml_backend_tensor_get(self.address, row.ctypes.data, i * step, row.nbytes)
+        return rows
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pass is read: what the weight `target` (its GGUF name) receives.
+
+    With `residual`, the state before the block's normalisation instead of after it.
+    """
+
+    target: str
+    residual: bool = False
 
 
 class Tap:
-    """An eval callback that copies the input of one weight at the last token, then stops the pass.
+    """An eval callback that copies what several weights receive, then stops the pass.
 
-    `target` is the GGUF name of the weight. With `residual`, the vector is taken before the
-    block's normalisation instead of after it. Between `start` and `take` there must be one
-    `llama_decode` of a single micro-batch. Stopping means: the layers above the target are not
-    computed, nor is the output head, and the decode still returns 0.
+    Between `start` and `take` there must be one `llama_decode` of a single micro-batch. Stopping
+    means: what comes after the last place is not computed, nor is the output head, and the
+    decode still returns 0.
     """
 
-    def __init__(self, target: str, *, residual: bool = False) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         check_layout()
-        self.target = target
-        self.residual = residual
-        self._row: npt.NDArray[np.float32] | None = None
+        self.places = tuple(places)
+        self._wanted: dict[str, list[Place]] = {}
+        for place in self.places:
+            self._wanted.setdefault(place.target, []).append(place)
+        self._rows: dict[Place, npt.NDArray[np.float32]] = {}
         self._error: BaseException | None = None
         self._done = False
         # Kept on the object: llama.cpp holds only the bare pointer.
@@ -196,48 +214,55 @@ class Tap:
 
     def start(self) -> None:
         """Forget what was read; to be called before each decode."""
-        self._row, self._error, self._done = None, None, False
+        self._rows, self._error, self._done = {}, None, False
 
     def check(self) -> None:
         """Raise what was raised while llama.cpp computed, Ctrl+C included."""
         if self._error is not None:
             raise self._error
 
-    def take(self) -> npt.NDArray[np.float32]:
-        """The vector (d,) float32 that the last decode read; raises NativeError if it read none."""
+    def take(self) -> dict[Place, npt.NDArray[np.float32]]:
+        """What the last decode read, (n_tokens, d) float32 a place; NativeError if any lacks."""
         self.check()
-        if self._row is None:
+        missing = [place.target for place in self.places if place not in self._rows]
+        if missing:
             raise NativeError(
-                f"the model's graph has no product with {self.target}",
+                f"the model's graph has no product with {', '.join(missing)}",
                 hint="choose another block with --layer, or use --probe each",
             )
-        return self._row
+        return self._rows
 
     def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
         # An exception must not reach C: it would be printed and lost.
         try:
             if ask:
-                # After the first hit every node is asked for, so that what is left of the pass
+                # After the last hit every node is asked for, so that what is left of the pass
                 # ends at its first node, on every backend.
-                return self._done or self._is_target(Tensor(address))
+                return self._done or self._target_of(Tensor(address)) is not None
             if not self._done:
-                self._done = True
                 self._read(Tensor(address))
+                self._done = len(self._rows) == len(self.places)
         except BaseException as error:  # Ctrl+C too: this is the only Python that runs meanwhile
             self._error, self._done = error, True
-        return False
+        return not self._done
 
-    def _is_target(self, node: Tensor) -> bool:
+    def _target_of(self, node: Tensor) -> str | None:
         weight = node.source(0)
-        return weight is not None and weight.name == self.target and node.op == MATRIX_PRODUCT
+        if weight is None or node.op != MATRIX_PRODUCT:
+            return None
+        name = weight.name
+        return name if name in self._wanted else None
 
     def _read(self, product: Tensor) -> None:
+        target = self._target_of(product)
         x = product.source(1)
-        if x is not None and self.residual:
-            x = x.before_norm()
-        if x is None:
-            raise NativeError(
-                f"the input of {self.target} has no normalisation before it in this model",
-                hint="use --tap input",
-            )
-        self._row = x.last_row()
+        assert target is not None  # asked for as such
+        assert x is not None
+        for place in self._wanted[target]:
+            source = x.before_norm() if place.residual else x
+            if source is None:
+                raise NativeError(
+                    f"the input of {target} has no normalisation before it in this model",
+                    hint="use --tap input",
+                )
+            self._rows[place] = source.rows()

@@ -141,6 +141,17 @@ class Pool:
             if name not in self.excluded and (not self.pinned or name in self.pinned)
         )
 
+    def origin(self, name: str) -> Path:
+        """Where the user keeps this adapter: a GGUF file or a PEFT folder, not its converted form.
+
+        PoolError for an unknown name.
+        """
+        self.check_name(name)
+        return next(
+            (path for path, one in self._known.items() if one.adapter.name == name),
+            self.adapters[name].path,
+        )
+
     def pin(self, name: str) -> None:
         """Route among the pinned only; lifts an exclusion. PoolError for an unknown name."""
         self.check_name(name)

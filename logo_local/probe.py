@@ -7,14 +7,14 @@ Neither touches the context that generates, which therefore carries no callback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from .errors import NativeError, PromptError
-from .native import Tap
+from .native import Place, Tap
 from .signals import FloatArray
 
 
@@ -85,37 +85,45 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
 
 
 class HiddenProbe:
-    """One pass of the base model, up to the weight `target`: yields what that weight receives.
+    """One pass of the base model over a prompt: yields what the weights at `places` receive.
 
     Keys and values stay, so that a longer version of the same prompt costs only its new tokens.
+    The pass ends at the last of the places.
     """
 
-    def __init__(self, model: Any, params: Any, target: str, *, residual: bool = False) -> None:
-        self.target = target
-        self._tap = Tap(target, residual=residual)
+    def __init__(self, model: Any, params: Any, places: Sequence[Place]) -> None:
+        self.places = tuple(places)
+        self._tap = Tap(places)
         self._context = ProbeContext(model, params, self._tap)
         self._seen: list[int] = []
-        self._h: FloatArray | None = None
+        self._rows: dict[Place, FloatArray] = {}
 
-    def hidden(self, tokens: Sequence[int]) -> FloatArray:
-        """The hidden vector h (d_in,) float32 at the last of `tokens`.
+    def read(self, tokens: Sequence[int]) -> Mapping[Place, FloatArray]:
+        """The hidden vectors (n_tokens, d_in) float32 of all `tokens`, by place.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
         prompt = _checked(tokens, self._context.n_ctx)
-        if self._h is not None and prompt == self._seen:
+        if prompt == self._seen:
             # Not evaluated again: another kernel would round otherwise, and the same prompt
             # must have the same route.
-            return self._h
-        # The last token is always evaluated: its vector is what is asked for.
+            return self._rows
+        # The last token is always evaluated, so that there is something to read.
         keep = min(_common_prefix(self._seen, prompt), len(prompt) - 1)
         self._seen = []  # until the decode has succeeded, nothing is known of the cache
         if not self._context.forget_after(keep):
             self._context.clear()
             keep = 0
-        self._context.decode(prompt[keep:])
-        self._h, self._seen = self._tap.take(), prompt
-        return self._h
+        pieces: dict[Place, list[FloatArray]] = {
+            place: [rows[:keep]] for place, rows in self._rows.items() if keep
+        }
+        for start in range(keep, len(prompt), self._context.n_batch):
+            self._context.decode(prompt[start : start + self._context.n_batch])
+            for place, rows in self._tap.take().items():
+                pieces.setdefault(place, []).append(rows)
+        self._rows = {place: np.concatenate(rows) for place, rows in pieces.items()}
+        self._seen = prompt
+        return self._rows
 
     def close(self) -> None:
         """Free the context."""

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 from . import config
 from .errors import SettingsError
-from .signals import SIGNALS
 
 log = logging.getLogger(__name__)
 
+# What one pass of the base yields, and what needs an evaluation with each adapter; "shortlist" is
+# the one, and then the other for the first few. `scoring` and `router` have the code.
+ONE_PASS = (
+    "norm", "entropy", "relative", "arrow", "spectr", "z-norm",
+    "self-profile", "combined", "profile",
+)  # fmt: skip
+EACH = ("each-entropy", "each-likelihood")
+SIGNALS = (*ONE_PASS, *EACH, "shortlist")
 SIGNAL_NAMES = ("auto", *SIGNALS)
 PROBES = ("one-pass", "each")
 TAPS = ("input", "residual")
@@ -37,13 +44,14 @@ class RoutingSettings:
     tap: str = "input"
     mixture: str = "auto"
     adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
+    self_profile: bool = True
 
     @property
     def resolved_signal(self) -> str:
-        """The signal that "auto" stands for, or the one that was named."""
-        if self.signal != "auto":
-            return self.signal
-        return "entropy" if self.probe == "each" else "norm"
+        """One of `SIGNALS`, or "auto", which depends on the pool; `probe` "each" is worked in."""
+        if self.probe == "each" and self.signal in ("auto", "entropy"):
+            return "each-entropy"
+        return self.signal
 
     @property
     def memory(self) -> int:
@@ -66,8 +74,10 @@ class RoutingSettings:
             )
             if value not in allowed
         ]
-        if self.probe == "each" and self.signal not in ("auto", "entropy"):
-            problems.append(f"signal {self.signal!r} needs probe 'one-pass': 'each' has 'entropy'")
+        if self.probe == "each" and self.signal not in ("auto", "entropy", *EACH):
+            problems.append(
+                f"signal {self.signal!r} needs probe 'one-pass': 'each' has {', '.join(EACH)}"
+            )
         if self.top_k < 1:
             problems.append(f"top_k is {self.top_k}, and must be at least 1")
         try:

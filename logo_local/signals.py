@@ -2,15 +2,14 @@
 
 A signal turns one adapter's projection output o_i (d_out,) into a score s_i >= 0; the larger,
 the more the adapter matters. Nothing here knows of files, prompts or llama.cpp. To add a signal,
-write the function and name it in `SIGNALS`.
+write the function here and name it in `scoring`.
 
-Source: LoGo, arXiv 2511.07129, section 3, and the authors' released code.
+Source of norm and entropy: LoGo, arXiv 2511.07129, section 3, and the authors' released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +50,68 @@ def entropy(o: FloatArray) -> float:
     return 1.0 / (max(h, 0.0) + ENTROPY_EPSILON)
 
 
-SIGNALS: Mapping[str, Callable[[FloatArray], float]] = MappingProxyType(
-    {"norm": norm, "entropy": entropy}
-)
+def relative_norm(o: FloatArray, h: FloatArray, product_norm: float) -> float:
+    """||o||_2 / (||scaling B A||_F ||h||_2), in [0, 1]: the norm without the adapter's loudness.
+
+    `product_norm` is `frobenius_norm` of the adapter. 0 for a silent adapter or an empty h.
+    """
+    most = product_norm * float(np.linalg.norm(h))
+    return norm(o) / most if most > 0 else 0.0
+
+
+def frobenius_norm(a: FloatArray, b: FloatArray, scaling: float) -> float:
+    """||scaling B A||_F = scaling sqrt(tr(A^T B^T B A)), without forming B A.
+
+    `a` (rank, d_in), `b` (d_out, rank).
+    """
+    squared = float(np.sum((b.T @ b) * (a @ a.T), dtype=np.float64))  # tr(G A A^T)
+    return abs(scaling) * math.sqrt(max(squared, 0.0))
+
+
+def spectr(h: FloatArray, a: FloatArray, b: FloatArray) -> float:
+    """||S V^T h||_2 with the SVD B A = U S V^T, which is ||B A h||_2: the norm without scaling.
+
+    Source: SpectR, arXiv 2504.03454. It scores every layer by itself; here it is one block.
+    """
+    return float(np.linalg.norm(b @ (a @ h)))
+
+
+def arrow(h: FloatArray, direction: FloatArray) -> float:
+    """|v . h|, the hidden vector's part along the adapter's own `principal_direction` v (d_in,).
+
+    Source: Arrow, arXiv 2405.11157 (PEFT has it since 0.18). It routes every token and layer by
+    itself; here it is the last token at one block.
+    """
+    return abs(float(direction @ h))
+
+
+def principal_direction(a: FloatArray, b: FloatArray) -> FloatArray:
+    """The unit right singular vector (d_in,) of B A with the largest singular value.
+
+    By the SVD of the small product R_B A Q, not of B A itself. Its sign is arbitrary.
+    """
+    r = np.linalg.qr(b, mode="r")  # (rank, rank): B = Q r, so B A has the singular values of r A
+    _, _, right = np.linalg.svd(r @ a, full_matrices=False)  # (rank, d_in)
+    v: FloatArray = right[0]  # (d_in,)
+    return v
+
+
+def log_rms_norm(rows: FloatArray, a: FloatArray, gram: FloatArray) -> float:
+    """ln of the root mean square over tokens of ||scaling B A h_t||_2.
+
+    `rows` (n_tokens, d_in) are the hidden vectors h_t, `a` (rank, d_in), and `gram` is
+    scaling^2 B^T B (rank, rank), which stands for B. Silent adapters give ln 1e-12.
+    """
+    z = rows @ a.T  # (n_tokens, rank)
+    squares = np.einsum("tr,rs,ts->t", z, gram, z, optimize=True)  # (n_tokens,)
+    return 0.5 * float(np.log(max(float(squares.mean()), 1e-24)))
+
+
+def softmax(values: FloatArray, temperature: float = 1.0) -> FloatArray:
+    """Scores (n,) > 0 that sum to 1 from `values` (n,) of any sign; the lower the `temperature`,
+    the more the largest takes.
+    """
+    shifted = (values - values.max()) / temperature  # (n,)
+    p: FloatArray = np.exp(shifted)
+    p /= p.sum()
+    return p

@@ -23,7 +23,10 @@ def logo(random_base, random_adapters):
     made = []
 
     def make(**settings):
-        settings = {"adapters": random_adapters, "n_ctx": 256, **settings}
+        defaults = {"adapters": random_adapters, "n_ctx": 256, "signal": "norm"}
+        if settings.get("probe") == "each":
+            defaults["signal"] = "auto"
+        settings = {**defaults, **settings}
         made.append(LoGo(random_base, **settings))
         return made[-1]
 
@@ -302,7 +305,7 @@ def test_ctrl_c_during_a_probe_arrives(logo, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(native.Tensor, "last_row", interrupted)
+        patch.setattr(native.Tensor, "rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.route(A)
     assert llm.route(A).names

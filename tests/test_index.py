@@ -2,15 +2,13 @@
 
 import logging
 
-import numpy as np
 import pytest
-from random_gguf import WIDTH, write_adapter
+from random_gguf import write_adapter
 
 from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.errors import PoolError, SettingsError
 from logo_local.index import RoutingIndex, block_number, choose_target
-from logo_local.signals import projection_output
 
 
 @pytest.fixture
@@ -64,18 +62,6 @@ def test_a_block_that_nobody_adapts_is_an_error(pool_of):
     with pytest.raises(PoolError, match="block 2") as caught:
         choose_target(pool, base)
     assert "--layer" in caught.value.hint
-
-
-def test_scores_are_the_signal_of_each_projection_output(pool_of):
-    pool, base = pool_of(a={"rank": 2}, b={"rank": 5, "alpha": 3.0})
-    target = choose_target(pool, base)
-    index = RoutingIndex.build(pool, target)
-    h = np.random.default_rng(0).standard_normal(WIDTH).astype(np.float32)
-    for name, adapter in pool.items():
-        a, b = adapter.factors(target)
-        o = projection_output(h, a, b, adapter.scaling(target))
-        assert index.scores(h, "norm")[name] == pytest.approx(float(np.linalg.norm(o)))
-    assert index.scores(h, "entropy").keys() == {"a", "b"}
 
 
 def test_an_adapter_without_the_target_is_named_and_has_no_score(pool_of, caplog):

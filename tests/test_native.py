@@ -8,6 +8,7 @@ from random_gguf import WIDTH
 
 from logo_local import native
 from logo_local.errors import NativeError
+from logo_local.native import Place
 from logo_local.probe import HiddenProbe
 
 TOKENS = [1, *range(60, 95)]
@@ -33,8 +34,10 @@ def hidden(random_llama):
     probes = []
 
     def make(target, residual=False, params=random_llama.context_params):
-        probes.append(HiddenProbe(random_llama.model, params, target, residual=residual))
-        return probes[-1].hidden
+        place = Place(target, residual)
+        probe = HiddenProbe(random_llama.model, params, [place])
+        probes.append(probe)
+        return lambda tokens: probe.read(tokens)[place][-1]
 
     yield make
     for probe in probes:
@@ -127,6 +130,6 @@ def test_a_place_without_a_norm_before_it_has_no_residual(hidden):
 
 
 def test_an_exception_in_the_callback_reaches_the_caller(hidden, monkeypatch):
-    monkeypatch.setattr(native.Tensor, "last_row", lambda self: 1 / 0)
+    monkeypatch.setattr(native.Tensor, "rows", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hidden("blk.0.attn_q.weight")(TOKENS)

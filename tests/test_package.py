@@ -118,6 +118,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     demo = {p.relative_to(DEMO).as_posix() for p in DEMO.rglob("*") if p.is_file()}
     assert {name for name in names if not name.startswith((f"{info}/", "logo_local/demo/"))} == {
         "logo_local/py.typed",
+        "logo_local/generic_prompts.txt",
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
         *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),

@@ -1,0 +1,118 @@
+"""Texts of adapters turned into profiles, each once: kept in the cache by content.
+
+The files hold vectors and sampled texts; the prompts that people gave are only read here. What
+is broken or of another model is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .profiles import Profile
+from .signals import FloatArray
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of these files and of what `profiles.embed` makes; another number makes them anew
+
+Embed = Callable[[str], FloatArray]
+
+
+def content_key(path: Path) -> str:
+    """The sha256 of a file, in hex: by this an adapter is known wherever it lies."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weights_key(path: Path) -> str:
+    """Tells one model file from another, in hex: its size and 64 pieces spread over it.
+
+    A model has gigabytes, of which reading 4 MB suffices: files that were quantised otherwise,
+    or trained on, differ everywhere.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for i in range(64):
+            stream.seek(i * size // 64)
+            digest.update(stream.read(1 << 16))
+    return digest.hexdigest()
+
+
+class ProfileStore:
+    """The profiles that belong to the base model in the file `model`, kept under `cache`."""
+
+    def __init__(self, cache: Path, model: Path) -> None:
+        self.folder = cache / "profiles" / f"{weights_key(model)[:32]}-{FORMAT}"
+
+    def of_prompts(self, texts: Sequence[str], embed: Embed) -> Profile:
+        """The profile of given prompts; `embed` makes the vector (F,) of a text."""
+        return Profile(self._vectors(texts, embed), "prompts")
+
+    def of_samples(
+        self, key: str, make: Callable[[], tuple[list[str], float]], embed: Embed
+    ) -> Profile | None:
+        """The self-profile of the adapter with content `key`; `make` samples texts and their gain.
+
+        None where the adapter wrote nothing at all.
+        """
+        path = self.folder / f"{key[:32]}.samples.json"
+        made = _load_samples(path)
+        if made is None:
+            made = make()
+            texts, gain = made
+            _write(path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode())
+        texts, gain = made
+        if not texts:
+            return None
+        return Profile(self._vectors(texts, embed), "samples", gain)
+
+    def _vectors(self, texts: Sequence[str], embed: Embed) -> FloatArray:
+        key = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+        path = self.folder / f"{key[:32]}.vectors.npy"
+        try:
+            vectors: Any = np.load(path, allow_pickle=False)
+            if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
+                return vectors.astype(np.float32)  # type: ignore[no-any-return]
+            log.warning("%s is damaged and made anew", path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, EOFError) as error:
+            log.warning("%s is made anew: %s", path, error)
+        made = np.stack([embed(text) for text in texts])  # (n, F) float32
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, made.astype(np.float16))
+        temporary.replace(path)
+        return made.astype(np.float16).astype(np.float32)  # what the next start will read
+
+
+def _load_samples(path: Path) -> tuple[list[str], float] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        texts, gain = content["texts"], float(content["gain"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged and made anew: %s", path, error)
+        return None
+    return [str(text) for text in texts], gain
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,68 @@
+"""Profiles: vectors of texts, distances by hand, and what is near."""
+
+import numpy as np
+import pytest
+
+from logo_local.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
+
+
+def profile(*vectors, **more):
+    return Profile(np.array(vectors, dtype=np.float32), **more)
+
+
+def test_embed_is_the_mean_of_each_block_at_length_one():
+    rows = [np.array([[3.0, 0.0], [3.0, 8.0]]), np.array([[0.0, 5.0]])]  # means (3, 4), (0, 5)
+    np.testing.assert_allclose(embed(rows), [0.6, 0.8, 0.0, 1.0], rtol=1e-6)
+
+
+def test_a_block_without_anything_embeds_as_zero():
+    assert embed([np.zeros((2, 3), dtype=np.float32)]).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_distances_by_hand():
+    # Deviations are along the first axis only: variance 1 there (2 texts each, freedom 2),
+    # 0 on the second. Mean variance 1/2 per axis.
+    found = Measure.fit({"a": profile((-1, 0), (1, 0)), "b": profile((-1, 4), (1, 4))}, 1.0)
+    # s^2 / freedom = 4 / 2 = 2 along x, floor = 1 * (4 / 2 / 2) = 1: C = diag(3, 1)
+    np.testing.assert_allclose(
+        found.distances(np.array([3.0, 0.0], dtype=np.float32)),
+        [np.sqrt(9 / 3), np.sqrt(9 / 3 + 16)],
+        rtol=1e-5,
+    )
+
+
+def test_what_is_typical_is_measured_on_texts_left_out():
+    rng = np.random.default_rng(1)
+    texts = [rng.standard_normal((9, 40)).astype(np.float32) for _ in range(6)]
+    found = Measure.fit({str(i): Profile(v[:8]) for i, v in enumerate(texts)})
+    new = [found.distances(v[8])[i] for i, v in enumerate(texts)]
+    assert found.typical == pytest.approx(np.mean(new), rel=0.15)
+
+
+def test_without_a_second_text_anything_may_be_near():
+    found = Measure.fit({"a": profile((1, 0))})
+    assert found.nearness(np.array([0, 9], dtype=np.float32)).tolist() == [0.0]
+
+
+def test_what_texts_of_one_adapter_differ_in_counts_less():
+    rng = np.random.default_rng(0)
+    noisy = np.array([10.0, 0.1, 0.1])
+    a = Profile((rng.standard_normal((8, 3)) * noisy).astype(np.float32))
+    b = Profile((rng.standard_normal((8, 3)) * noisy + [0, 1, 0]).astype(np.float32))
+    found = Measure.fit({"a": a, "b": b}, 1e-4)
+    x = np.array([b.vectors[:, 0].mean(), 0.05, 0.0], dtype=np.float32)  # b by x, a by y
+    assert np.linalg.norm(x - b.vectors.mean(0)) < np.linalg.norm(x - a.vectors.mean(0))
+    assert found.distances(x).argmin() == 0
+
+
+def test_profiles_of_one_text_can_be_told_apart():
+    found = Measure.fit({"a": profile((1, 0)), "b": profile((0, 1))})
+    assert found.distances(np.array([0.9, 0.1], dtype=np.float32)).argmin() == 0
+    assert np.isfinite(found.nearness(np.array([0.9, 0.1], dtype=np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("gain", "tells"), [(None, True), (0.0, False), (LEAST_GAIN, True), (MOST_GAIN + 1, False)]
+)
+def test_samples_tell_when_they_are_neither_the_bases_nor_noise(gain, tells):
+    assert profile((1, 0), gain=gain).tells is tells
