@@ -19,6 +19,10 @@ PROMPT = ">>> "
 HELP = """\
 /why        the last route: every adapter's score
 /adapters   the adapters that may be routed
+/pin NAME   answer with this adapter only, until /auto
+/auto       choose the adapters for each message again
+/teach NAME remember your last message as an example of what NAME is for
+/unteach NAME  forget the last example that NAME was taught
 /clear      forget the conversation
 /bye        leave (so does Ctrl+D)
 /?          this help
@@ -58,6 +62,7 @@ class _Session:
         self.raw = raw
         self.read = read
         self.messages: list[Message] = []
+        self.last = ""  # the last message, which /teach is about
 
     def run(self) -> None:
         say("Send a message (/? for help)", "dim")
@@ -87,6 +92,11 @@ class _Session:
             say("The conversation is forgotten", "dim")
         elif line == "/adapters":
             say("\n".join(self.llm.pool.candidates))
+        elif line == "/auto":
+            self.llm.pool.auto()
+            say("The adapters are chosen for each message", "dim")
+        elif line.startswith(("/pin ", "/teach ", "/unteach ")):
+            self.about(*line.split(None, 1))
         elif line == "/why":
             if self.llm.last_route is None:
                 say("Nothing was asked yet", "dim")
@@ -95,6 +105,24 @@ class _Session:
         else:
             say(f"There is no command {line.split()[0]}; /? lists them")
 
+    def about(self, command: str, name: str) -> None:
+        """A command about one adapter, by its name."""
+        try:
+            if command == "/pin":
+                self.llm.pool.auto()
+                self.llm.pool.pin(name)
+                say(f"{name} answers until /auto; /teach {name} remembers your message", "dim")
+            elif command == "/unteach":
+                gone = self.llm.unteach(name, last=True)
+                say(f"Forgotten: {gone} example of {name}", "dim")
+            elif not self.last:
+                say("Send the message first that is an example", "dim")
+            else:
+                self.llm.teach(name, [self.last])
+                say(f"Remembered for {name}; /unteach {name} forgets it", "dim")
+        except LogoError as error:
+            print_error(error)
+
     def why(self) -> None:
         if self.llm.last_route is not None:
             console = err_console()
@@ -102,6 +130,7 @@ class _Session:
 
     def turn(self, line: str) -> None:
         """One message and its answer; a failure or Ctrl+C ends the answer, not the session."""
+        self.last = line
         self.messages.append({"role": "user", "content": line})
         prompt: Prompt = line if self.raw else self.messages
         answer, stopped = Answer(), False

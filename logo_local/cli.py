@@ -28,6 +28,7 @@ from .options import (
     settable,
     unknown_variables,
 )
+from .profile_command import profile
 from .terminal import (
     CommandGroup,
     ProgressBar,
@@ -306,6 +307,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
 
 
 cli.add_command(evaluate)
+cli.add_command(profile)
 
 
 @cli.command()

@@ -23,6 +23,7 @@ from .routing import Route, fixed, select
 # A piece of an answer: text, or an exception that is raised at that place.
 Piece = str | BaseException
 Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
+Answers = Sequence[str | Sequence[Piece]] | Callable[[str, Route], str]
 SignalScores = Mapping[str, Mapping[str, float]]
 
 
@@ -47,9 +48,10 @@ class FakeLoGo:
     """The surface of `LoGo` with scripted scores and answers.
 
     `scores` gives each adapter's score, or is a function from the prompt's text to them (then
-    `names` lists the adapters). `by_signal` may give those of single signals; for any other signal
-    `scores` hold. `answers` are given in turn, the last one for ever; an answer is
-    a text, or a sequence of pieces, each a text or an exception to raise when it is reached.
+    `names` lists the adapters); `by_signal` may give those of single signals instead. `answers`
+    are given in turn, the last one for ever; an answer is a text, or a sequence of pieces, each a
+    text or an exception to raise when it is reached. They may also be a function from the prompt's
+    text and the route to the text.
     `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
     and `opened`, a factory with `LoGo`'s parameters, keeps those in `settings`.
 
@@ -59,7 +61,7 @@ class FakeLoGo:
     def __init__(
         self,
         scores: Scores,
-        answers: Sequence[str | Sequence[Piece]] = ("",),
+        answers: Answers = ("",),
         *,
         names: Sequence[str] = (),
         top_k: int = 3,
@@ -68,7 +70,7 @@ class FakeLoGo:
     ) -> None:
         self._scores = scores
         self._by_signal = by_signal or {}
-        self._answers = list(answers)
+        self._answers = answers if callable(answers) else list(answers)
         self.top_k = top_k
         self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
         if isinstance(scores, Mapping):
@@ -85,6 +87,7 @@ class FakeLoGo:
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
         self.history: list[Call] = []
+        self.taught: dict[str, list[str]] = {}
         self.settings: dict[str, Any] = {}
         self.closed = False
         self._fixed: Route | None = None
@@ -94,6 +97,22 @@ class FakeLoGo:
         self.settings = {"model_path": str(model_path), "adapters": adapters, **settings}
         self.top_k = settings.get("top_k", self.top_k)
         return self
+
+    def teach(self, name: str, prompts: Sequence[str]) -> int:
+        """Remember `prompts` in `taught`; scores stay as they are scripted."""
+        self.pool.check_name(name)
+        known = self.taught.setdefault(name, [])
+        new = [prompt for prompt in prompts if prompt not in known]
+        known += new
+        return len(new)
+
+    def unteach(self, name: str, *, last: bool = False) -> int:
+        """Forget what is in `taught`."""
+        self.pool.check_name(name)
+        known = self.taught.pop(name, [])
+        if last and known[:-1]:
+            self.taught[name] = known[:-1]
+        return 1 if last and known else len(known)
 
     def route(self, prompt: Any) -> Route:
         """The route by the scripted scores among the pool's candidates."""
@@ -179,7 +198,10 @@ class FakeLoGo:
         part: Callable[[str], dict[str, Any]],
     ) -> Any:
         self.last_route = self._fixed or self._route(prompt)
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if callable(self._answers):
+            answer: str | Sequence[Piece] = self._answers(prompt, self.last_route)
+        else:
+            answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         pieces = [answer] if isinstance(answer, str) else list(answer)
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
         if options.get("stream"):

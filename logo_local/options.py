@@ -36,7 +36,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent
 
 def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
     """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
-    variable = PREFIX + names[0].lstrip("-").replace("-", "_").upper()
+    flag = names[0].partition("/")[0]  # of "--this/--no-this" the first
+    variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_default=True, **settings)
 
 
@@ -68,6 +69,11 @@ ENGINE = (  # how the engine works, whatever routes are asked of it
         type=click.Choice(settings.TAPS),
         default="input",
         help="Read the projection's input, or the state before the block's norm.",
+    ),
+    _shared(
+        "--self-profile/--no-self-profile",
+        default=True,
+        help="Let adapters without example prompts write some themselves, once each.",
     ),
     _shared(
         "--mixture",

@@ -209,7 +209,7 @@ class Router:
 
     def _key(self, adapter: AdapterFile) -> str:
         if adapter not in self._keys:
-            self._keys[adapter] = content_key(adapter.path)
+            self._keys[adapter] = content_key(self._pool.origin(adapter.name))
         return self._keys[adapter]
 
     def _taught_for(self, adapter: AdapterFile) -> list[str]:

@@ -109,3 +109,27 @@ def test_without_a_template_each_line_stands_alone(talk, template, raw):
         ("create_completion", "one"),
         ("create_completion", "two"),
     ]
+
+
+def test_pinning_an_adapter_and_letting_go(talk):
+    llm = FakeLoGo(SCORES)
+    talk(llm, "/pin reverse", "hello")
+    assert llm.last_route.names == ("reverse",)
+    talk(llm, "/auto", "hello")
+    assert llm.last_route.names == ("sort-words", "reverse")
+
+
+def test_a_message_becomes_an_example_and_can_be_taken_back(talk):
+    llm = FakeLoGo(SCORES)
+    _, err = talk(llm, "/teach reverse", "turn it: a b", "/teach reverse")
+    assert "Send the message first" in err
+    assert llm.taught == {"reverse": ["turn it: a b"]}
+    talk(llm, "/unteach reverse")
+    assert llm.taught == {}
+
+
+@pytest.mark.parametrize("command", ["/pin", "/teach", "/unteach"])
+def test_an_unknown_adapter_is_an_error_that_keeps_the_session(talk, command):
+    out, err = talk(FakeLoGo(SCORES, ["hi"]), "one", f"{command} revers", "two")
+    assert "did you mean reverse" in err
+    assert out == "hi\nhi\n"

@@ -15,7 +15,7 @@ MESSAGES = [{"role": "user", "content": "hello there"}]
 
 @pytest.fixture(scope="module")
 def real(random_base, random_adapters):
-    with LoGo(random_base, adapters=random_adapters, n_ctx=256) as llm:
+    with LoGo(random_base, adapters=random_adapters, signal="norm", n_ctx=256) as llm:
         yield llm
 
 
