@@ -149,8 +149,6 @@ def evaluate(
         **{name: given[name] for name in ("best_single", "own_out", "fusion")},
     )
     ks, n_adapters = usable_ks(comparison.top_k, len(llm.pool.names)), len(llm.pool.names)
-    if max(comparison.top_k) > n_adapters:
-        say(f"note: there are {n_adapters} adapters, and a larger k means all of them", "dim")
     with ExitStack() as stack:
         store, answer_fused = Store(), None
         if given["out"] is not None:
@@ -165,6 +163,8 @@ def evaluate(
 
             fusion = Fusion(llm.pool.adapters, llm.base.architecture, open_fused)
             answer_fused = stack.enter_context(fusion).answer
+        if max(comparison.top_k) > n_adapters:
+            say(f"note: there are {n_adapters} adapters, and a larger k means all of them", "dim")
         progress = stack.enter_context(ProgressBar())
         run(llm, examples, comparison, store, progress=progress, answer_fused=answer_fused)
     summary = summarise(store, examples, metric=given["metric"], seed=comparison.seed)
