@@ -49,7 +49,10 @@ class _LlamaLog:
 _llama_log = cache(_LlamaLog)
 
 # The options that are the engine's settings under the same name, where a command has them.
-_SAME = ("signal", "top_k", "probe", "layer", "tap", "mixture", "adapter_memory", "n_gpu_layers")
+_SAME = (
+    *("signal", "top_k", "probe", "layer", "tap", "self_profile"),
+    *("mixture", "adapter_memory", "n_gpu_layers"),
+)
 
 
 def open_by_options(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:

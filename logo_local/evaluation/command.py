@@ -16,6 +16,7 @@ from .. import __version__, config, settings
 from ..ask import Engine
 from ..opening import open_by_options
 from ..options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, options
+from ..profile_store import weights_key
 from ..terminal import ProgressBar, UsageError, say
 from . import metrics
 from .data import Example, read_examples
@@ -24,7 +25,8 @@ from .runner import Comparison
 from .store import Store
 
 _SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
-_ENDS = 1 << 20  # bytes of a model's file that are looked at, at its start and at its end
+# Those of the engine's that scores or answers depend on.
+_ENGINE_SETTINGS = ("probe", "layer", "tap", "self_profile", "mixture", "ctx_size")
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
@@ -181,19 +183,9 @@ def _made_with(
     data = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode())
     return {
         "version": __version__,
-        "model": _fingerprint(llm.base.path),
+        "model": weights_key(llm.base.path)[:32],
         "adapters": {name: adapter.n_bytes for name, adapter in llm.pool.adapters.items()},
         "data": f"{len(examples)} prompts, {data.hexdigest()[:16]}",
         **asdict(comparison),
-        **{name: given[name] for name in ("probe", "layer", "tap", "mixture", "ctx_size")},
+        **{name: given[name] for name in _ENGINE_SETTINGS},
     }
-
-
-def _fingerprint(path: Path) -> str:
-    """Tells model files apart without reading all of one: its size, its start and its end."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(_ENDS))
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _ENDS))
-        digest.update(file.read(_ENDS))
-    return f"{size} bytes, {digest.hexdigest()[:16]}"
