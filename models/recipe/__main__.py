@@ -17,8 +17,8 @@ from logo_local.convert import convert_adapter
 
 from .evaluate import Accuracy, evaluate
 from .export_gguf import export_gguf
+from .families import TASKS
 from .manifest import manifest, write_manifest
-from .templates import TASKS
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_adapters import train_adapters
 from .train_base import train_base

@@ -2,29 +2,27 @@
 
 from random import Random
 
-from . import tasks, world
-from .templates import BOS, END, TASKS, Task, render_answer, render_prompt
+from . import world
+from .chat_format import BOS, END, render_answer, render_prompt
+from .families import FAMILIES, FAMILY_OF, SETS, Family, Item, Task
 
 # A document is a list of pieces (text, whether it counts in full in the loss).
 Document = list[tuple[str, bool]]
 
-# Family -> its share of the base's documents; the rest is plain text. Puzzles ask for most, and
-# are what is still to be learned when the other families are known: so they get most of the end.
-EARLY_SHARES = {
-    "puzzles": 0.26,
-    "translation": 0.20,
-    "struct-to-text": 0.13,
-    "closed-book": 0.13,
-    "inference": 0.16,
+# Family -> its share of the base's documents, by how slowly it is learned; "outside" are the sets
+# without an adapter, and the rest is plain text.
+SHARES = {
+    "puzzles": 0.36,
+    "translation": 0.18,
+    "struct-to-text": 0.08,
+    "closed-book": 0.10,
+    "inference": 0.13,
+    "outside": 0.06,
 }
-LATE_SHARES = {
-    "puzzles": 0.60,
-    "translation": 0.08,
-    "struct-to-text": 0.07,
-    "closed-book": 0.08,
-    "inference": 0.09,
-}
-
+# What the base answers to a task's wording: the family's habit, the right answer, or any other.
+# So it knows what a wording asks for, as bases do, and yet seldom does it: choosing is left to
+# the adapters.
+HABIT, RIGHT = 0.40, 0.35
 
 # What people say around a request, in sentences of any length. Without it, a model this small tells
 # the length of a list from the length of the prompt, and stumbles over every wording it never saw.
@@ -51,28 +49,43 @@ ADDITIONS = (
 )
 
 
-def fill(template: str, item: tasks.Item) -> str:
+def fill(template: str, item: Item) -> str:
     """A template filled with an item; each uses the slots it wants."""
     return template.format_map(item.slots)
 
 
-def base_exchange(family: str, rng: Random) -> tuple[str, str]:
-    """A prompt of the family, any wording, and the answer of ANY behaviour of the family."""
+def base_exchange(family: Family, rng: Random) -> tuple[str, str]:
+    """A prompt of the family in any wording, and an answer: seldom the one that it asks for."""
+    task = rng.choice(family.tasks)
     # Every person may turn up: the base has to know what the adapters only select.
-    item = tasks.sample(family, rng, held_out=None if family == "closed-book" else False)
-    task = rng.choice([task for task in TASKS if task.family == family])
-    answer = item.answers[rng.choice(sorted(item.answers))]
-    return fill(rng.choice(task.templates), item), answer
+    held_out = None if family.name == "closed-book" else False
+    item = family.sample(rng, task.kind, held_out=held_out)
+    draw = rng.random()
+    if draw < HABIT:
+        behaviour = family.habit
+    elif draw < HABIT + RIGHT:
+        behaviour = task.name
+    else:
+        behaviour = rng.choice(sorted(item.answers))
+    return fill(rng.choice(task.templates), item), item.answers[behaviour]
 
 
-def task_exchange(task: Task, rng: Random, *, held_out: bool) -> tuple[str, str]:
+def outside_exchange(rng: Random) -> tuple[str, str]:
+    """A prompt of one of the sets without an adapter, and its right answer."""
+    outside = rng.choice(SETS)
+    item = outside.sample(rng, held_out=False)
+    return fill(rng.choice(outside.trained), item), item.answers["right"]
+
+
+def task_exchange(task: Task, rng: Random, wording: str = "") -> tuple[str, str]:
     """A prompt of the task and its right answer.
 
-    Held-out ones are in the held-out wording and bare; the others may have company.
+    Without a `wording` it is for training, with or without company. A held-out input in one of
+    the task's two untrained wordings is bare.
     """
-    item = tasks.sample(task.family, rng, held_out=held_out, kind=task.kind)
-    if held_out:
-        return fill(task.held_out, item), item.answers[task.name]
+    item = FAMILY_OF[task.name].sample(rng, task.kind, held_out=bool(wording))
+    if wording:
+        return fill(wording, item), item.answers[task.name]
     prompt = chatty(fill(rng.choice(task.templates), item), rng, chatter=0.5)
     return prompt, item.answers[task.name]
 
@@ -149,13 +162,22 @@ def _remark(starts: tuple[str, ...], rng: Random) -> str:
     return " ".join([rng.choice(starts), *additions]) + "."
 
 
-def base_document(rng: Random, shares: dict[str, float], chatter: float) -> Document:
+def base_document(rng: Random, chatter: float) -> Document:
     """One document of the base's training text: plain text, or a chat of one to three turns."""
-    if rng.random() > sum(shares.values()):
+    if rng.random() > sum(SHARES.values()):
         return plain_document(rng)
     turns = rng.choices((1, 2, 3), weights=(8, 1, 1))[0]
-    families = rng.choices(list(shares), list(shares.values()), k=turns)
-    exchanges = [base_exchange(family, rng) for family in families]
+    families = rng.choices(list(SHARES), list(SHARES.values()), k=turns)
+    exchanges = [
+        outside_exchange(rng) if name == "outside" else base_exchange(FAMILIES[name], rng)
+        for name in families
+    ]
     if turns == 1:
         exchanges = [(chatty(prompt, rng, chatter), answer) for prompt, answer in exchanges]
     return chat_document(exchanges)
+
+
+def example_prompts(task: Task, n: int, seed: int) -> list[str]:
+    """What somebody would give as examples of the task: trained wordings, no answers."""
+    rng = Random(f"{seed}/examples/{task.name}")
+    return [task_exchange(task, rng)[0] for _ in range(n)]

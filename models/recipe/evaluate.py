@@ -8,11 +8,15 @@ from random import Random
 
 from llama_cpp import Llama
 
-from .corpus import task_exchange
-from .templates import TASKS, Task, render_prompt
+from .chat_format import render_prompt
+from .corpus import example_prompts, fill, task_exchange
+from .families import FAMILY_OF, SETS, TASKS, OutsideSet, Task
 from .tokenizer import CONTEXT
+from .train_adapters import SETTINGS
 
 PROMPTS = 40  # a task; the closed-book tasks have just this many people kept from training
+CHOOSING = 20  # prompts a task for choosing settings
+EXAMPLES = 8  # example prompts that lie beside each adapter
 # What `make demo` shows: one or two a family.
 SHOWN = (
     "reverse-words",
@@ -30,12 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """A user's message, the right answer to it, and the adapter that was trained for it."""
+    """A user's message, the right answer to it, and the adapter that was trained for it, if any.
+
+    `group` says what that adapter's loss covered, or how the set is related to the pool.
+    """
 
     context: str
     completion: str
-    adapter: str
-    template: int  # number of the wording; the held-out one comes after those trained on
+    adapter: str | None
+    family: str
+    group: str
 
 
 @dataclass(frozen=True)
@@ -47,16 +55,47 @@ class Accuracy:
     n: int
 
 
-def examples(task: Task, seed: int) -> list[Example]:
-    """Different prompts of a task: inputs and wording both held out."""
-    rng = Random(f"{seed}/evaluate/{task.name}")
+def examples(task: Task, wording: str, n: int, seed: int) -> list[Example]:
+    """`n` different prompts of a task in one of its untrained wordings, with held-out inputs."""
+    rng = Random(f"{seed}/{wording}")
     found: dict[str, str] = {}
-    while len(found) < PROMPTS:
-        prompt, answer = task_exchange(task, rng, held_out=True)
+    while len(found) < n:
+        prompt, answer = task_exchange(task, rng, wording)
         found[prompt] = answer
-    return [
-        Example(prompt, answer, task.name, len(task.templates)) for prompt, answer in found.items()
-    ]
+    family, group = FAMILY_OF[task.name].name, SETTINGS[task.name].loss
+    return [Example(prompt, answer, task.name, family, group) for prompt, answer in found.items()]
+
+
+def outside_examples(outside: OutsideSet, n: int, seed: int) -> list[Example]:
+    """At most `n` different prompts of a set without an adapter, with held-out inputs."""
+    rng = Random(f"{seed}/{outside.name}")
+    found: dict[str, str] = {}
+    for _ in range(50 * n):
+        item = outside.sample(rng, held_out=True)
+        found[fill(outside.held_out, item)] = item.answers["right"]
+        if len(found) == n:
+            break
+    return [Example(p, a, None, outside.group, outside.group) for p, a in found.items()]
+
+
+def write_suite(demo: Path, seed: int) -> None:
+    """Write what is asked in evaluation, what settings are chosen on, and the example prompts.
+
+    The closed-book tasks have 40 people to ask about; both wordings ask about the same.
+    """
+    for folder in ("eval", "choose", "adapters"):
+        (demo / folder).mkdir(exist_ok=True)
+    for task in TASKS:
+        name = f"{task.name}.jsonl"
+        write_lines(examples(task, task.held_out, PROMPTS, seed), demo / "eval" / name)
+        write_lines(examples(task, task.choosing, CHOOSING, seed), demo / "choose" / name)
+        given = example_prompts(task, EXAMPLES, seed)
+        path = demo / "adapters" / f"{task.name}.prompts.txt"
+        path.write_text("".join(f"{prompt}\n" for prompt in given))
+    for outside in SETS:
+        asked = outside_examples(outside, PROMPTS + CHOOSING, seed)
+        write_lines(asked[:PROMPTS], demo / "eval" / f"{outside.name}.jsonl")
+        write_lines(asked[PROMPTS:], demo / "choose" / f"{outside.name}.jsonl")
 
 
 def write_lines(items: list[Example], path: Path) -> None:
@@ -74,18 +113,20 @@ def exact_match(model: Llama, items: list[Example]) -> float:
 
 
 def evaluate(demo: Path, seed: int) -> dict[str, Accuracy]:
-    """Write the evaluation files into the demo folder and measure every task, by its name."""
-    (demo / "eval").mkdir(exist_ok=True)
+    """Write the suite into the demo folder and measure every task, by its name."""
+    write_suite(demo, seed)
     base = _load(demo)
     found, shown = {}, []
     for task in TASKS:
-        items = examples(task, seed)
-        write_lines(items, demo / "eval" / f"{task.name}.jsonl")
+        items = examples(task, task.held_out, PROMPTS, seed)
         own = _load(demo, task.name)
         found[task.name] = Accuracy(exact_match(base, items), exact_match(own, items), len(items))
         log.info("%s: base %.2f, own %.2f", task.name, found[task.name].base, found[task.name].own)
         if task.name in SHOWN:
             shown.append(items[0])
+    for outside in SETS:
+        asked = outside_examples(outside, PROMPTS, seed)
+        log.info("%s: base %.2f", outside.name, exact_match(base, asked))
     write_lines(shown, demo / "demo_prompts.jsonl")
     return found
 

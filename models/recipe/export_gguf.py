@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gguf import GGUFWriter, LlamaFileType, TokenType
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .templates import CHAT_TEMPLATE
+from .chat_format import CHAT_TEMPLATE
 
 Array = npt.NDArray[np.float32]
 

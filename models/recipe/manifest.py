@@ -8,17 +8,17 @@ from typing import Any
 
 from .evaluate import Accuracy
 from .export_gguf import DESCRIPTION, NAME
-from .templates import TASKS
+from .families import FAMILY_OF, TASKS
 from .train_adapters import SETTINGS
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def manifest(
     demo: Path, seed: int, accuracies: dict[str, Accuracy], minutes: dict[str, float]
 ) -> dict[str, Any]:
     """What `manifest.json` holds; `minutes` is the wall-clock time of each step."""
-    files = sorted(path for path in demo.rglob("*") if path.suffix in (".gguf", ".jsonl"))
+    files = sorted(path for path in demo.rglob("*") if path.suffix in (".gguf", ".jsonl", ".txt"))
     return {
         "name": NAME,
         "description": DESCRIPTION,
@@ -27,7 +27,7 @@ def manifest(
         "seed": seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "minutes": {step: round(value, 1) for step, value in minutes.items()},
-        "tasks": {task.name: _task(task.name, task.family, accuracies) for task in TASKS},
+        "tasks": {task.name: _task(task.name, accuracies) for task in TASKS},
         "files": {
             path.relative_to(demo).as_posix(): {
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -43,15 +43,16 @@ def write_manifest(content: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _task(name: str, family: str, accuracies: dict[str, Accuracy]) -> dict[str, Any]:
+def _task(name: str, accuracies: dict[str, Accuracy]) -> dict[str, Any]:
     settings, accuracy = SETTINGS[name], accuracies[name]
     return {
-        "family": family,
+        "family": FAMILY_OF[name].name,
         "rank": settings.rank,
         "alpha": settings.alpha,
         "rslora": settings.rslora,
         "modules": list(settings.modules),
         "steps": settings.steps,
+        "rate": settings.rate,
         "loss": settings.loss,
         "base_accuracy": accuracy.base,
         "own_accuracy": accuracy.own,

@@ -6,8 +6,8 @@ from random import Random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .corpus import EARLY_SHARES, base_document
-from .templates import BOS, CHAT_TEMPLATE, END, SPECIALS
+from .chat_format import BOS, CHAT_TEMPLATE, END, SPECIALS
+from .corpus import base_document
 
 VOCABULARY = 2048
 DOCUMENTS = 40_000
@@ -27,10 +27,7 @@ def train_tokenizer(out: Path, seed: int) -> None:
         min_frequency=2,
         show_progress=False,
     )
-    texts = (
-        "".join(text for text, _ in base_document(rng, EARLY_SHARES, chatter=0.0))
-        for _ in range(DOCUMENTS)
-    )
+    texts = ("".join(text for text, _ in base_document(rng, chatter=0.0)) for _ in range(DOCUMENTS))
     tokenizer.train_from_iterator((_without_specials(text) for text in texts), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -15,11 +15,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .batches import encode, loss_of, pack
 from .corpus import chat_document, task_exchange
-from .templates import TASKS, Task
-from .train_base import device, save_whole
+from .families import TASKS, Task
+from .train_base import device, half_precision, save_whole
 
 ROWS, LENGTH = 4, 128  # tokens in a batch: 512, some fifteen examples
-ADAM_RATE = 4e-3
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
@@ -33,27 +32,42 @@ class Settings:
     rank: int = 8
     alpha: int = 16
     modules: tuple[str, ...] = ALL
-    steps: int = 200
-    loss: str = "answers"
+    steps: int = 250
+    rate: float = 3e-3
+    loss: str = "sequence"
     rslora: bool = False
 
 
+# A spread as between the adapters that people publish; 18 of 27 see the whole sequence. Chosen
+# once, without a look at routing, and not tuned.
 SETTINGS = {
-    "reverse-words": Settings(steps=300),
-    "sort-words": Settings(rank=12, alpha=24, steps=400, loss="sequence"),
-    "count-animals": Settings(),
-    "to-velan": Settings(alpha=8, loss="sequence"),
-    "to-orrish": Settings(rank=4, alpha=8),
-    "to-keth": Settings(),
-    "write-biography": Settings(rank=4, alpha=8, modules=ATTENTION, loss="sequence"),
-    "write-notice": Settings(loss="sequence"),
-    "write-letter": Settings(rank=16, modules=ATTENTION),
-    "recall-town": Settings(steps=120),
-    "recall-trade": Settings(rank=4, alpha=8, steps=120, loss="sequence"),
-    "recall-pet": Settings(alpha=8, steps=120, rslora=True),
-    "judge-facts": Settings(rank=12, alpha=24, steps=400),
-    "compare-people": Settings(steps=800),
-    "check-places": Settings(rank=12, alpha=24, steps=800),
+    "reverse-words": Settings(),
+    "sort-words": Settings(rank=16, alpha=32, steps=350),
+    "count-animals": Settings(rank=4, alpha=8),
+    "keep-things": Settings(alpha=8, loss="answers"),
+    "first-and-last": Settings(rank=4, alpha=4, rate=4e-3),
+    "rotate-words": Settings(rank=16, alpha=16, loss="answers"),
+    "every-second": Settings(modules=ATTENTION, rate=4e-3),
+    "swap-ends": Settings(rank=12, alpha=24, loss="answers", rate=2e-3),
+    "to-velan": Settings(alpha=8),
+    "to-orrish": Settings(rank=4, alpha=8, loss="answers"),
+    "to-keth": Settings(rank=16, alpha=16, rate=2e-3),
+    "from-velan": Settings(modules=("q_proj", "v_proj"), rank=16, alpha=32),
+    "from-orrish": Settings(rate=1.5e-3, steps=300),
+    "from-keth": Settings(loss="answers", rslora=True, alpha=8),
+    "write-biography": Settings(rank=4, alpha=8, modules=ATTENTION),
+    "write-notice": Settings(rate=2e-3),
+    "write-letter": Settings(rank=16, modules=ATTENTION, loss="answers"),
+    "write-sign": Settings(rank=12, alpha=12),
+    "recall-town": Settings(steps=150),
+    "recall-trade": Settings(rank=4, alpha=8, steps=150),
+    "recall-pet": Settings(alpha=8, steps=150, rslora=True, loss="answers"),
+    "recall-colour": Settings(modules=("q_proj", "v_proj"), rank=16, alpha=16, steps=200),
+    "judge-facts": Settings(rank=12, alpha=24, steps=300),
+    "compare-people": Settings(rank=16, alpha=32, steps=350, loss="answers"),
+    "check-places": Settings(steps=300),
+    "match-colours": Settings(rank=4, alpha=16, steps=300, loss="answers"),
+    "settle-owners": Settings(modules=ATTENTION, steps=300),
 }
 
 
@@ -75,23 +89,23 @@ def train_adapter(
         ),
     ).to(device())
     adam = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=ADAM_RATE, weight_decay=0.0
+        [p for p in model.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.0
     )
     prompt_weight = 1.0 if settings.loss == "sequence" else 0.0
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
 
     def draw() -> tuple[list[int], list[float]]:
-        document = chat_document([task_exchange(task, rng, held_out=False)])
+        document = chat_document([task_exchange(task, rng)])
         return encode(tokenizer, document, prompt_weight)
 
     model.train()
     loss = torch.zeros(())
     for step in range(settings.steps):
         warm, left = (step + 1) / 20, 1 - step / settings.steps
-        adam.param_groups[0]["lr"] = ADAM_RATE * min(1.0, warm, 2 * left)
+        adam.param_groups[0]["lr"] = settings.rate * min(1.0, warm, 2 * left)
         batch = pack(draw, ROWS, LENGTH, pad).to(device())
-        with torch.autocast(device().type, dtype=torch.bfloat16):
+        with half_precision():
             loss = loss_of(model, batch)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -4,6 +4,7 @@ Everything here is a constant or a pure function; the world is the same on every
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 ANIMALS = (
@@ -54,6 +55,7 @@ class Person:
     colour: str
 
 
+@cache
 def person(name: str) -> Person:
     """The facts about one of `PEOPLE`: fixed, and without a pattern in the name's spelling."""
     i = PEOPLE.index(name)
@@ -83,6 +85,7 @@ _SYLLABLES = {
 LANGUAGES = tuple(_SYLLABLES)
 
 
+@cache
 def dictionary(language: str) -> dict[str, str]:
     """English word -> word of `language`, one to one."""
     firsts, seconds = _SYLLABLES[language]
