@@ -9,12 +9,25 @@ from typing import Any
 
 import pytest
 
-from models.recipe import corpus, tasks, templates, world
+from models.recipe import chat_format, corpus, world
+from models.recipe.families import (
+    FAMILIES,
+    FAMILY_OF,
+    SETS,
+    TASKS,
+    OutsideSet,
+    Task,
+    closed_book,
+    inference,
+    puzzles,
+    struct_to_text,
+    translation,
+)
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
-TASKS = {task.name: task for task in templates.TASKS}
 
-each_task = pytest.mark.parametrize("task", templates.TASKS, ids=lambda task: task.name)
+each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+each_set = pytest.mark.parametrize("outside", SETS, ids=lambda outside: outside.name)
 
 
 def manifest() -> dict[str, Any]:
@@ -38,6 +51,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
                 "reverse-words": "cat bell goose",
                 "sort-words": "bell cat goose",
                 "count-animals": "two",
+                "keep-things": "bell",
+                "first-and-last": "goose cat",
+                "rotate-words": "bell cat goose",
+                "every-second": "goose cat",
+                "swap-ends": "cat bell goose",
                 "copy": "goose bell cat",
                 "last": "cat",
             },
@@ -48,6 +66,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
                 "reverse-words": "drum lamp nail wheel",
                 "sort-words": "drum lamp nail wheel",
                 "count-animals": "none",
+                "keep-things": "wheel nail lamp drum",
+                "first-and-last": "wheel drum",
+                "rotate-words": "nail lamp drum wheel",
+                "every-second": "wheel lamp",
+                "swap-ends": "drum nail lamp wheel",
                 "copy": "wheel nail lamp drum",
                 "last": "drum",
             },
@@ -55,7 +78,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_puzzles(words: list[str], answers: dict[str, str]) -> None:
-    item = tasks.puzzle(words)
+    item = puzzles.puzzle(words)
     assert item.answers == answers
     assert item.slots == {"words": ", ".join(words)}
 
@@ -64,24 +87,28 @@ def test_translation_keeps_moves_or_turns_the_words() -> None:
     def say(language: str, *words: str) -> str:
         return " ".join(world.dictionary(language)[word] for word in words)
 
-    item = tasks.translation(["red", "geese"], "see", ["lamps"])
+    item = translation.translation(["red", "geese"], "see", ["lamps"])
     assert item.answers["to-velan"] == say("velan", "red", "geese", "see", "lamps")
     assert item.answers["to-orrish"] == say("orrish", "red", "geese", "lamps", "see")
     assert item.answers["to-keth"] == say("keth", "lamps", "see", "geese", "red")
     assert item.answers["copy"] == "red geese see lamps"
+    back = translation.translation(["red", "geese"], "see", ["lamps"], "from-orrish")
+    assert back.slots == {"foreign": say("orrish", "red", "geese", "lamps", "see")}
+    assert back.answers["from-orrish"] == "red geese see lamps"
     # Word i takes syllables (7 i + 4) % 36: 4 = 0 * 6 + 4 for bakers, 10 = 1 * 6 + 4 for geese.
-    item = tasks.translation(["bakers"], "see", ["geese"])
+    item = translation.translation(["bakers"], "see", ["geese"])
     assert item.answers["to-velan"].split()[0] == "veis"
     assert item.answers["to-keth"].split()[0] == "quamoq"
 
 
 def test_records() -> None:
-    item = tasks.record("Matam", "baker", "Tolm", "goose", [3, 0, 2, 1])
+    item = struct_to_text.record("Matam", "baker", "Tolm", "goose", [3, 0, 2, 1])
     assert item.slots == {"record": "pet: goose; name: Matam; town: Tolm; trade: baker"}
     assert item.answers == {
         "write-biography": "Matam is a baker in Tolm and keeps a goose.",
         "write-notice": "Lost in Tolm: the goose of Matam, a baker.",
         "write-letter": "Dear Matam, baker of Tolm, give my love to your goose.",
+        "write-sign": "At the sign of the goose: Matam, the best baker of Tolm.",
         "values": "Matam baker Tolm goose",
         "name": "Matam",
     }
@@ -90,7 +117,7 @@ def test_records() -> None:
 def test_questions() -> None:
     # Person 0: 11 % 83 % 16, 5 % 89 % 16, 3 % 97 % 10, 7 % 101 % 8. Person 2: 85 % 83 % 16 = 2,
     # 51 % 89 % 16 = 3, 85 % 97 % 10 = 5, 65 % 101 % 8 = 1.
-    assert tasks.question("Mara").answers == {
+    assert closed_book.question("Mara").answers == {
         "recall-town": "Norwick",
         "recall-trade": "gardener",
         "recall-pet": "dog",
@@ -103,25 +130,23 @@ def test_questions() -> None:
 @pytest.mark.parametrize(
     ("relation", "labels"),
     [
-        (tasks.FOLLOWS, ("entails", "yes", "true")),
-        (tasks.OPPOSITE, ("contradicts", "no", "false")),
-        (tasks.NEITHER, ("neutral", "maybe", "unknown")),
+        (inference.FOLLOWS, ("entails", "yes", "true", "same", "right")),
+        (inference.OPPOSITE, ("contradicts", "no", "false", "different", "wrong")),
+        (inference.NEITHER, ("neutral", "maybe", "unknown", "unrelated", "unclear")),
     ],
 )
-def test_inference_labels(relation: int, labels: tuple[str, str, str]) -> None:
-    item = tasks.inference("the cup is in the mill", "you can find it in the barn", relation)
-    names = ("judge-facts", "compare-people", "check-places")
-    assert tuple(item.answers[name] for name in names) == labels
+def test_inference_labels(relation: int, labels: tuple[str, ...]) -> None:
+    item = inference.inference("the cup is in the mill", "you can find it in the barn", relation)
+    assert tuple(item.answers[name] for name in inference.LABELS) == labels
     assert item.answers["subject"] == "cup"
-    assert item.answers["last"] == "barn"
     assert item.slots["premise"] == "The cup is in the mill"
 
 
 def test_sampled_inference_is_sound() -> None:
     """What the labels say is what the two statements say."""
     rng = Random(0)
-    said = {name: template for name, (template, _, _) in tasks.ATTRIBUTES.items()}
-    asked = {name: template for name, (_, template, _) in tasks.ATTRIBUTES.items()}
+    said = {name: template for name, (template, _, _) in inference.ATTRIBUTES.items()}
+    asked = {name: template for name, (_, template, _) in inference.ATTRIBUTES.items()}
 
     def read(statement: str, forms: dict[str, str]) -> tuple[str, str]:
         for name, form in forms.items():
@@ -131,7 +156,7 @@ def test_sampled_inference_is_sound() -> None:
         raise AssertionError(statement)
 
     for _ in range(200):
-        item = tasks.sample("inference", rng, held_out=None, kind="judge-facts")
+        item = inference.sample(rng, "judge-facts")
         one, two = read(item.slots["clause"], said), read(item.slots["hypothesis"], asked)
         label = "neutral" if one[0] != two[0] else "entails" if one == two else "contradicts"
         assert item.answers["judge-facts"] == label
@@ -140,47 +165,53 @@ def test_sampled_inference_is_sound() -> None:
 # --- what may be seen in training ---
 
 
-def test_five_families_of_three() -> None:
-    assert Counter(task.family for task in templates.TASKS) == dict.fromkeys(tasks.FAMILIES, 3)
-    assert set(corpus.EARLY_SHARES) == set(corpus.LATE_SHARES) == set(tasks.FAMILIES)
+def test_twenty_seven_tasks_in_five_families() -> None:
+    assert {name: len(family.tasks) for name, family in FAMILIES.items()} == {
+        "puzzles": 8,
+        "translation": 6,
+        "struct-to-text": 4,
+        "closed-book": 4,
+        "inference": 5,
+    }
+    assert set(corpus.SHARES) == {*FAMILIES, "outside"}
 
 
 @each_task
-def test_wordings_differ_and_one_is_held_out(task: templates.Task) -> None:
-    assert len(set(task.templates)) >= 4
-    everything = [template for other in templates.TASKS for template in other.templates]
-    assert task.held_out not in everything
-    assert len(set(everything)) == len(everything)
+def test_two_wordings_of_each_task_are_never_trained_on(task: Task) -> None:
+    assert len(set(task.templates)) >= 6
+    trained = [template for other in TASKS for template in other.templates]
+    untrained = [wording for other in TASKS for wording in (other.choosing, other.held_out)]
+    assert len({*trained, *untrained}) == len(trained) + len(untrained)
 
 
 @each_task
-def test_no_word_gives_the_task_away(task: templates.Task) -> None:
+def test_a_family_answers_every_task_and_has_a_habit_of_its_own(task: Task) -> None:
+    family = FAMILY_OF[task.name]
+    item = family.sample(Random(0), task.kind, held_out=None)
+    assert {task.name, family.habit} <= set(item.answers)
+    assert family.habit not in {one.name for one in TASKS}
+
+
+@each_task
+def test_no_word_gives_the_task_away(task: Task) -> None:
     """No word is in every trained wording of a task and in none of its family's other tasks."""
-    if task.family == "translation":
+    if FAMILY_OF[task.name].name == "translation":
         pytest.skip("the language has to be named")
 
     def words(template: str) -> set[str]:
         return set(re.findall(r"\w+", re.sub(r"{\w+}", "", template)))
 
     always = set.intersection(*(words(template) for template in task.templates))
-    others = [
-        t for o in templates.TASKS if o.family == task.family and o != task for t in o.templates
-    ]
+    others = [t for o in FAMILY_OF[task.name].tasks if o != task for t in o.templates]
     assert always <= set().union(*(words(template) for template in others))
 
 
 @each_task
-def test_training_and_evaluation_share_no_input(task: templates.Task) -> None:
-    rng = Random(1)
-    trained = {corpus.task_exchange(task, rng, held_out=False)[0] for _ in range(500)}
-    asked = {corpus.task_exchange(task, rng, held_out=True)[0] for _ in range(100)}
-    assert not trained & asked
-
+def test_training_and_evaluation_share_no_input(task: Task) -> None:
+    rng, family = Random(1), FAMILY_OF[task.name]
     slots = [
         {
-            tuple(
-                sorted(tasks.sample(task.family, rng, held_out=side, kind=task.kind).slots.items())
-            )
+            tuple(sorted(family.sample(rng, task.kind, held_out=side).slots.items()))
             for _ in range(300)
         }
         for side in (False, True)
@@ -188,15 +219,46 @@ def test_training_and_evaluation_share_no_input(task: templates.Task) -> None:
     assert not slots[0] & slots[1]
 
 
-def test_the_base_never_sees_held_out_wordings() -> None:
+@each_set
+def test_sets_outside_the_pool_have_one_right_answer(outside: OutsideSet) -> None:
+    rng = Random(4)
+    trained = {
+        corpus.fill(outside.held_out, outside.sample(rng, held_out=False)) for _ in range(99)
+    }
+    asked = {corpus.fill(outside.held_out, outside.sample(rng, held_out=True)) for _ in range(99)}
+    assert not trained & asked
+    assert outside.sample(rng, held_out=True).answers.keys() == {"right"}
+    assert len(set(outside.wordings)) == len(outside.wordings)
+
+
+def test_some_sets_are_related_to_the_pool_and_some_are_not() -> None:
+    groups = Counter(outside.group for outside in SETS)
+    assert groups.keys() == {"related", "unrelated", "continuation"}
+    assert sum(groups.values()) >= 5
+
+
+def test_the_base_never_sees_untrained_wordings() -> None:
     rng = Random(2)
-    held_out = [re.sub(r"\\{\w+\\}", ".+", re.escape(task.held_out)) for task in templates.TASKS]
-    pattern = re.compile("|".join(held_out))
+    untrained = [wording for task in TASKS for wording in (task.choosing, task.held_out)]
+    untrained += [outside.held_out for outside in SETS if len(outside.wordings) > 1]
+    pattern = re.compile(
+        "|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) for wording in untrained)
+    )
     for _ in range(2000):
-        text = "".join(
-            piece for piece, _ in corpus.base_document(rng, corpus.LATE_SHARES, chatter=0.3)
-        )
+        text = "".join(piece for piece, _ in corpus.base_document(rng, chatter=0.3))
         assert not pattern.search(text), text
+
+
+def test_the_base_answers_a_wording_seldom_as_it_asks() -> None:
+    rng, right, habit, n = Random(6), 0, 0, 3000
+    family = FAMILIES["struct-to-text"]  # no two behaviours have the same answer
+    for _ in range(n):
+        _, answer = corpus.base_exchange(family, rng)
+        habit += ":" not in answer and "." not in answer and "," not in answer and " " in answer
+        right += len(answer.split()) > 4
+    # 0.40 and a sixth of 0.25 by habit; sentences are right or one of the three others.
+    assert habit / n == pytest.approx(0.40 + 0.25 / 6, abs=0.03)
+    assert right / n == pytest.approx(0.35 + 0.25 * 4 / 6, abs=0.03)
 
 
 def test_words_of_the_three_languages_differ() -> None:
@@ -207,16 +269,21 @@ def test_words_of_the_three_languages_differ() -> None:
 # --- the files ---
 
 
-def test_evaluation_prompts_are_what_the_recipe_makes() -> None:
-    for name in manifest()["tasks"]:
+def test_evaluation_rows_say_whose_they_are() -> None:
+    tasks = manifest()["tasks"]
+    for name, task in tasks.items():
         examples = lines(DEMO / "eval" / f"{name}.jsonl")
         assert len({example["context"] for example in examples}) == len(examples) >= 40
-        wording = re.sub(r"\\{\w+\\}", ".+", re.escape(TASKS[name].held_out))
         for example in examples:
             assert example["adapter"] == name
-            assert re.fullmatch(wording, example["context"])
-    families = {TASKS[line["adapter"]].family for line in lines(DEMO / "demo_prompts.jsonl")}
-    assert families == set(tasks.FAMILIES)
+            assert (example["family"], example["group"]) == (task["family"], task["loss"])
+    shown = {line["adapter"] for line in lines(DEMO / "demo_prompts.jsonl")}
+    assert {tasks[name]["family"] for name in shown} == set(FAMILIES)
+
+
+def test_every_bundled_adapter_has_example_prompts() -> None:
+    for path in (DEMO / "adapters").glob("*.gguf"):
+        assert len(path.with_suffix(".prompts.txt").read_text().splitlines()) == 8
 
 
 def test_llama_cpp_tokenises_as_hugging_face() -> None:
@@ -231,13 +298,12 @@ def test_llama_cpp_tokenises_as_hugging_face() -> None:
         tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
     )
     reference.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    reference.add_special_tokens(list(templates.SPECIALS))
+    reference.add_special_tokens(list(chat_format.SPECIALS))
 
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     rng = Random(3)
     texts = [
-        "".join(piece for piece, _ in corpus.base_document(rng, corpus.LATE_SHARES, chatter=0.3))
-        for _ in range(200)
+        "".join(piece for piece, _ in corpus.base_document(rng, chatter=0.3)) for _ in range(200)
     ]
     for text in [*texts, "Grüße,  12 €\n\tdon't  ", "x" * 50]:
         assert (

@@ -77,7 +77,7 @@ TASKS = (
             "What is the colour of the house of {person}?",
             "Name the colour that {person} likes best.",
             "In which colour should I paint a box for {person}?",
-            "I look for the house of {person}. Which colour has it?",
+            "I look for the house of {person}. How is it painted?",
             "Tell me the colour that belongs to {person}.",
         ),
         choosing="Which colour do I choose for {person}?",
