@@ -165,7 +165,8 @@ def warnings_as_lines() -> Iterator[None]:
 class ProgressBar:
     """A bar on standard error for work that takes longer than a second, on a terminal only.
 
-    Call it with (stage, done, total); use it as a context manager, so that it goes away.
+    Call it with (stage, done, total). It goes away when a stage is done, and at the latest at the
+    end of the context that it is used as; the engine may call it again after that.
     """
 
     def __init__(self) -> None:
@@ -188,10 +189,16 @@ class ProgressBar:
         if stage not in self._stages:
             self._stages[stage] = self._bar.add_task(stage, total=total)
         self._bar.update(self._stages[stage], completed=done, total=total)
+        if done >= total:
+            self._close()
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar, self._stages, self._started = None, {}, time.monotonic()

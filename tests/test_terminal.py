@@ -67,3 +67,14 @@ def test_warnings_of_the_package_are_lines(capsys):
 def test_long_lines_are_left_to_the_terminal(capsys):
     terminal.say("word " * 100)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_work_after_the_first_gets_a_bar_of_its_own(screen, clock):
+    text = screen(is_terminal=True)
+    with terminal.ProgressBar() as progress:
+        for stage in ("reading adapters", "reading generic prompts"):
+            for done in range(4):
+                clock[0] += 1
+                progress(stage, done, 3)
+            assert stage in text.getvalue()
+            assert text.getvalue().endswith("\x1b[2K")  # gone before the next begins

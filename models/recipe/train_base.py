@@ -17,6 +17,7 @@ from transformers import (
 
 from .batches import Batch, encode, loss_of, pack
 from .corpus import base_document
+from .muon import Muon
 from .tokenizer import CONTEXT
 
 STEPS = 6000
@@ -95,7 +96,7 @@ def train_base(
     matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if ".layers." not in name or p.ndim != 2]
     # Muon learns about twice as much from a batch as Adam does; it is for the matrices only.
-    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01)
+    muon = Muon(matrices, lr=MUON_RATE, weight_decay=0.01)
     adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     start, minutes = 0, 0.0
     if checkpoint.exists():
