@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +25,11 @@ from .signals import (
     arrow,
     entropy,
     frobenius_norm,
-    log_rms_norm,
+    log_rms_norms,
     norm,
     principal_direction,
     projection_output,
+    reduced,
     relative_norm,
     softmax,
     spectr,
@@ -59,6 +61,17 @@ def read_places(base: BaseModel) -> tuple[Place, ...]:
         names = [f"blk.{block}.{kind}.weight" for kind in kinds]
         places += [Place(name) for name in names if name in base.tensors][:1]
     return tuple(places)
+
+
+class _Stack(NamedTuple):
+    """All modules at one place: their `reduced` matrices (sum of ranks, d_in) one below the other.
+
+    `owners` are the numbers of the adapters that they belong to, `starts` their first rows.
+    """
+
+    owners: list[int]
+    matrices: FloatArray
+    starts: list[int]
 
 
 @dataclass
@@ -154,47 +167,52 @@ class Scorer:
 
         Standardised against `generic`: 0 is what the adapter does to any text.
         """
-        found: Scores = {}
-        for name, norms in self._norms(reading).items():
-            mean, deviation = self._usual[name]  # (n_modules,) each
-            found[name] = float(((norms - mean) / deviation).mean())
-        return found
+        if not self._stacks:
+            return {}  # no adapter touches any place that is read
+        mean, deviation = self._usual  # (n_modules,) each
+        z = (self._norms(reading) - mean) / deviation  # (n_modules,)
+        owners = np.array([i for stack in self._stacks.values() for i in stack.owners])
+        counts = np.bincount(owners, minlength=len(self.adapters))  # (N,)
+        sums = np.bincount(owners, weights=z, minlength=len(self.adapters))  # (N,)
+        found = zip(self.adapters, sums.tolist(), counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in found if count}
 
     def _z_norm(self, reading: Reading) -> Scores:
         z = self.z_norms(reading)
         return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
 
-    def _norms(self, reading: Reading) -> dict[str, FloatArray]:
-        return {
-            name: np.array([log_rms_norm(reading[place], a, gram) for place, a, gram in modules])
-            for name, modules in self._modules.items()
-        }  # (n_modules,) each
+    def _norms(self, reading: Reading) -> FloatArray:
+        """The log norms (n_modules,) of all modules, in the order of the stacks."""
+        return np.concatenate(
+            [
+                log_rms_norms(reading[place], stack.matrices, stack.starts)
+                for place, stack in self._stacks.items()
+            ]
+        )
 
     @cached_property
-    def _modules(self) -> dict[str, list[tuple[Place, FloatArray, FloatArray]]]:
-        found = {}
-        for name, adapter in self.adapters.items():
-            modules = []
-            for place in read_places(self.base):
-                prefix = place.target.rpartition(".weight")[0].rpartition(".")[0]
+    def _stacks(self) -> dict[Place, _Stack]:
+        stacks = {}
+        for place in read_places(self.base):
+            prefix = place.target.rpartition(".weight")[0].rpartition(".")[0]
+            owners, matrices = [], []
+            for i, adapter in enumerate(self.adapters.values()):
                 targets = [f"{prefix}.{kind}.weight" for kind in Z_KINDS]
-                adapted = [t for t in targets if t in adapter.modules]
+                adapted = [target for target in targets if target in adapter.modules]
                 # An adapter without keys and values is judged by what it has at this place.
                 for target in adapted or [place.target] * (place.target in adapter.modules):
-                    a, b = adapter.factors(target)  # (rank, d_in), (d_out, rank)
-                    modules.append((place, a, adapter.scaling(target) ** 2 * (b.T @ b)))
-            if modules:
-                found[name] = modules
-        return found
+                    owners.append(i)
+                    matrices.append(reduced(*adapter.factors(target), adapter.scaling(target)))
+            if matrices:
+                starts = np.cumsum([0, *(len(matrix) for matrix in matrices[:-1])])
+                stacks[place] = _Stack(owners, np.concatenate(matrices), starts.tolist())
+        return stacks
 
     @cached_property
-    def _usual(self) -> dict[str, tuple[FloatArray, FloatArray]]:
-        observed = [self._norms(reading) for reading in self.generic]
-        usual = {}
-        for name in self._modules:
-            norms = np.stack([one[name] for one in observed])  # (n_texts, n_modules)
-            usual[name] = (norms.mean(axis=0), norms.std(axis=0) + 1e-6)
-        return usual
+    def _usual(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation (n_modules,) of the log norms over the generic texts."""
+        norms = np.stack([self._norms(one) for one in self.generic])  # (n_texts, n_modules)
+        return norms.mean(axis=0), norms.std(axis=0) + np.float32(1e-6)
 
     # Profiles
 

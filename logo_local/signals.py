@@ -10,6 +10,7 @@ Source of norm and entropy: LoGo, arXiv 2511.07129, section 3, and the authors' 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -96,15 +97,28 @@ def principal_direction(a: FloatArray, b: FloatArray) -> FloatArray:
     return v
 
 
-def log_rms_norm(rows: FloatArray, a: FloatArray, gram: FloatArray) -> float:
-    """ln of the root mean square over tokens of ||scaling B A h_t||_2.
+def reduced(a: FloatArray, b: FloatArray, scaling: float) -> FloatArray:
+    """A matrix M (rank, d_in) with ||M h|| = ||scaling B A h|| for every h.
 
-    `rows` (n_tokens, d_in) are the hidden vectors h_t, `a` (rank, d_in), and `gram` is
-    scaling^2 B^T B (rank, rank), which stands for B. Silent adapters give ln 1e-12.
+    With the QR decomposition B = Q R it is scaling R A: Q turns and does not stretch.
+    `a` (rank, d_in), `b` (d_out, rank).
     """
-    z = rows @ a.T  # (n_tokens, rank)
-    squares = np.einsum("tr,rs,ts->t", z, gram, z, optimize=True)  # (n_tokens,)
-    return 0.5 * float(np.log(max(float(squares.mean()), 1e-24)))
+    r = np.linalg.qr(b, mode="r")  # (min(rank, d_out), rank)
+    m: FloatArray = (np.float32(scaling) * (r @ a)).astype(np.float32)  # (rank, d_in)
+    return m
+
+
+def log_rms_norms(rows: FloatArray, stacked: FloatArray, starts: Sequence[int]) -> FloatArray:
+    """For each of several adapters, ln of the root mean square over tokens of ||M h_t||_2.
+
+    `rows` (n_tokens, d_in) are the hidden vectors h_t, `stacked` (sum of ranks, d_in) the
+    adapters' `reduced` matrices one below the other, beginning at the rows `starts`. A silent
+    adapter gives ln 1e-12.
+    """
+    squares = ((rows @ stacked.T) ** 2).mean(axis=0)  # (sum of ranks,)
+    of_each = np.add.reduceat(squares, starts)  # (n_adapters,)
+    logs: FloatArray = np.log(np.maximum(np.sqrt(of_each), np.float32(1e-12)))
+    return logs
 
 
 def softmax(values: FloatArray, temperature: float = 1.0) -> FloatArray:
