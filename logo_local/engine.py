@@ -223,8 +223,12 @@ class LoGo(Llama):  # type: ignore[misc]
                 f"the scores of {', '.join(bad)} are not finite for this prompt",
                 hint="leave them out of the folder, or choose another --layer",
             )
+        scores = scored.scores
+        if self.pool.pinned and not any(score > 0 for score in scores.values()):
+            # Whoever pins an adapter wants it, whether or not it fits.
+            scores = dict.fromkeys(self.pool.candidates, 1.0)
         return select(
-            scored.scores,
+            scores,
             self.top_k,
             signal=scored.signal,
             probe=scored.probe,

@@ -153,7 +153,10 @@ class Pool:
         )
 
     def pin(self, name: str) -> None:
-        """Route among the pinned only; lifts an exclusion. PoolError for an unknown name."""
+        """Route among the pinned only, also when none of them fits; lifts an exclusion.
+
+        PoolError for an unknown name.
+        """
         self.check_name(name)
         self.excluded = tuple(n for n in self.excluded if n != name)
         self.pinned = tuple(sorted({*self.pinned, name}))

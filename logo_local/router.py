@@ -86,6 +86,7 @@ class Router:
         self._as_prompt, self._as_text = as_prompt, as_text
         self._progress, self._timings_ms = progress, timings_ms
         self._keys: dict[AdapterFile, str] = {}
+        self._asked: set[str] = set()  # whose self-profile was made, for the scorer's pool
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
         self._taught = TaughtPrompts(config.data_dir() / "prompts")
         self._index = index
@@ -194,11 +195,15 @@ class Router:
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
             scorer = self._scorer = Scorer(adapters, base, index, place, prompts)
+            self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
             scorer.prompts = self._prompt_profiles()
-        if scorer.needs_samples(signal) and scorer.samples is None:
-            scorer.samples = self._sample_profiles() if self._settings.self_profile else {}
-        if scorer.needs_generic(signal) and not scorer.generic:
+        if self._settings.self_profile:
+            wanted = [name for name in scorer.wants_samples(signal) if name not in self._asked]
+            if wanted:
+                scorer.add_samples(self._sample_profiles(wanted))
+                self._asked.update(wanted)
+        if scorer.wants_generic(signal) and not scorer.generic:
             scorer.generic = self._generic_readings()
         return scorer
 
@@ -236,17 +241,17 @@ class Router:
                 found[name] = self._store.of_prompts(given, self._vector)
         return found
 
-    def _sample_profiles(self) -> dict[str, Profile]:
-        """The self-profiles of all adapters without given prompts, or of all if that is asked."""
-        adapters = self._pool.adapters
+    def _sample_profiles(self, names: Sequence[str]) -> dict[str, Profile]:
+        """The self-profiles of these adapters; one that wrote nothing at all has none."""
         found = {}
-        for done, (name, adapter) in enumerate(adapters.items()):
-            self._progress(ASKING, done, len(adapters))
+        for done, name in enumerate(names):
+            self._progress(ASKING, done, len(names))
+            adapter = self._pool.adapters[name]
             make = partial(self._write_samples, adapter)
             profile = self._store.of_samples(self._key(adapter), make, self._vector)
             if profile is not None:
                 found[name] = profile
-        self._progress(ASKING, len(adapters), len(adapters))
+        self._progress(ASKING, len(names), len(names))
         silent = [name for name, profile in found.items() if not profile.tells]
         if silent:
             log.info("the samples of %s are no other than the base's", ", ".join(silent))

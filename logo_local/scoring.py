@@ -89,7 +89,7 @@ class Scorer:
     index: RoutingIndex
     place: Place
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
-    samples: Mapping[str, Profile] | None = field(default=None, repr=False)
+    samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     generic: Sequence[Reading] = field(default=(), repr=False)
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
@@ -112,15 +112,21 @@ class Scorer:
         """Where the pass has to be read for `signal`."""
         return (self.place,) if signal in AT_ONE_PLACE else read_places(self.base)
 
-    def needs_samples(self, signal: str) -> bool:
-        """Whether `signal` wants self-profiles: "auto" only of adapters without given prompts."""
-        return signal in ("self-profile", "combined") or (
-            signal == "auto" and not self._all_have_prompts
-        )
+    def wants_samples(self, signal: str) -> list[str]:
+        """The adapters whose self-profile `signal` wants: for "auto", those without prompts."""
+        if signal in ("self-profile", "combined"):
+            return list(self.adapters)
+        given = self.prompts or {}
+        return [name for name in self.adapters if name not in given] if signal == "auto" else []
 
-    def needs_generic(self, signal: str) -> bool:
+    def wants_generic(self, signal: str) -> bool:
         """Whether `signal` wants readings of generic texts."""
-        return signal == "z-norm" or (signal != "self-profile" and self.needs_samples(signal))
+        return signal in ("z-norm", "combined") or self.resolved(signal) == "mixed"
+
+    def add_samples(self, samples: Mapping[str, Profile]) -> None:
+        """Take over self-profiles that were not there yet."""
+        self.samples = {**self.samples, **samples}
+        self._measures = {}
 
     @property
     def _all_have_prompts(self) -> bool:
@@ -224,7 +230,7 @@ class Scorer:
         """For "prompts", "samples", or "any", where prompts go before samples."""
         if source not in self._measures:
             prompts = self.prompts or {}
-            telling = {n: p for n, p in (self.samples or {}).items() if p.tells}
+            telling = {n: p for n, p in self.samples.items() if p.tells}
             kept = {"prompts": prompts, "samples": telling}.get(source, {**telling, **prompts})
             self._measures[source] = Measure.fit(kept) if kept else None
         return self._measures[source]

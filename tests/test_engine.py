@@ -9,7 +9,7 @@ import pytest
 from llama_cpp import Llama, LlamaRAMCache
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
-from logo_local import native
+from logo_local import native, router
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
 
@@ -356,6 +356,48 @@ def test_pins_and_exclusions(logo):
     assert llm.route(A).names == ("ad1",)
     llm.pool.auto()
     assert len(llm.route(A).names) == 5
+
+
+def test_a_pinned_adapter_answers_whether_it_fits_or_not(logo):
+    llm = logo(signal="auto")
+    llm.pool.pin("ad2")
+    assert llm.route(A).names == ("ad2",)
+    assert llm.route(A).weights == (1.0,)
+
+
+def test_an_adapter_can_be_taught_what_it_is_for(logo):
+    llm = logo(signal="profile")
+    assert llm.route(A).is_base  # nobody has any examples
+    assert llm.teach("ad1", [A, "alpha beta delta"]) == 2
+    assert llm.teach("ad3", [B, "one two three four"]) == 2
+    assert llm.route(A).names[0] == "ad1"
+    assert llm.route(B).names[0] == "ad3"
+    assert llm.unteach("ad1", last=True) == 1
+    assert llm.unteach("ad1") == llm.unteach("ad3") - 1 == 1
+    assert llm.route(A).is_base
+
+
+def test_scores_by_several_signals_at_once(logo):
+    llm = logo()
+    signals = ("norm", "z-norm", "combined", "shortlist", "each-likelihood")
+    found = llm.signal_scores(A, signals)
+    assert list(found) == list(signals)
+    assert found["norm"] == pytest.approx(llm.route(A).all_scores)
+    assert found["each-likelihood"].keys() == set(llm.pool.names)
+    assert sum(found["each-likelihood"].values()) <= 1 + 1e-6
+    with pytest.raises(SettingsError, match="loudest"):
+        llm.signal_scores(A, ["loudest"])
+
+
+def test_self_profiles_are_made_once(logo, monkeypatch):
+    first = logo(signal="self-profile").route(A).all_scores
+    monkeypatch.setattr(router.BatchContext, "sample", None)  # a second time is an error
+    assert logo(signal="self-profile").route(A).all_scores == first
+
+
+def test_without_self_profiles_nothing_is_sampled(logo, monkeypatch):
+    monkeypatch.setattr(router.BatchContext, "sample", None)
+    assert logo(signal="combined", self_profile=False).route(A).all_scores
 
 
 def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, caplog):

@@ -343,7 +343,7 @@ def test_a_malformed_adapter_ends_in_a_clear_error(case, tmp_path):
     started = time.process_time()
     with pytest.raises(AdapterError, match=words) as caught:
         read_adapter(path, BASE)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # a hang would be minutes; the machine may be busy
     assert caught.value.message == "x.gguf cannot be used as an adapter"
     assert 1 <= len(caught.value.problems) <= 3
     for problem in caught.value.problems:

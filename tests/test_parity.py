@@ -38,6 +38,8 @@ def open_logo(tiny):
 
     def make(**settings):
         model, folder = tiny
+        if settings.get("probe") != "each":
+            settings = {"signal": "norm", **settings}  # it always blends all of them
         made.append(LoGo(model.gguf, folder, n_ctx=256, top_k=len(NAMES), **F32_CACHE, **settings))
         return made[-1]
 

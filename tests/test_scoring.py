@@ -148,9 +148,12 @@ def test_auto_is_profile_where_every_adapter_has_prompts(scorer, base):
     assert scorer.resolved("auto") == "mixed"
     scorer.prompts = {"a": profile_around(scorer, base, 0.0)}
     assert scorer.resolved("auto") == "mixed"
-    assert scorer.needs_samples("auto")
+    assert scorer.wants_samples("auto") == ["b", "c"]
+    assert scorer.wants_generic("auto")
     scorer.prompts = {
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
     assert scorer.resolved("auto") == "profile"
-    assert not scorer.needs_samples("auto")
+    assert scorer.wants_samples("auto") == []
+    assert not scorer.wants_generic("auto")
+    assert scorer.wants_samples("combined") == ["a", "b", "c"]
