@@ -43,9 +43,9 @@ READ_BLOCKS = 4  # how many blocks profiles and z-norm read, from the first to t
 # They receive what attn_q receives, so that one reading serves both.
 Z_KINDS = ("attn_k", "attn_v")
 # How sharply the largest is preferred; by measurement on the choosing set (docs/quality.md).
-Z_TEMPERATURE = 0.1
-PROFILE_TEMPERATURE = 0.05
-COMBINED_TEMPERATURE = 0.2
+Z_TEMPERATURE = 0.05
+PROFILE_TEMPERATURE = 0.02
+COMBINED_TEMPERATURE = 0.1
 SAMPLES_WEIGHT = 0.3  # of a self-profile beside z-norm
 # With given prompts: an adapter takes part up to this many times the usual distance of its own.
 FARTHEST = 1.55
