@@ -234,14 +234,15 @@ def _ranks(adapters: Sequence[str], counts: npt.NDArray[np.int64], signal: str) 
 def _quality(
     methods: Mapping[str, Result], signals: Sequence[str], ks: Sequence[int], label: str
 ) -> Any:
-    figure, axes = _figure(6, 4)
-    for signal in (*signals, "random"):
-        _line(axes, methods, {k: at_k(signal, k) for k in ks}, signal)
+    figure, axes = _figure(8, 5)
+    for i, signal in enumerate((*signals, "random")):
+        # Ten colours do not suffice for all signals: the others are dashed.
+        _line(axes, methods, {k: at_k(signal, k) for k in ks}, signal, "-" if i < 10 else "--")
     for name, style in ((OWN, "-"), (UNIFORM, "--"), (BASE, ":")):
         if name in methods:
             axes.axhline(methods[name].mean, color="grey", linestyle=style, label=name)
     axes.set(xlabel="k", ylabel=label, xticks=list(ks))
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -254,12 +255,19 @@ def _fusion(methods: Mapping[str, Result], signal: str, ks: Sequence[int], label
     return figure
 
 
-def _line(axes: Any, methods: Mapping[str, Result], names: Mapping[int, str], label: str) -> None:
+def _line(
+    axes: Any,
+    methods: Mapping[str, Result],
+    names: Mapping[int, str],
+    label: str,
+    style: str = "-",
+) -> None:
     """A line through the means, with the intervals as a band."""
     known = [(k, methods[name]) for k, name in names.items() if name in methods]
     if not known:
         return
     ks = [k for k, _ in known]
-    (line,) = axes.plot(ks, [result.mean for _, result in known], marker="o", label=label)
+    means = [result.mean for _, result in known]
+    (line,) = axes.plot(ks, means, marker="o", linestyle=style, label=label)
     low, high = zip(*(result.interval or (result.mean,) * 2 for _, result in known), strict=True)
     axes.fill_between(ks, low, high, color=line.get_color(), alpha=0.15)
