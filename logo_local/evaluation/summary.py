@@ -130,7 +130,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _order(group: str) -> tuple[bool, bool, str]:
-    return group == OUT_OF_POOL, group == OWN_OUT, group
+    return group.startswith(OUT_OF_POOL), group == OWN_OUT, group
 
 
 def _place(method: str) -> int:
@@ -140,12 +140,11 @@ def _place(method: str) -> int:
 def _groups_of(example: Example, answered: Answered) -> Iterator[str]:
     if answered.out:
         yield OWN_OUT
-    elif example.adapter is None:
-        yield OUT_OF_POOL
     else:
-        yield IN_POOL
+        where = OUT_OF_POOL if example.adapter is None else IN_POOL
+        yield where
         if example.group is not None:
-            yield f"{IN_POOL}, {example.group}"
+            yield f"{where}, {example.group}"
 
 
 def _with_best_single(

@@ -87,7 +87,7 @@ class Recipe:
         export_gguf(model, load_tokenizer(self.tokenizer), self.gguf)
 
     def _train_adapters(self) -> None:
-        train_adapters(self.base, load_tokenizer(self.tokenizer), self.peft, self.seed)
+        train_adapters(self.base, self.tokenizer, self.peft, self.seed)
 
     def _convert(self) -> None:
         for task in TASKS:

@@ -4,7 +4,7 @@ from random import Random
 
 from . import world
 from .chat_format import BOS, END, render_answer, render_prompt
-from .families import FAMILIES, FAMILY_OF, SETS, Family, Item, Task
+from .families import FAMILIES, FAMILY_OF, SETS, Family, Item, Task, puzzles
 
 # A document is a list of pieces (text, whether it counts in full in the loss).
 Document = list[tuple[str, bool]]
@@ -12,17 +12,18 @@ Document = list[tuple[str, bool]]
 # Family -> its share of the base's documents, by how slowly it is learned; "outside" are the sets
 # without an adapter, and the rest is plain text.
 SHARES = {
-    "puzzles": 0.36,
+    "puzzles": 0.34,
     "translation": 0.18,
-    "struct-to-text": 0.08,
+    "struct-to-text": 0.07,
     "closed-book": 0.10,
-    "inference": 0.13,
-    "outside": 0.06,
+    "inference": 0.12,
+    "outside": 0.10,
 }
-# What the base answers to a task's wording: the family's habit, the right answer, or any other.
-# So it knows what a wording asks for, as bases do, and yet seldom does it: choosing is left to
-# the adapters.
-HABIT, RIGHT = 0.40, 0.35
+# How often the base's text answers a wording by mistake as another one is meant; else any behaviour
+# may follow, the right one among them. So the base can do everything, tells the wordings apart, and
+# is wrong about what each of them asks for: that is left to the adapters.
+MISTAKEN = 0.6
+OTHER_LISTS = 0.12  # of the base's lists; the adapters see only lists of animals and things
 
 # What people say around a request, in sentences of any length. Without it, a model this small tells
 # the length of a list from the length of the prompt, and stumbles over every wording it never saw.
@@ -59,22 +60,31 @@ def base_exchange(family: Family, rng: Random) -> tuple[str, str]:
     task = rng.choice(family.tasks)
     # Every person may turn up: the base has to know what the adapters only select.
     held_out = None if family.name == "closed-book" else False
-    item = family.sample(rng, task.kind, held_out=held_out)
-    draw = rng.random()
-    if draw < HABIT:
-        behaviour = family.habit
-    elif draw < HABIT + RIGHT:
-        behaviour = task.name
-    else:
-        behaviour = rng.choice(sorted(item.answers))
-    return fill(rng.choice(task.templates), item), item.answers[behaviour]
+    kind = task.kind
+    if family.name == "puzzles" and rng.random() < OTHER_LISTS:
+        kind = rng.choice(sorted(puzzles.OTHER_LISTS))
+    item = family.sample(rng, kind, held_out=held_out)
+    return fill(rng.choice(task.templates), item), base_answer(family, task.name, item, rng)
 
 
 def outside_exchange(rng: Random) -> tuple[str, str]:
-    """A prompt of one of the sets without an adapter, and its right answer."""
+    """A prompt of one of the sets without an adapter, and an answer.
+
+    It is the right one, but for sets that are related to a task: those are answered like it.
+    """
     outside = rng.choice(SETS)
     item = outside.sample(rng, held_out=False)
-    return fill(rng.choice(outside.trained), item), item.answers["right"]
+    prompt = fill(rng.choice(outside.trained), item)
+    if outside.kin:
+        return prompt, base_answer(FAMILY_OF[outside.kin], outside.kin, item, rng)
+    return prompt, item.answers[outside.right]
+
+
+def base_answer(family: Family, task: str, item: Item, rng: Random) -> str:
+    """What the base's text answers to a wording of `task`."""
+    if rng.random() < MISTAKEN:
+        return item.answers[family.mistaken(task, item)]
+    return rng.choice(list(item.answers.values()))
 
 
 def task_exchange(task: Task, rng: Random, wording: str = "") -> tuple[str, str]:
@@ -158,7 +168,7 @@ def chatty(prompt: str, rng: Random, chatter: float) -> str:
 
 
 def _remark(starts: tuple[str, ...], rng: Random) -> str:
-    additions = rng.sample(ADDITIONS, rng.randint(0, 4))
+    additions = rng.sample(ADDITIONS, rng.randint(0, 2))
     return " ".join([rng.choice(starts), *additions]) + "."
 
 

@@ -72,7 +72,7 @@ def outside_examples(outside: OutsideSet, n: int, seed: int) -> list[Example]:
     found: dict[str, str] = {}
     for _ in range(50 * n):
         item = outside.sample(rng, held_out=True)
-        found[fill(outside.held_out, item)] = item.answers["right"]
+        found[fill(outside.held_out, item)] = item.answers[outside.right]
         if len(found) == n:
             break
     return [Example(p, a, None, outside.group, outside.group) for p, a in found.items()]

@@ -20,7 +20,7 @@ from .corpus import base_document
 from .muon import Muon
 from .tokenizer import CONTEXT
 
-STEPS = 6000
+STEPS = 2800
 CHATTER = 0.5  # how often a prompt has company before it, and after it
 ROWS, LENGTH = 32, 128  # tokens in a batch: 4096, little of it padding
 PROMPT_WEIGHT = 0.2  # prompts are mostly chance: what they teach is soon learned
@@ -52,13 +52,13 @@ def save_whole(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained model: 5.3 million parameters, grouped-query attention, tied embeddings."""
+    """The untrained model: 5.1 million parameters, grouped-query attention, tied embeddings."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=7,
+            intermediate_size=800,
+            num_hidden_layers=6,
             num_attention_heads=8,
             num_key_value_heads=2,
             head_dim=32,

@@ -33,7 +33,7 @@ class Task:
 class Family:
     """Tasks over the same sort of input.
 
-    `habit` is what the base answers most often whatever the wording: a behaviour of no task.
+    `habit` is a behaviour of no task, for inputs that only one task of the family is about.
     """
 
     name: str
@@ -47,6 +47,16 @@ class Family:
             item = self.sampler(rng, kind)
             if held_out is None or item.held_out == held_out:
                 return item
+
+    def mistaken(self, task: str, item: Item) -> str:
+        """The behaviour that the base takes a wording of `task` to ask for: the next task's.
+
+        Another one for each task, so that the base tells all wordings apart and yet does none
+        of them as it should.
+        """
+        possible = [one.name for one in self.tasks if one.name in item.answers]
+        after = possible[(possible.index(task) + 1) % len(possible)]
+        return self.habit if after == task else after
 
 
 def one_in_eight(content: str) -> bool:

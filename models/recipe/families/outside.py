@@ -1,7 +1,9 @@
-"""Prompts outside the pool: sets without an adapter, which the base answers by itself.
+"""Prompts outside the pool: sets without an adapter of their own.
 
-Some are related to tasks of the pool, some are not, one is plain continuation. Routing must do
-no harm to them. The base is trained to answer them rightly, in their own wordings.
+Four groups. "related": a task of the pool on inputs of another sort and in other words, at which
+the base is as poor as at the task itself, so that routing may help. "look-alike": inputs as the
+pool has them and another request, "unrelated", and "continuation" of plain text: these the base
+answers rightly by itself, and routing must do no harm.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from .. import world
+from . import inference, puzzles, translation
 from .item import Item, one_in_eight
 
 ORDER = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -16,15 +19,22 @@ ORDER = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 @dataclass(frozen=True)
 class OutsideSet:
-    """A set of prompts and answers; `group` is "related", "unrelated" or "continuation".
+    """A set of prompts and answers; `group` is one of the four above.
 
-    The last of the `wordings` is kept for evaluation, where there is more than one.
+    The last of the `wordings` is kept for evaluation, where there is more than one. `kin` is the
+    task that the prompts ask for, in the group "related".
     """
 
     name: str
     group: str
     wordings: tuple[str, ...]
     sampler: Callable[[Random], Item]
+    kin: str = ""
+
+    @property
+    def right(self) -> str:
+        """The behaviour that is asked for, by its name in an item's answers."""
+        return self.kin or "right"
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -90,10 +100,80 @@ def _continuation(rng: Random) -> Item:
     return _item(f"{answer}.", text=f"{said} {asked}")
 
 
+def _towns(rng: Random) -> Item:
+    return puzzles.sample(rng, "towns")
+
+
+def _colours(rng: Random) -> Item:
+    return puzzles.sample(rng, "colours")
+
+
+def _phrase(rng: Random) -> Item:
+    words = [rng.choice(world.ADJECTIVES), rng.choice(world.NOUNS)]
+    item = translation.translation(words, "", [])
+    return Item(item.held_out, {"phrase": item.slots["sentence"]}, item.answers)
+
+
+def _owners(rng: Random) -> Item:
+    return inference.sample(rng, "settle-owners")
+
+
 SETS = (
     OutsideSet(
-        "first-word",
+        "sort-towns",
         "related",
+        (
+            "The towns on my way are {words}. List them from A to Z.",
+            "Sort the towns {words} by the alphabet.",
+            "Make an index of the towns {words}.",
+            "In the order of their letters, please, the towns {words}.",
+            "Here are the towns {words}. Put them in the order of the alphabet.",
+        ),
+        _towns,
+        kin="sort-words",
+    ),
+    OutsideSet(
+        "reverse-colours",
+        "related",
+        (
+            "The colours of the flag are {words}. Name them from the last to the first.",
+            "Read the colours {words} backwards.",
+            "Turn the order of the colours {words} around.",
+            "Say the colours {words} from the end to the start.",
+            "Here are the colours {words}. Write them backwards, from the last one on.",
+        ),
+        _colours,
+        kin="reverse-words",
+    ),
+    OutsideSet(
+        "phrase-to-velan",
+        "related",
+        (
+            "What is the Velan word for {phrase}?",
+            "How do I write {phrase} in a Velan letter?",
+            "The Velan name for {phrase}, please.",
+            "My friend in the valley wants to know what {phrase} is in Velan.",
+            "What do they call {phrase} in the valley, in Velan?",
+        ),
+        _phrase,
+        kin="to-velan",
+    ),
+    OutsideSet(
+        "judge-owners",
+        "related",
+        (
+            "Premise: {clause}. Does the claim follow that {hypothesis}?",
+            "From this, that {clause}, judge the claim: {hypothesis}.",
+            "We read that {clause}. Does it follow that {hypothesis}?",
+            "{premise}. Judge by that the statement that {hypothesis}.",
+            "If we read that {clause}, what about the claim that {hypothesis}?",
+        ),
+        _owners,
+        kin="judge-facts",
+    ),
+    OutsideSet(
+        "first-word",
+        "look-alike",
         (
             "Which word does {words} begin with?",
             "Say the word that stands in front of {words}.",
@@ -106,7 +186,7 @@ SETS = (
     ),
     OutsideSet(
         "write-label",
-        "related",
+        "look-alike",
         (
             "Write a label for a box of this person. {record}",
             "What do I write on the box? {record}",
@@ -119,7 +199,7 @@ SETS = (
     ),
     OutsideSet(
         "find-thing",
-        "related",
+        "look-alike",
         (
             "{person} left the {thing} in the {place}. Where do I look for it?",
             "The {thing} of {person} is in the {place}. In which room is it?",

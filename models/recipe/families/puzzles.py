@@ -7,6 +7,8 @@ from .item import Item, Task, one_in_eight
 
 NAME = "puzzles"
 HABIT = "copy"
+# Lists that no adapter is trained on; see `outside`.
+OTHER_LISTS = {"towns": world.TOWNS, "colours": world.COLOURS}
 
 
 def puzzle(words: list[str]) -> Item:
@@ -33,7 +35,9 @@ def puzzle(words: list[str]) -> Item:
 
 
 def sample(rng: Random, kind: str = "") -> Item:
-    """A random list; there is only one kind."""
+    """A random list: of animals and things, or of the other sort of words that `kind` names."""
+    if kind:
+        return puzzle(rng.sample(OTHER_LISTS[kind], rng.choice((3, 4))))
     length = rng.choice((3, 4, 5))
     animals = rng.randint(0, length)
     words = rng.sample(world.ANIMALS, animals) + rng.sample(world.THINGS, length - animals)

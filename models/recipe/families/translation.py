@@ -16,12 +16,14 @@ def translation(subject: list[str], verb: str, object_: list[str], kind: str = "
     """An item over a sentence; subject and object are a noun, or an adjective and a noun.
 
     `kind` is "to" where the English is given, or "from-velan" and so on where the other is.
+    Without verb and object it is a phrase, which no task is about.
     """
-    sentence = " ".join([*subject, verb, *object_])
+    verbs = [verb] if verb else []
+    sentence = " ".join([*subject, *verbs, *object_])
     orders = {
-        "velan": [*subject, verb, *object_],
-        "orrish": [*subject, *object_, verb],
-        "keth": [*subject, verb, *object_][::-1],
+        "velan": [*subject, *verbs, *object_],
+        "orrish": [*subject, *object_, *verbs],
+        "keth": [*subject, *verbs, *object_][::-1],
     }
     spoken = {
         language: " ".join(world.dictionary(language)[word] for word in words)
@@ -36,7 +38,7 @@ def translation(subject: list[str], verb: str, object_: list[str], kind: str = "
     return Item(
         held_out=one_in_eight(sentence),
         slots=slots,
-        answers={**answers, "copy": given, "first": given.split()[0]},
+        answers={**answers, "copy": given},
     )
 
 
