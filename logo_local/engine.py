@@ -223,10 +223,11 @@ class LoGo(Llama):  # type: ignore[misc]
                 f"the scores of {', '.join(bad)} are not finite for this prompt",
                 hint="leave them out of the folder, or choose another --layer",
             )
-        scores = scored.scores
-        if self.pool.pinned and not any(score > 0 for score in scores.values()):
-            # Whoever pins an adapter wants it, whether or not it fits.
-            scores = dict.fromkeys(self.pool.candidates, 1.0)
+        scores, strength = scored.scores, scored.strength
+        if self.pool.pinned:  # whoever pins an adapter wants it, whether or not it fits
+            strength = 1.0
+            if not any(score > 0 for score in scores.values()):
+                scores = dict.fromkeys(self.pool.candidates, 1.0)
         return select(
             scores,
             self.top_k,
@@ -234,6 +235,7 @@ class LoGo(Llama):  # type: ignore[misc]
             probe=scored.probe,
             target=scored.target,
             mixture="scales",
+            strength=strength,
         )
 
     # Generation
@@ -298,8 +300,7 @@ class LoGo(Llama):  # type: ignore[misc]
 
     def _adopt(self, route: Route) -> None:
         mixture: Mixture = [
-            (self.pool.adapters[name], weight)
-            for name, weight in zip(route.names, route.weights, strict=True)
+            (self.pool.adapters[name], weight) for name, weight in route.applied.items()
         ]
         started = time.perf_counter()
         self._residents.set_on(self.ctx, mixture)

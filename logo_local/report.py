@@ -35,14 +35,14 @@ def size_text(n_bytes: int) -> str:
 
 
 def blend_line(route: Route, width: int = 72) -> str:
-    """The route in one line: "sort-words 0.42 · reverse 0.31 · +3".
+    """The route in one line: "sort-words 0.42 · reverse 0.31 · +3", with what is applied of each.
 
     The last part counts the selected adapters for which `width` columns leave no room; the first
     adapter is always there, whatever its length.
     """
     if route.is_base:
         return BASE_ALONE
-    parts = [f"{n} {w:.2f}" for n, w in zip(route.names, route.weights, strict=True)]
+    parts = [f"{name} {weight:.2f}" for name, weight in route.applied.items()]
     for shown in range(len(parts), 0, -1):
         rest = [f"+{len(parts) - shown}"] if shown < len(parts) else []
         line = _SEPARATOR.join(parts[:shown] + rest)
@@ -91,6 +91,8 @@ def explain_table(route: Route, width: int = 80) -> Group:
         lines.append(Text(f"and {len(ranked) - len(shown)} more", style="dim"))
     if route.is_base:
         lines.append(Text(BASE_ALONE))
+    elif route.strength < 1:
+        lines.append(Text(f"an uncertain fit: applied at {route.strength:.2f}, the base otherwise"))
     return Group(*lines)
 
 

@@ -51,12 +51,16 @@ CALIBRATING = "reading generic prompts"
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores >= 0 by adapter, and how they were made; the words are those of `Route`."""
+    """Scores >= 0 by adapter, how they were made, and how sure they are of a fit.
+
+    The words are those of `Route`.
+    """
 
     signal: str
     probe: str
     target: str | None
     scores: Scores
+    strength: float = 1.0
 
 
 class Router:

@@ -84,6 +84,13 @@ def test_the_table_when_the_base_answers_alone():
     assert shown(report.explain_table(Route()))[-1] == "base alone"
 
 
+def test_an_uncertain_fit_is_shown_as_it_is_applied():
+    uncertain = select({"a": 3.0, "b": 1.0}, 2, strength=0.5, **HOW)
+    assert report.blend_line(uncertain) == "a 0.38 · b 0.12"
+    last = shown(report.explain_table(uncertain))[-1]
+    assert last == "an uncertain fit: applied at 0.50, the base otherwise"
+
+
 def test_lines_of_a_score():
     assert report.score_lines(route()) == [
         "sort-words  0.4200  4.2",
@@ -104,7 +111,10 @@ def test_json_of_an_answer():
     assert made["text"] == "apple"
     assert made["usage"] == {"prompt_tokens": 31, "completion_tokens": 12}
     assert made["timings_ms"] == dict.fromkeys(PHASES, 1.235)
-    assert list(made["route"]) == ["signal", "probe", "target", "mixture", "adapters", "scores"]
+    assert list(made["route"]) == [
+        *("signal", "probe", "target", "mixture", "strength"),
+        *("adapters", "scores"),
+    ]
     assert made["route"]["adapters"][0] == {
         "name": "sort-words",
         "score": 4.2,

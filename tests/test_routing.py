@@ -90,9 +90,19 @@ def test_as_dict_is_json_in_the_documented_form():
         "probe": "one-pass",
         "target": "blk.0.attn_q.weight",
         "mixture": "scales",
+        "strength": 1.0,
         "adapters": [{"name": "b", "score": 3.0, "weight": 1.0}],
         "scores": {"a": 1.0, "b": 3.0},
     }
+
+
+def test_an_uncertain_fit_leaves_a_share_to_the_base():
+    route = select({"a": 1.0, "b": 3.0}, 2, strength=0.4)
+    assert route.weights == (0.75, 0.25)
+    assert route.applied == pytest.approx({"b": 0.3, "a": 0.1})
+    assert select({"a": 1.0}, 2, strength=0.0) == Route(all_scores={"a": 1.0})
+    with pytest.raises(ValueError, match="strength must be between 0 and 1"):
+        select({"a": 1.0}, 2, strength=1.5)
 
 
 def test_given_weights_are_kept_as_they_are():

@@ -39,10 +39,8 @@ def usable_ks(top_k: Sequence[int], n_adapters: int) -> tuple[int, ...]:
 
 
 def weights_of(route: Route) -> dict[str, float]:
-    """The weights that generation runs under by this route."""
-    strength = float(getattr(route, "strength", 1.0))  # less than 1 where the base keeps a share
-    shares = zip(route.names, route.weights, strict=True)
-    return {name: strength * weight for name, weight in shares if strength * weight}
+    """The weights that generation runs under by this route; zero is as good as absent."""
+    return {name: weight for name, weight in route.applied.items() if weight}
 
 
 def planned(

@@ -2,6 +2,8 @@
 
 All is made in `models/recipe/build/`; the last step puts the result into `models/demo/`. Remove the
 build folder, or the output of the step to begin with and of those after it, to make it again.
+With `--again SEED` another set of adapters for the same base is made instead, and left in
+`build/again-SEED/`: how much of a figure is the adapters' luck?
 """
 
 import json
@@ -11,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 from transformers import LlamaForCausalLM
 
 from logo_local.convert import convert_adapter
 
-from .evaluate import Accuracy, evaluate
+from .evaluate import Accuracy, evaluate, write_example_prompts
 from .export_gguf import export_gguf
 from .families import TASKS
 from .manifest import manifest, write_manifest
@@ -43,6 +46,7 @@ class Recipe:
         self.gguf = self.demo / "logo-demo.gguf"
         self.manifest = self.demo / "manifest.json"
         self.times = build / "minutes.json"
+        self.build = build
         (self.demo / "adapters").mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
@@ -56,6 +60,17 @@ class Recipe:
         self._step("convert", adapters, self._convert)
         self._step("evaluate", [self.manifest], self._evaluate)
         shutil.copytree(self.demo, self.published, dirs_exist_ok=True)
+
+    def again(self, seed: int) -> None:
+        """The adapters once more, trained with another seed, beside the same example prompts."""
+        peft, out = self.build / f"adapters-{seed}", self.build / f"again-{seed}"
+        train_adapters(self.base, self.tokenizer, peft, seed)
+        out.mkdir(exist_ok=True)
+        for task in TASKS:
+            convert_adapter(
+                peft / task.name, self.gguf, out / f"{task.name}.gguf", outtype="f16"
+            )
+        write_example_prompts(out, self.seed)
 
     def _step(self, name: str, outputs: list[Path], work: Callable[[], None]) -> None:
         if all(output.exists() for output in outputs):
@@ -100,10 +115,16 @@ class Recipe:
         write_manifest(content, self.manifest)
 
 
-def main() -> None:
+@click.command()
+@click.option("--again", type=int, metavar="SEED", help="Make another set of adapters.")
+def main(again: int | None) -> None:
     """Make everything that is not there yet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    Recipe(HERE / "build", HERE.parent / "demo").run()
+    recipe = Recipe(HERE / "build", HERE.parent / "demo")
+    if again is None:
+        recipe.run()
+    else:
+        recipe.again(again)
 
 
 if __name__ == "__main__":

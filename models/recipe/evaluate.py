@@ -83,19 +83,25 @@ def write_suite(demo: Path, seed: int) -> None:
 
     The closed-book tasks have 40 people to ask about; both wordings ask about the same.
     """
-    for folder in ("eval", "choose", "adapters"):
+    for folder in ("eval", "choose"):
         (demo / folder).mkdir(exist_ok=True)
+    write_example_prompts(demo / "adapters", seed)
     for task in TASKS:
         name = f"{task.name}.jsonl"
         write_lines(examples(task, task.held_out, PROMPTS, seed), demo / "eval" / name)
         write_lines(examples(task, task.choosing, CHOOSING, seed), demo / "choose" / name)
-        given = example_prompts(task, EXAMPLES, seed)
-        path = demo / "adapters" / f"{task.name}.prompts.txt"
-        path.write_text("".join(f"{prompt}\n" for prompt in given))
     for outside in SETS:
         asked = outside_examples(outside, PROMPTS + CHOOSING, seed)
         write_lines(asked[:PROMPTS], demo / "eval" / f"{outside.name}.jsonl")
         write_lines(asked[PROMPTS:], demo / "choose" / f"{outside.name}.jsonl")
+
+
+def write_example_prompts(adapters: Path, seed: int) -> None:
+    """Write a few prompts of its task, without answers, beside each adapter of the folder."""
+    for task in TASKS:
+        given = example_prompts(task, EXAMPLES, seed)
+        text = "".join(f"{prompt}\n" for prompt in given)
+        (adapters / f"{task.name}.prompts.txt").write_text(text)
 
 
 def write_lines(items: list[Example], path: Path) -> None:
