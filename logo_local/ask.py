@@ -32,6 +32,7 @@ class Engine(Protocol):
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
+    def unasked(self) -> list[str]: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
     def signal_scores(  # noqa: D102
         self, prompt: Any, signals: Sequence[str]

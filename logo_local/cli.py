@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import click
 
 from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
+from .background import asking
 from .errors import ConversionError, LogoError
 from .evaluation.command import evaluate
 from .opening import open_by_options, open_engine
@@ -103,9 +105,12 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
     text = "" if talk else _prompt_text(prompt)
+    if talk and given["self_profile"]:
+        given["self_profile"] = "kept"  # nobody waits for the rest: see below
     llm = open_by_options(ctx, model, given)
     if talk:
-        chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
+        with _asking(llm, given):
+            chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
         return
     asked = as_prompt(llm, text, raw=given["raw"])
     if given["as_json"]:
@@ -117,6 +122,15 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         _explain(llm)
     if not given["as_json"] and llm.last_route is not None:
         say(report.blend_line(llm.last_route, err_console().width), "dim")
+
+
+def _asking(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
+    unasked = llm.unasked()
+    if not unasked:
+        return nullcontext()
+    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
+    settings = {name: given[name] for name in ("signal", "adapter_memory")}
+    return asking(str(llm.base.path), str(llm.pool.folder), settings)
 
 
 def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:

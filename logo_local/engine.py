@@ -83,7 +83,7 @@ class LoGo(Llama):  # type: ignore[misc]
         tap: str = "input",
         mixture: str = "auto",
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
-        self_profile: bool = True,
+        self_profile: bool | str = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -214,6 +214,18 @@ class LoGo(Llama):  # type: ignore[misc]
         """Forget all prompts that `name` was taught, or the `last` one; how many went."""
         self.pool.check_name(name)
         return self._router.unteach(name, last=last)
+
+    def unasked(self) -> list[str]:
+        """The adapters without example prompts that were not asked yet what they are for."""
+        return self._router.unasked()
+
+    def ask_adapters(self) -> None:
+        """Let all `unasked` adapters write texts that say what they are for; kept in the cache.
+
+        Takes some seconds to minutes an adapter. The first prompt that needs them does it
+        otherwise, unless `self_profile` is "kept" or False.
+        """
+        self._router.ask_adapters()
 
     def _route_tokens(self, tokens: list[int]) -> Route:
         scored = self._router.scores(tokens, self._signal)

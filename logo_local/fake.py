@@ -88,6 +88,7 @@ class FakeLoGo:
         )
         self.history: list[Call] = []
         self.taught: dict[str, list[str]] = {}
+        self.asks: list[str] = []
         self.settings: dict[str, Any] = {}
         self.closed = False
         self._fixed: Route | None = None
@@ -113,6 +114,10 @@ class FakeLoGo:
         if last and known[:-1]:
             self.taught[name] = known[:-1]
         return 1 if last and known else len(known)
+
+    def unasked(self) -> list[str]:
+        """What was put into `asks`: adapters that would be asked in the background."""
+        return list(self.asks)
 
     def route(self, prompt: Any) -> Route:
         """The route by the scripted scores among the pool's candidates."""

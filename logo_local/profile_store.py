@@ -83,7 +83,7 @@ class ProfileStore:
 
         None where the adapter wrote nothing at all.
         """
-        path = self.folder / f"{key[:32]}.samples.json"
+        path = self._samples(key)
         made = _load_samples(path)
         if made is None:
             made = make()
@@ -93,6 +93,13 @@ class ProfileStore:
         if not texts:
             return None
         return Profile(self._vectors(texts, embed), "samples", gain)
+
+    def has_samples(self, key: str) -> bool:
+        """Whether the adapter with content `key` was asked before, by whatever process."""
+        return self._samples(key).exists()
+
+    def _samples(self, key: str) -> Path:
+        return self.folder / f"{key[:32]}.samples.json"
 
     def _vectors(self, texts: Sequence[str], embed: Embed) -> FloatArray:
         key = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

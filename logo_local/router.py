@@ -44,6 +44,8 @@ SHORTLIST = 5  # adapters that the second stage evaluates one by one
 # since the tokens of a prompt are not as independent as that takes them to be.
 LIKELIHOOD_TEMPERATURE = 2.0
 
+ASKING_SIGNALS = NEED_PROFILES - {"profile"}  # those that ask adapters without examples
+
 # What `progress` is told.
 ASKING = "asking adapters what they are for"
 CALIBRATING = "reading generic prompts"
@@ -204,6 +206,8 @@ class Router:
             scorer.prompts = self._prompt_profiles()
         if self._settings.self_profile:
             wanted = [name for name in scorer.wants_samples(signal) if name not in self._asked]
+            if self._settings.self_profile == "kept":
+                wanted = [name for name in wanted if self._was_asked(name)]
             if wanted:
                 scorer.add_samples(self._sample_profiles(wanted))
                 self._asked.update(wanted)
@@ -236,11 +240,34 @@ class Router:
         self._scorer = None
         return gone
 
+    def unasked(self) -> list[str]:
+        """The adapters that nobody gave examples for, and that were not asked by anybody yet.
+
+        None of them where the settings leave self-profiles out, or the signal has no use for them.
+        """
+        if not self._settings.self_profile or self._settings.resolved_signal not in ASKING_SIGNALS:
+            return []
+        return [
+            name
+            for name, adapter in self._pool.adapters.items()
+            if not (self._given(name, adapter) or self._was_asked(name))
+        ]
+
+    def _was_asked(self, name: str) -> bool:
+        return self._store.has_samples(self._key(self._pool.adapters[name]))
+
+    def _given(self, name: str, adapter: AdapterFile) -> list[str]:
+        return [*prompts_beside(self._pool.origin(name)), *self._taught_for(adapter)]
+
+    def ask_adapters(self) -> None:
+        """Make the self-profiles of all `unasked` adapters, and keep them for every process."""
+        self._sample_profiles(self.unasked())
+
     def _prompt_profiles(self) -> dict[str, Profile]:
         """The profiles of all adapters for which somebody gave example prompts."""
         found = {}
         for name, adapter in self._pool.adapters.items():
-            given = [*prompts_beside(self._pool.origin(name)), *self._taught_for(adapter)]
+            given = self._given(name, adapter)
             if given:
                 found[name] = self._store.of_prompts(given, self._vector)
         return found

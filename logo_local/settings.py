@@ -26,6 +26,7 @@ SIGNAL_NAMES = ("auto", *SIGNALS)
 PROBES = ("one-pass", "each")
 TAPS = ("input", "residual")
 MIXTURES = ("auto", "scales")
+SELF_PROFILES = (True, False, "kept")  # make what is missing, do without, or use what is there
 
 DEFAULT_TOP_K = 3
 DEFAULT_LAYER = -1
@@ -44,7 +45,7 @@ class RoutingSettings:
     tap: str = "input"
     mixture: str = "auto"
     adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
-    self_profile: bool = True
+    self_profile: bool | str = True
 
     @property
     def resolved_signal(self) -> str:
@@ -74,6 +75,10 @@ class RoutingSettings:
             )
             if value not in allowed
         ]
+        if self.self_profile not in SELF_PROFILES:
+            problems.append(
+                f"self_profile is {self.self_profile!r}, and can be True, False or 'kept'"
+            )
         if self.probe == "each" and self.signal not in ("auto", "entropy", *EACH):
             problems.append(
                 f"signal {self.signal!r} needs probe 'one-pass': 'each' has {', '.join(EACH)}"

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -258,6 +259,29 @@ def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
     assert result.stderr.startswith("Send a message (/? for help)\n")
     failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
     failed(call("score", *MODEL), 2, "no prompt given")
+
+
+def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
+    began = []
+
+    @contextmanager
+    def asking(model, adapters, settings):
+        began.append((model, adapters, settings))
+        yield
+
+    monkeypatch.setattr(cli, "asking", asking)
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _prompt: "/bye")
+    call("run", *MODEL)
+    assert (began, llm.settings["self_profile"]) == ([], "kept")
+    llm.asks = ["reverse"]
+    result = call("run", *MODEL, "--adapter-memory=1M")
+    assert result.stderr.startswith(
+        "Asking 1 of the adapters in the background what they are for\n"
+    )
+    assert began == [("fake.gguf", "adapters", {"signal": "auto", "adapter_memory": 2**20})]
+    call("run", *MODEL, "--no-self-profile")
+    assert llm.settings["self_profile"] is False
 
 
 # score

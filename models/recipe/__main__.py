@@ -67,9 +67,7 @@ class Recipe:
         train_adapters(self.base, self.tokenizer, peft, seed)
         out.mkdir(exist_ok=True)
         for task in TASKS:
-            convert_adapter(
-                peft / task.name, self.gguf, out / f"{task.name}.gguf", outtype="f16"
-            )
+            convert_adapter(peft / task.name, self.gguf, out / f"{task.name}.gguf", outtype="f16")
         write_example_prompts(out, self.seed)
 
     def _step(self, name: str, outputs: list[Path], work: Callable[[], None]) -> None:

@@ -1,0 +1,57 @@
+"""Asking adapters what they are for in a process of its own, while somebody chats.
+
+The process shares the model's file with the chat through the system's cache, has a low priority,
+and leaves what it made in the user's cache, where the chat finds it before its next answer. When it
+is ended early, what is made stays made.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_NICER = 10
+
+
+@contextmanager
+def asking(
+    model: str, adapters: str, settings: Mapping[str, Any]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Within this block a process asks all adapters of the folder that were not asked yet.
+
+    `settings` are those of `LoGo` that matter to it, texts or numbers. Nothing of the process is
+    seen: an adapter that cannot be asked is routed by its norms, as before.
+    """
+    command = [sys.executable, "-m", __name__, model, adapters]
+    command += [f"{name}={value}" for name, value in settings.items()]
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main(arguments: list[str]) -> None:
+    """What the process does."""
+    from .engine import LoGo
+
+    with suppress(AttributeError, OSError):  # Windows has no nice
+        os.nice(_NICER)
+    model, adapters, *rest = arguments
+    settings: dict[str, Any] = {
+        name: int(value) if value.lstrip("-").isdigit() else value
+        for name, value in (setting.split("=", 1) for setting in rest)
+    }
+    threads = max(1, (os.cpu_count() or 2) // 2)  # the others are the chat's
+    with LoGo(model, adapters, n_threads=threads, n_threads_batch=threads, **settings) as llm:
+        llm.ask_adapters()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

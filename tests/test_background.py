@@ -1,0 +1,69 @@
+"""Asking adapters in a process of its own: what it leaves behind, and that it ends."""
+
+import subprocess
+import sys
+
+import pytest
+from random_gguf import write_adapter
+
+from logo_local import background
+from logo_local.engine import LoGo
+
+PROMPT = "alpha beta gamma"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user's folder of its own: what other tests left in the cache must not count."""
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of two adapters, one of which has an example prompt."""
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    write_adapter(folder / "told.gguf", 1)
+    write_adapter(folder / "silent.gguf", 2)
+    (folder / "told.prompts.txt").write_text("alpha beta\n")
+    return folder
+
+
+def test_what_the_process_makes_is_there_for_the_engine(random_base, folder, home):
+    with LoGo(random_base, folder, n_ctx=256, self_profile="kept") as llm:
+        assert llm.unasked() == ["silent"]
+        before = llm.signal_scores(PROMPT, ["self-profile"])["self-profile"]
+        background.main([str(random_base), str(folder), "signal=auto", "n_ctx=256"])
+        assert llm.unasked() == []
+        assert llm.signal_scores(PROMPT, ["combined"])["combined"].keys() == {"silent", "told"}
+        assert before == {}
+
+
+def test_nobody_is_asked_where_it_would_change_nothing(random_base, folder, home):
+    for settings in ({"self_profile": False}, {"signal": "profile"}, {"signal": "norm"}):
+        with LoGo(random_base, folder, n_ctx=256, **settings) as llm:
+            assert llm.unasked() == []
+
+
+def test_the_process_ends_with_the_block(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def sleeping(command, **settings):
+        assert command[:3] == [sys.executable, "-m", "logo_local.background"]
+        assert command[3:] == ["model.gguf", "dir", "adapter_memory=512"]
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(600)"], **settings))
+        return started[-1]
+
+    monkeypatch.setattr(background.subprocess, "Popen", sleeping)
+    with background.asking("model.gguf", "dir", {"adapter_memory": 512}):
+        assert started[0].poll() is None
+    assert started[0].poll() is not None
+
+
+def test_the_module_runs_as_a_process(random_base, folder, home):
+    settings = {"signal": "auto", "n_ctx": 256}
+    with background.asking(str(random_base), str(folder), settings) as process:
+        assert process.wait() == 0
+    assert list((home / "cache" / "profiles").rglob("*.samples.json"))
