@@ -18,10 +18,10 @@ class Route:
 
     `names`, `scores` and `weights` belong together, by descending weight; the weights sum to 1.
     `strength`, above 0 and at most 1, is how much of that mixture is applied: the base keeps the
-    rest where the fit is uncertain. `all_scores` holds every adapter that took part, selected or not. A route without names means
-    that the base model answers alone. `signal` and `probe` say how the scores were made, `target`
-    which weight's input was read (None when the adapters were evaluated one by one), `mixture`
-    how llama.cpp blends them.
+    rest where the fit is uncertain. `all_scores` holds every adapter that took part, selected or
+    not. A route without names means that the base model answers alone. `signal` and `probe` say
+    how the scores were made, `target` which weight's input was read (None when the adapters were
+    evaluated one by one), `mixture` how llama.cpp blends them.
     """
 
     names: tuple[str, ...] = ()
