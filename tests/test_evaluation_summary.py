@@ -49,6 +49,8 @@ def test_intervals_on_known_data():
     # two such tasks: the error shrinks by the root of 2
     low, high = bootstrap({"x": [0.0, 1.0] * 200, "y": [0.0, 1.0] * 200}, seed=1)
     assert high - low == pytest.approx(0.098 / np.sqrt(2), abs=0.007)
+    # of a ratio, both means are of the same prompts: a method at half of the other's is always so
+    assert bootstrap({"x": [0.5, 0.0]}, seed=1, over={"x": [1.0, 0.0]})[1] == pytest.approx(0.5)
     assert bootstrap({"x": [0.0, 1.0]}, seed=3) == bootstrap({"x": [0.0, 1.0]}, seed=3)
 
 
@@ -67,11 +69,11 @@ def test_the_own_adapter():
     groups = summarise(stored(*rows), [ONE, TWO, THREE]).groups
     norm = groups["in pool"].methods["norm"]
     assert norm.own_first == pytest.approx(1 / 3)
-    assert norm.of_own == pytest.approx(0.2 / 0.8)
+    assert norm.of_own.value == pytest.approx(0.2 / 0.8)
     assert groups["in pool"].methods["own"].own_first is None
     out = groups["own adapter out"].methods["norm"]
     assert (out.mean, out.own_first) == (0.4, None)
-    assert out.of_own == pytest.approx(0.4 / 0.8)
+    assert out.of_own.value == pytest.approx(0.4 / 0.8)
 
 
 def test_groups_in_their_order():
@@ -88,9 +90,24 @@ def test_groups_in_their_order():
         "in pool, sequence": 1,
         "own adapter out": 1,
         "out of pool": 1,
+        "out of pool, answers": 1,
     }
-    assert list(groups)[-2:] == ["own adapter out", "out of pool"]
+    assert list(groups)[-3:] == ["own adapter out", "out of pool", "out of pool, answers"]
     assert groups["out of pool"].methods["m"].of_own is None
+
+
+def test_outside_the_pool_the_base_is_the_measure():
+    outside = [example("z", line, adapter=None) for line in (1, 2)]
+    values = {"base": (1.0, 0.5), "m": (0.5, 0.5)}
+    rows = [(outside[i], name, v[i]) for name, v in values.items() for i in (0, 1)]
+    found = summarise(stored(*rows), outside)
+    ratio = found.groups["out of pool"].methods["m"].of_base
+    assert ratio.value == pytest.approx(1.0 / 1.5)
+    assert ratio.interval == pytest.approx((0.5, 1.0))
+    assert "| m | 0.50 (0.50 to 0.50) | 0.67 (0.50 to 1.00) |" in markdown(found)
+    # of prompts that the base has not answered, nothing can be said
+    one = summarise(stored(*rows[1:]), outside).groups["out of pool"].methods["m"]
+    assert one.of_base is None
 
 
 def test_the_best_single_adapter():
@@ -119,8 +136,8 @@ def test_the_table_and_the_json():
         "\n"
         "| method | exact match | own adapter first | of the own adapter's |\n"
         "|---|---|---|---|\n"
-        "| own | 1.00 (1.00 to 1.00) |  | 1.00 |\n"
-        "| n | 0.50 (0.50 to 0.50) | 1.00 | 0.50 |"
+        "| own | 1.00 (1.00 to 1.00) |  | 1.00 (1.00 to 1.00) |\n"
+        "| n | 0.50 (0.50 to 0.50) | 1.00 | 0.50 (0.50 to 0.50) |"
     )
     value = json.loads(json.dumps(as_json(found)))
     assert value["metric"] == "em"
@@ -130,5 +147,6 @@ def test_the_table_and_the_json():
         "tasks": {"x": 0.5},
         "metrics": {"em": 0.5, "bleu": 0.25, "rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0},
         "own_first": 1.0,
-        "of_own": 0.5,
+        "of_own": {"value": 0.5, "interval": [0.5, 0.5]},
+        "of_base": None,
     }

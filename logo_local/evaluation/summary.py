@@ -23,14 +23,23 @@ _FIRST = (BASE, OWN, BEST_SINGLE, UNIFORM)  # then the others, as they were answ
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A mean over another one; the interval is None where no task has two prompts."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Result:
     """One method on one group of prompts, by the chosen metric.
 
     `mean` is over tasks, of each task's mean over prompts (`tasks`); `interval` its 95% bootstrap
     interval, None where no task has two prompts to draw from. `metrics` has such a mean for every
-    metric. `own_first` is the share of prompts whose own adapter has the highest score, `of_own`
-    the mean over that of the own adapter alone on the same prompts; None where there is no such
-    thing.
+    metric. `own_first` is the share of prompts whose own adapter has the highest score. `of_own`
+    and `of_base` are the mean over that of the own adapter alone and of the base on the same
+    prompts, with the 95% interval by the same draws of prompts for both. None where there is no
+    such thing.
     """
 
     mean: float
@@ -38,7 +47,8 @@ class Result:
     tasks: Mapping[str, float]
     metrics: Mapping[str, float]
     own_first: float | None = None
-    of_own: float | None = None
+    of_own: Ratio | None = None
+    of_base: Ratio | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,11 @@ def summarise(
     groups = {}
     for group in sorted(rows, key=_order):
         own = rows.get(IN_POOL if group == OWN_OUT else group, {}).get(OWN, [])
-        own_mean = _mean_over_tasks(own, metric) if own else 0.0
+        base = rows[group].get(BASE, [])
         groups[group] = Group(
             max(len(of_method) for of_method in rows[group].values()),
             {
-                method: _result(rows[group][method], metric, own_mean, seed, group != OWN_OUT)
+                method: _result(rows[group][method], metric, own, base, seed, group != OWN_OUT)
                 for method in sorted(rows[group], key=_place)
             },
         )
@@ -82,21 +92,36 @@ def summarise(
 
 
 def bootstrap(
-    by_task: Mapping[str, Sequence[float]], seed: int, draws: int = _DRAWS
+    by_task: Mapping[str, Sequence[float]],
+    seed: int,
+    draws: int = _DRAWS,
+    *,
+    over: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[float, float]:
     """The 95% bootstrap interval of the mean over tasks of each task's mean.
 
     Prompts are drawn with replacement within each task; the tasks stay as they are, so that the
-    interval says how sure the number is for these tasks, not for others.
+    interval says how sure the number is for these tasks, not for others. With `over`, values of
+    the same prompts in the same order, it is that of the ratio of both means, by the same draws.
     """
+    means = _drawn_means(by_task, seed, draws)
+    if over is not None:
+        means = means / np.maximum(_drawn_means(over, seed, draws), 1e-12)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _drawn_means(
+    by_task: Mapping[str, Sequence[float]], seed: int, draws: int
+) -> npt.NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     means: npt.NDArray[np.float64] = np.zeros(draws)
-    for values in by_task.values():
+    for _, values in sorted(by_task.items()):
         of_task = np.asarray(values, dtype=np.float64)  # (n,)
         drawn = rng.integers(len(of_task), size=(draws, len(of_task)))
         means += of_task[drawn].mean(axis=1)  # (draws,)
-    low, high = np.quantile(means / len(by_task), (0.025, 0.975))
-    return float(low), float(high)
+    result: npt.NDArray[np.float64] = means / len(by_task)
+    return result
 
 
 def markdown(summary: Summary) -> str:
@@ -104,19 +129,23 @@ def markdown(summary: Summary) -> str:
     parts = []
     for name, group in summary.groups.items():
         tasks = {task for result in group.methods.values() for task in result.tasks}
+        outside = name.startswith(OUT_OF_POOL)
+        headings = (
+            *("method", METRICS[summary.metric]),
+            *(("of the base's",) if outside else ("own adapter first", "of the own adapter's")),
+        )
         lines = [
             f"### {name}: {_count(group.n_prompts, 'prompt')} of {_count(len(tasks), 'task')}",
             "",
-            f"| method | {METRICS[summary.metric]} | own adapter first | of the own adapter's |",
-            "|---|---|---|---|",
+            f"| {' | '.join(headings)} |",
+            "|---" * len(headings) + "|",
         ]
         for method, result in group.methods.items():
-            mean = f"{result.mean:.2f}"
-            if result.interval is not None:
-                mean += " ({:.2f} to {:.2f})".format(*result.interval)
+            mean = _with_interval(result.mean, result.interval)
             own_first = "" if result.own_first is None else f"{result.own_first:.2f}"
-            of_own = "" if result.of_own is None else f"{result.of_own:.2f}"
-            cells = (method, mean, own_first, of_own)
+            ratio = result.of_base if outside else result.of_own
+            of = "" if ratio is None else _with_interval(ratio.value, ratio.interval)
+            cells = (method, mean, of) if outside else (method, mean, own_first, of)
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     if summary.best_single is not None:
@@ -185,27 +214,52 @@ def _with_best_single(
 def _result(
     rows: Sequence[tuple[Example, Answered]],
     metric: str,
-    own_mean: float,
+    own: Sequence[tuple[Example, Answered]],
+    base: Sequence[tuple[Example, Answered]],
     seed: int,
     own_is_there: bool,
 ) -> Result:
     values = _by_task(rows, metric)
-    mean = _mean_over_tasks(rows, metric)
     hits = [answered.first == example.adapter for example, answered in rows if example.adapter]
     scored = own_is_there and any(answered.first is not None for _, answered in rows)
     return Result(
-        mean=mean,
+        mean=_mean_over_tasks(rows, metric),
         interval=bootstrap(values, seed) if max(map(len, values.values())) > 1 else None,
         tasks={task: float(np.mean(of_task)) for task, of_task in values.items()},
         metrics={name: _mean_over_tasks(rows, name) for name in METRICS},
         own_first=float(np.mean(hits)) if scored and hits else None,
-        of_own=mean / own_mean if own_mean > 0 else None,
+        of_own=_ratio(rows, own, metric, seed),
+        of_base=_ratio(rows, base, metric, seed),
     )
+
+
+def _ratio(
+    rows: Sequence[tuple[Example, Answered]],
+    over: Sequence[tuple[Example, Answered]],
+    metric: str,
+    seed: int,
+) -> Ratio | None:
+    """None where `over` has no mean above zero, or not all of the prompts."""
+    keys = {example.key for example, _ in rows}
+    over = [row for row in over if row[0].key in keys]
+    if len(over) < len(keys):
+        return None
+    below = _mean_over_tasks(over, metric)
+    if below <= 0:
+        return None
+    values, others = _by_task(rows, metric), _by_task(over, metric)
+    several = max(map(len, values.values())) > 1
+    interval = bootstrap(values, seed, over=others) if several else None
+    return Ratio(_mean_over_tasks(rows, metric) / below, interval)
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.2f}" + (" ({:.2f} to {:.2f})".format(*interval) if interval else "")
 
 
 def _by_task(rows: Sequence[tuple[Example, Answered]], metric: str) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
-    for example, answered in rows:
+    for example, answered in sorted(rows, key=lambda row: row[0].key):
         values.setdefault(example.task, []).append(answered.metrics[metric])
     return values
 
