@@ -56,7 +56,9 @@ class LoGo(Llama):  # type: ignore[misc]
     "one-pass"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
     end; `top_k` the most adapters that a route holds; `mixture` "scales", or "auto", which is the
     same as yet; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number or
-    like "512M". `progress` is called with (stage, done, total) while adapters are read, converted
+    like "512M". `self_profile` says whether adapters without example prompts are asked what they
+    are for (True, False, or "kept": only what is known already counts), `past` whether what prompts
+    do to adapters is remembered, in a few numbers and no words. `progress` is called with (stage, done, total) while adapters are read, converted
     and indexed. Everything else, under a name that it has there, goes to
     `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained
     with, whichever is less, and `verbose` is off.
@@ -84,6 +86,7 @@ class LoGo(Llama):  # type: ignore[misc]
         mixture: str = "auto",
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         self_profile: bool | str = True,
+        past: bool = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -93,7 +96,7 @@ class LoGo(Llama):  # type: ignore[misc]
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         routing = RoutingSettings(
-            signal, top_k, probe, layer, tap, mixture, adapter_memory, self_profile
+            signal, top_k, probe, layer, tap, mixture, adapter_memory, self_profile, past
         )
         routing.check(other_problems=_problems(adapters, llama))
         self._signal, self.top_k = routing.resolved_signal, top_k
@@ -276,7 +279,10 @@ class LoGo(Llama):  # type: ignore[misc]
         self._turn += 1
         turn = self._turn
         self._forget_timings()
-        self._adopt(self._route_tokens(prompt) if given is None else given)
+        if given is None:
+            given = self._route_tokens(prompt)
+            self._router.remember()
+        self._adopt(given)
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
         try:

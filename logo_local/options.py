@@ -113,6 +113,11 @@ ROUTING = (
         default=settings.DEFAULT_TOP_K,
         help="The most adapters to blend.",
     ),
+    _shared(
+        "--past/--no-past",
+        default=True,
+        help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
+    ),
     *ENGINE,
     _shared("--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"),
     _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),

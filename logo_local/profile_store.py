@@ -70,7 +70,12 @@ class ProfileStore:
     """The profiles that belong to the base model in the file `model`, kept under `cache`."""
 
     def __init__(self, cache: Path, model: Path) -> None:
-        self.folder = cache / "profiles" / f"{weights_key(model)[:32]}-{FORMAT}"
+        self.key = f"{weights_key(model)[:32]}-{FORMAT}"
+        self.folder = cache / "profiles" / self.key
+
+    def past_file(self, data: Path) -> Path:
+        """Where the past prompts' statistics for this model lie in the user's folder `data`."""
+        return data / "past" / f"{self.key}.npz"
 
     def of_prompts(self, texts: Sequence[str], embed: Embed) -> Profile:
         """The profile of given prompts; `embed` makes the vector (F,) of a text."""

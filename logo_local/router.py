@@ -22,6 +22,7 @@ from .example_prompts import TaughtPrompts, prompts_beside
 from .index import RoutingIndex, choose_target
 from .mixture import ResidentAdapters
 from .native import Place
+from .past import PastNorms
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
 from .profile_store import ProfileStore, content_key
@@ -95,6 +96,7 @@ class Router:
         self._asked: set[str] = set()  # whose self-profile was made, for the scorer's pool
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
         self._taught = TaughtPrompts(config.data_dir() / "prompts")
+        self._past = PastNorms(self._store.past_file(config.data_dir())) if settings.past else None
         self._index = index
         self._scorer: Scorer | None = None
         self._generic: list[Reading] = []
@@ -124,6 +126,11 @@ class Router:
         wanted = {name: found[name] for name in self._pool.candidates if name in found}
         target = scorer.index.target if signal in AT_ONE_PLACE else None
         return Scored(signal, "one-pass", target, wanted)
+
+    def remember(self) -> None:
+        """Count the prompt that was scored last among the user's own (see `past`)."""
+        if self._scorer is not None:
+            self._scorer.remember()
 
     def _shortlist(self, tokens: list[int]) -> Scored:
         """The first few of "auto", evaluated one by one: the prompt's likelihood decides."""
@@ -201,6 +208,7 @@ class Router:
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
             scorer = self._scorer = Scorer(adapters, base, index, place, prompts)
+            scorer.past = self._past
             self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
             scorer.prompts = self._prompt_profiles()
@@ -319,7 +327,9 @@ class Router:
         return self._generic
 
     def close(self) -> None:
-        """Free the contexts, before the adapters and the model go."""
+        """Free the contexts, before the adapters and the model go; keep what was remembered."""
+        if self._past is not None:
+            self._past.save()
         for context in (self._hidden, self._each, self._batch):
             if context is not None:
                 context.close()

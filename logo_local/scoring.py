@@ -14,11 +14,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .adapter_file import AdapterFile
 from .base_model import BaseModel
 from .index import RoutingIndex
 from .native import Place
+from .past import PastNorms
 from .profiles import Measure, Profile, embed
 from .signals import (
     FloatArray,
@@ -81,7 +83,7 @@ class Scorer:
     `index` has the factors at the target that the paper's signals read, at `place`. `prompts`
     are the profiles of adapters for which somebody gave examples, `samples` those from texts that
     the adapters wrote themselves. `generic` are readings of texts that belong to no adapter,
-    which say what is usual.
+    which say what is usual; `past` says the same of the user's own prompts, once there are enough.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -91,6 +93,8 @@ class Scorer:
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     generic: Sequence[Reading] = field(default=(), repr=False)
+    past: PastNorms | None = field(default=None, repr=False)
+    _latest: FloatArray | None = field(default=None, repr=False)
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
     def scores(self, signal: str, reading: Reading) -> Scores:
@@ -171,13 +175,14 @@ class Scorer:
     def z_norms(self, reading: Reading) -> Scores:
         """The mean over places of each adapter's standardised log norm, of any sign.
 
-        Standardised against `generic`: 0 is what the adapter does to any text.
+        0 is what the adapter does to any text: to those of `generic`, or of `past`.
         """
         if not self._stacks:
             return {}  # no adapter touches any place that is read
-        mean, deviation = self._usual  # (n_modules,) each
-        z = (self._norms(reading) - mean) / deviation  # (n_modules,)
-        owners = np.array([i for stack in self._stacks.values() for i in stack.owners])
+        mean, deviation = self._usual()  # (n_modules,) each
+        self._latest = self._norms(reading)  # (n_modules,)
+        z = (self._latest - mean) / deviation  # (n_modules,)
+        owners = self._owners  # (n_modules,)
         counts = np.bincount(owners, minlength=len(self.adapters))  # (N,)
         sums = np.bincount(owners, weights=z, minlength=len(self.adapters))  # (N,)
         found = zip(self.adapters, sums.tolist(), counts.tolist(), strict=True)
@@ -215,10 +220,37 @@ class Scorer:
         return stacks
 
     @cached_property
-    def _usual(self) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation (n_modules,) of the log norms over the generic texts."""
+    def _owners(self) -> npt.NDArray[np.intp]:
+        """The number (n_modules,) of the adapter that each module belongs to."""
+        return np.array([i for stack in self._stacks.values() for i in stack.owners])
+
+    @cached_property
+    def _usual_of_generic(self) -> tuple[FloatArray, FloatArray]:
         norms = np.stack([self._norms(one) for one in self.generic])  # (n_texts, n_modules)
-        return norms.mean(axis=0), norms.std(axis=0) + np.float32(1e-6)
+        return norms.mean(axis=0), norms.std(axis=0)
+
+    def _usual(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation (n_modules,) of the log norms: over the user's own prompts
+        for each adapter that has met enough of them, else over the generic texts.
+        """
+        mean, deviation = (moment.copy() for moment in self._usual_of_generic)
+        for adapter, of_one in self._modules_of if self.past else ():
+            found = self.past.usual(adapter_key(adapter), len(of_one)) if self.past else None
+            if found is not None:
+                mean[of_one], deviation[of_one] = found
+        return mean, deviation + np.float32(1e-6)
+
+    @cached_property
+    def _modules_of(self) -> list[tuple[AdapterFile, npt.NDArray[np.intp]]]:
+        """Each adapter with the numbers of its modules, where it has any at the places."""
+        found = [np.flatnonzero(self._owners == i) for i in range(len(self.adapters))]
+        return [(a, m) for a, m in zip(self.adapters.values(), found, strict=True) if len(m)]
+
+    def remember(self) -> None:
+        """Count the prompt whose z-norms were made last among the user's own, if any were made."""
+        if self.past is not None and self._latest is not None:
+            latest, self._latest = self._latest, None
+            self.past.add({adapter_key(a): latest[of_one] for a, of_one in self._modules_of})
 
     # Profiles
 
@@ -266,6 +298,11 @@ class Scorer:
                 fits[name] = z.get(name, 1.0) > 0
                 values[name] = by_norm.get(name, 0.0) + SAMPLES_WEIGHT * by_profile.get(name, 0.0)
         return _only(fits, sharpened(values, COMBINED_TEMPERATURE))
+
+
+def adapter_key(adapter: AdapterFile) -> str:
+    """What an adapter's past is known by: cheap to make, and another one for a changed file."""
+    return f"{adapter.name} {adapter.n_bytes} {adapter.mtime_ns}"
 
 
 def _standardised(values: Scores) -> Scores:

@@ -46,6 +46,7 @@ class RoutingSettings:
     mixture: str = "auto"
     adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
     self_profile: bool | str = True
+    past: bool = True
 
     @property
     def resolved_signal(self) -> str:

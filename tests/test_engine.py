@@ -400,6 +400,29 @@ def test_without_self_profiles_nothing_is_sampled(logo, monkeypatch):
     assert logo(signal="combined", self_profile=False).route(A).all_scores
 
 
+def test_answered_prompts_are_remembered_in_numbers(logo, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path))
+    llm = logo(signal="z-norm")
+    llm.route(A)  # asked for its route only
+    with llm.base_only():
+        llm(A, **GREEDY)
+    llm.close()
+    assert not list(tmp_path.rglob("*.npz"))
+    llm = logo(signal="z-norm")
+    llm(A, **GREEDY)
+    llm(A, **GREEDY)  # the same prompt is another one, asked again
+    llm.close()
+    (file,) = tmp_path.rglob("*.npz")
+    with np.load(file) as kept:
+        assert len(kept["keys"]) == 5
+        assert kept["m0"][0].tolist() == [2.0] * kept["m0"].shape[1]
+    file.unlink()
+    llm = logo(signal="z-norm", past=False)
+    llm(A, **GREEDY)
+    llm.close()
+    assert not file.exists()
+
+
 def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, caplog):
     write_adapter(tmp_path / "up.gguf", 1, kinds=("ffn_up", "ffn_down"))
     write_adapter(tmp_path / "up2.gguf", 2, kinds=("ffn_up",))

@@ -8,8 +8,9 @@ from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.index import RoutingIndex, choose_target
 from logo_local.native import Place
+from logo_local.past import ENOUGH, PastNorms
 from logo_local.profiles import Profile
-from logo_local.scoring import ONE_PASS, Scorer, read_places
+from logo_local.scoring import ONE_PASS, Scorer, adapter_key, read_places
 from logo_local.signals import norm, projection_output
 
 
@@ -157,3 +158,27 @@ def test_auto_is_profile_where_every_adapter_has_prompts(scorer, base):
     assert scorer.wants_samples("auto") == []
     assert not scorer.wants_generic("auto")
     assert scorer.wants_samples("combined") == ["a", "b", "c"]
+
+
+def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp_path):
+    """What every prompt of this user does is usual, also where generic texts do not do it."""
+    now = reading(base, 5, subject(0))
+    by_generic = scorer.z_norms(now)
+    scorer.past = PastNorms(tmp_path / "past.npz")
+    for seed in range(ENOUGH):
+        assert scorer.z_norms(now) == by_generic  # too few yet
+        scorer.z_norms(reading(base, 100 + seed, subject(0)))
+        scorer.remember()
+        scorer.remember()  # one prompt counts once
+    by_past = scorer.z_norms(now)
+    assert max(map(abs, by_past.values())) < 2 < max(map(abs, by_generic.values()))
+    mean, _ = scorer.past.usual(adapter_key(adapters["a"]), 6)
+    rows = [reading(base, 100 + seed, subject(0)) for seed in range(ENOUGH)]
+    place = read_places(base)[0]
+    a, b = adapters["a"].factors("blk.0.attn_k.weight")
+    scaling = adapters["a"].scaling("blk.0.attn_k.weight")
+    by_hand = [
+        np.log(np.sqrt(np.mean([norm(projection_output(h, a, b, scaling)) ** 2 for h in r[place]])))
+        for r in rows
+    ]
+    assert mean[0] == pytest.approx(np.mean(by_hand), rel=1e-4)

@@ -20,7 +20,7 @@ from .corpus import base_document
 from .muon import Muon
 from .tokenizer import CONTEXT
 
-STEPS = 2800
+STEPS = 3300
 CHATTER = 0.5  # how often a prompt has company before it, and after it
 ROWS, LENGTH = 32, 128  # tokens in a batch: 4096, little of it padding
 PROMPT_WEIGHT = 0.2  # prompts are mostly chance: what they teach is soon learned

@@ -1,0 +1,100 @@
+"""What the user's own prompts did to each adapter: running means of a few numbers, kept locally.
+
+The z-norm asks whether an adapter does more to a prompt than to others. Others are best the
+prompts that the same user asks; before there are enough of them, generic ones. Neither a prompt nor
+a vector of one is kept: for each adapter and module only how many log norms there were, their mean,
+and their sum of squared differences from it (Welford's method).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from .signals import FloatArray
+
+Moments = npt.NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+ENOUGH = 32  # prompts; by measurement (docs/quality.md)
+SAVE_EVERY = 8  # prompts
+
+
+class PastNorms:
+    """Running statistics of log norms, by a key for each adapter, in the file `path`.
+
+    The file is read at once, and written after every few prompts and by `save`. One that is
+    damaged is begun anew. Two processes at once: the one that saves last wins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._moments = _load(path)  # key -> (3, n_modules) float64: count, mean, squares
+        self._unsaved = 0
+
+    def add(self, norms: Mapping[str, FloatArray]) -> None:
+        """Count one more prompt: the log norms (n_modules,) of each adapter's modules."""
+        for key, values in norms.items():
+            kept = self._moments.get(key)
+            if kept is None or kept.shape[1] != len(values):
+                kept = self._moments[key] = np.zeros((3, len(values)))
+            count, mean, squares = kept
+            count += 1
+            difference = values - mean
+            mean += difference / count
+            squares += difference * (values - mean)
+        self._unsaved += 1
+        if self._unsaved >= SAVE_EVERY:
+            self.save()
+
+    def usual(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
+        """Mean and standard deviation (n_modules,) of an adapter's log norms over past prompts.
+
+        None before there are `ENOUGH` of them.
+        """
+        kept = self._moments.get(key)
+        if kept is None or kept.shape[1] != n_modules or kept[0, 0] < ENOUGH:
+            return None
+        count, mean, squares = kept
+        return mean.astype(np.float32), np.sqrt(squares / count).astype(np.float32)
+
+    def save(self) -> None:
+        """Write what is new. A disk that takes nothing costs only the memory of these prompts."""
+        if not self._unsaved:
+            return
+        self._unsaved = 0
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                # The keys are values, not names in the archive: they may hold any character.
+                np.savez(stream, keys=list(self._moments), **self._numbered())
+            temporary.replace(self.path)
+        except OSError as error:
+            log.warning("past prompts are not remembered: %s: %s", self.path, error.strerror)
+
+    def _numbered(self) -> dict[str, FloatArray]:
+        return {f"m{i}": kept.astype(np.float32) for i, kept in enumerate(self._moments.values())}
+
+
+def _load(path: Path) -> dict[str, Moments]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            found = {str(k): archive[f"m{i}"] for i, k in enumerate(archive["keys"].tolist())}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        log.warning("%s is damaged and begun anew: %s", path, error)
+        return {}
+    return {
+        key: kept.astype(np.float64)
+        for key, kept in found.items()
+        if kept.ndim == 2 and len(kept) == 3 and np.isfinite(kept).all()
+    }
