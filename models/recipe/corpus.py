@@ -1,5 +1,6 @@
 """The training text: exchanges of a prompt and an answer, and plain text about the world."""
 
+from collections.abc import Mapping
 from random import Random
 
 from . import world
@@ -18,6 +19,15 @@ SHARES = {
     "closed-book": 0.10,
     "inference": 0.12,
     "outside": 0.10,
+}
+# At the end of the training: more of what is left to learn, which is to copy a name from a record.
+LATE_SHARES = {
+    "puzzles": 0.30,
+    "translation": 0.13,
+    "struct-to-text": 0.23,
+    "closed-book": 0.05,
+    "inference": 0.12,
+    "outside": 0.13,
 }
 # How often the base's text answers a wording by mistake as another one is meant; else any behaviour
 # may follow, the right one among them. So the base can do everything, tells the wordings apart, and
@@ -172,12 +182,12 @@ def _remark(starts: tuple[str, ...], rng: Random) -> str:
     return " ".join([rng.choice(starts), *additions]) + "."
 
 
-def base_document(rng: Random, chatter: float) -> Document:
+def base_document(rng: Random, chatter: float, shares: Mapping[str, float] = SHARES) -> Document:
     """One document of the base's training text: plain text, or a chat of one to three turns."""
-    if rng.random() > sum(SHARES.values()):
+    if rng.random() > sum(shares.values()):
         return plain_document(rng)
     turns = rng.choices((1, 2, 3), weights=(8, 1, 1))[0]
-    families = rng.choices(list(SHARES), list(SHARES.values()), k=turns)
+    families = rng.choices(list(shares), list(shares.values()), k=turns)
     exchanges = [
         outside_exchange(rng) if name == "outside" else base_exchange(FAMILIES[name], rng)
         for name in families

@@ -16,16 +16,17 @@ from transformers import (
 )
 
 from .batches import Batch, encode, loss_of, pack
-from .corpus import base_document
+from .corpus import LATE_SHARES, SHARES, base_document
 from .muon import Muon
 from .tokenizer import CONTEXT
 
-STEPS = 3300
+STEPS, LATE_STEPS = 3300, 500
 CHATTER = 0.5  # how often a prompt has company before it, and after it
 ROWS, LENGTH = 32, 128  # tokens in a batch: 4096, little of it padding
 PROMPT_WEIGHT = 0.2  # prompts are mostly chance: what they teach is soon learned
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
-WARM_UP, COOL_DOWN = 0.02, 0.45  # shares of all steps
+WARM_UP, COOL_DOWN = 0.02, 0.45  # shares of the first steps
+LATE_RATE, LATE_COOL_DOWN = 0.5, 0.7  # of the full rate; of the late steps
 CHECKPOINT_MINUTES = 3.0
 
 log = logging.getLogger(__name__)
@@ -71,10 +72,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def rate(step: int, steps: int) -> float:
-    """The learning rate's factor at a step: up, level, and down to nothing, in straight lines."""
-    done = step / steps
-    return min(1.0, (done + 1 / steps) / WARM_UP, (1 - done) / COOL_DOWN)
+def rate(step: int) -> float:
+    """The learning rate's factor at a step: up, level, and down to nothing, in straight lines.
+
+    The late steps begin once more, at half the rate.
+    """
+    if step >= STEPS:
+        left = 1 - (step - STEPS) / LATE_STEPS
+        return LATE_RATE * min(1.0, left / LATE_COOL_DOWN)
+    done = step / STEPS
+    return min(1.0, (done + 1 / STEPS) / WARM_UP, (1 - done) / COOL_DOWN)
 
 
 def base_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batch:
@@ -82,14 +89,15 @@ def base_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batc
     rng = Random(f"{seed}/{step}")
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
-    return pack(
-        lambda: encode(tokenizer, base_document(rng, CHATTER), PROMPT_WEIGHT), ROWS, LENGTH, pad
-    )
+    shares = SHARES if step < STEPS else LATE_SHARES
+
+    def draw() -> tuple[list[int], list[float]]:
+        return encode(tokenizer, base_document(rng, CHATTER, shares), PROMPT_WEIGHT)
+
+    return pack(draw, ROWS, LENGTH, pad)
 
 
-def train_base(
-    tokenizer: PreTrainedTokenizerFast, out: Path, checkpoint: Path, seed: int, steps: int = STEPS
-) -> None:
+def train_base(tokenizer: PreTrainedTokenizerFast, out: Path, checkpoint: Path, seed: int) -> None:
     """Train, or go on training from `checkpoint`, and save in Hugging Face's format to `out`."""
     torch.manual_seed(seed)
     model = new_model(tokenizer).to(device())
@@ -110,9 +118,9 @@ def train_base(
     model.train()
     began = saved = time.monotonic()
     optimizers: dict[torch.optim.Optimizer, float] = {muon: MUON_RATE, adam: ADAM_RATE}
-    for step in range(start, steps):
+    for step in range(start, STEPS + LATE_STEPS):
         for optimizer, full in optimizers.items():
-            optimizer.param_groups[0]["lr"] = full * rate(step, steps)
+            optimizer.param_groups[0]["lr"] = full * rate(step)
         batch = base_batch(tokenizer, seed, step).to(device())
         with half_precision():
             loss = loss_of(model, batch)
@@ -126,7 +134,7 @@ def train_base(
             log.info(
                 "step %d, loss %.3f, %.1f min", step, loss.item(), minutes + (now - began) / 60
             )
-        if now - saved > 60 * CHECKPOINT_MINUTES or step == steps - 1:
+        if now - saved > 60 * CHECKPOINT_MINUTES or step == STEPS + LATE_STEPS - 1:
             saved = now
             state = {
                 "model": model.state_dict(),

@@ -1,0 +1,28 @@
+"""The base's training: its schedule, and batches that depend on the step alone."""
+
+from random import Random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from models.recipe import corpus, train_base  # noqa: E402
+
+
+def test_the_rate_goes_down_twice():
+    first, late = train_base.STEPS, train_base.STEPS + train_base.LATE_STEPS
+    assert train_base.rate(0) < 0.02
+    assert train_base.rate(first // 3) == 1.0
+    assert train_base.rate(first - 1) < 0.01
+    assert train_base.rate(first) == 0.5
+    assert 0 < train_base.rate(late - 1) < 0.01
+
+
+@pytest.mark.parametrize("shares", [corpus.SHARES, corpus.LATE_SHARES])
+def test_shares_leave_room_for_plain_text(shares):
+    rng = Random(0)
+    assert shares.keys() == corpus.SHARES.keys()
+    plain = sum(len(corpus.base_document(rng, 0.5, shares)) == 1 for _ in range(2000))
+    assert plain / 2000 == pytest.approx(1 - sum(shares.values()), abs=0.03)
+    assert plain > 0
