@@ -51,17 +51,17 @@ class LoGo(Llama):  # type: ignore[misc]
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
     `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
-    default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is "norm",
-    "entropy" or "auto", which is the norm, or the entropy where `probe` is "each" instead of
-    "one-pass"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
+    default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is one of
+    `settings.SIGNAL_NAMES`, of which "auto" is the best for the pool at hand; `probe` "one-pass" or
+    "each"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
     end; `top_k` the most adapters that a route holds; `mixture` "scales", or "auto", which is the
     same as yet; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number or
     like "512M". `self_profile` says whether adapters without example prompts are asked what they
     are for (True, False, or "kept": only what is known already counts), `past` whether what prompts
-    do to adapters is remembered, in a few numbers and no words. `progress` is called with (stage, done, total) while adapters are read, converted
-    and indexed. Everything else, under a name that it has there, goes to
-    `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained
-    with, whichever is less, and `verbose` is off.
+    do to adapters is remembered, in a few numbers and no words. `progress` is called with (stage,
+    done, total) while adapters are read, converted and indexed. Everything else, under a name that
+    it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the
+    model was trained with, whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason. Not safe to use from two threads at once.

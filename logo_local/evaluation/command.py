@@ -60,10 +60,10 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in rec
 @options(ADAPTERS)
 @click.option(
     "--metric",
-    type=click.Choice(tuple(metrics.METRICS)),
-    default="em",
+    type=click.Choice((metrics.SCORE, *metrics.METRICS)),
+    default=metrics.SCORE,
     show_default=True,
-    help="What the table shows; all are recorded.",
+    help="What the table shows; all are recorded. The score is each task's own metric.",
 )
 @click.option(
     "--signals",

@@ -2,8 +2,9 @@
 
 A line has `context` (the prompt) and `completion` (the answer, or a list of accepted ones). It may
 have `adapter` (whose task it is; absent or null where no adapter in the pool was made for it),
-`group` (any label that splits the results, such as how the adapter was trained) and `family` (of
-the task; orders the plots). Other keys are ignored.
+`group` (any label that splits the results, such as how the adapter was trained), `family` (of
+the task; orders the plots) and `metric` (what the task is scored by; exact match by default).
+Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from .metrics import METRICS
 
 _MOST_PROBLEMS = 20
 _HINT = 'a line looks like this: {"context": "2 + 2 =", "completion": "4", "adapter": "sums"}'
@@ -34,6 +36,7 @@ class Example:
     adapter: str | None = None
     group: str | None = None
     family: str | None = None
+    metric: str | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -106,10 +109,12 @@ def _example(task: str, number: int, row: Any, names: Collection[str]) -> Exampl
     answers = tuple(answer for answer in given if isinstance(answer, str))
     if not answers or len(answers) < len(given):
         raise ValueError("completion must be a text, or a list of texts")
-    labels = {key: row.get(key) for key in ("adapter", "group", "family")}
+    labels = {key: row.get(key) for key in ("adapter", "group", "family", "metric")}
     for key, label in labels.items():
         if label is not None and not isinstance(label, str):
             raise ValueError(f"{key} must be a text, or null")
+    if labels["metric"] is not None and labels["metric"] not in METRICS:
+        raise ValueError(f"metric {labels['metric']} is none of {', '.join(METRICS)}")
     if labels["adapter"] is not None and labels["adapter"] not in names:
         raise ValueError(
             f"adapter {labels['adapter']} is not in the pool; null says that there is none"

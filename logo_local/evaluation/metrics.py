@@ -20,6 +20,7 @@ METRICS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
 }
+SCORE = "score"  # each task's own metric, as its data name it
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..routing import select
 from .data import Example
 from .methods import BASE, OWN, UNIFORM, at_k, fused
-from .metrics import METRICS, missing_extra
+from .metrics import missing_extra
 from .store import Store
 from .summary import IN_POOL, Result, Summary
 
@@ -139,7 +139,7 @@ def draw_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     methods = summary.groups[IN_POOL].methods if IN_POOL in summary.groups else {}
-    label = METRICS[summary.metric]
+    label = summary.label
     drawn = {}
     for signal in signals:
         table = score_table(store, examples, signal, max(ks))

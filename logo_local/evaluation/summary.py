@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .data import Example
 from .methods import BASE, BEST_SINGLE, OWN, UNIFORM, single_of
-from .metrics import METRICS
+from .metrics import METRICS, SCORE
 from .store import Answered, Store
 
 IN_POOL, OWN_OUT, OUT_OF_POOL = "in pool", "own adapter out", "out of pool"
@@ -61,17 +61,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Summary:
-    """All groups by name; `best_single` is the adapter best over all the data, if it was sought."""
+    """All groups by name; `best_single` is the adapter best over all the data, if it was sought.
+
+    `label` names the metric for people.
+    """
 
     metric: str
+    label: str
     groups: Mapping[str, Group]
     best_single: str | None = None
 
 
 def summarise(
-    store: Store, examples: Sequence[Example], *, metric: str = "em", seed: int = 1
+    store: Store, examples: Sequence[Example], *, metric: str = SCORE, seed: int = 1
 ) -> Summary:
-    """Means and intervals of everything stored for `examples`, by `metric`."""
+    """Means and intervals of everything stored for `examples`, by `metric`.
+
+    SCORE is each task's own metric, which is exact match where its data name none.
+    """
     rows: dict[str, dict[str, list[tuple[Example, Answered]]]] = {}
     answers, best = _with_best_single(store, examples, metric)
     for example, answered in answers:
@@ -88,7 +95,7 @@ def summarise(
                 for method in sorted(rows[group], key=_place)
             },
         )
-    return Summary(metric, groups, best)
+    return Summary(metric, _label(metric, examples), groups, best)
 
 
 def bootstrap(
@@ -131,7 +138,7 @@ def markdown(summary: Summary) -> str:
         tasks = {task for result in group.methods.values() for task in result.tasks}
         outside = name.startswith(OUT_OF_POOL)
         headings = (
-            *("method", METRICS[summary.metric]),
+            *("method", summary.label),
             *(("of the base's",) if outside else ("own adapter first", "of the own adapter's")),
         )
         lines = [
@@ -260,8 +267,17 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
 def _by_task(rows: Sequence[tuple[Example, Answered]], metric: str) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for example, answered in sorted(rows, key=lambda row: row[0].key):
-        values.setdefault(example.task, []).append(answered.metrics[metric])
+        values.setdefault(example.task, []).append(answered.metrics[_metric_of(example, metric)])
     return values
+
+
+def _metric_of(example: Example, metric: str) -> str:
+    return (example.metric or "em") if metric == SCORE else metric
+
+
+def _label(metric: str, examples: Sequence[Example]) -> str:
+    used = {_metric_of(example, metric) for example in examples} or {"em"}
+    return METRICS[used.pop()] if len(used) == 1 else SCORE
 
 
 def _mean_over_tasks(rows: Sequence[tuple[Example, Answered]], metric: str) -> float:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from logo_local.convert import convert_adapter
 
-from .evaluate import Accuracy, evaluate, write_example_prompts
+from .evaluate import Score, evaluate, write_example_prompts
 from .export_gguf import export_gguf
 from .families import TASKS
 from .manifest import manifest, write_manifest
@@ -108,7 +108,7 @@ class Recipe:
             convert_adapter(self.peft / task.name, self.gguf, out, outtype="f16")
 
     def _evaluate(self) -> None:
-        found: dict[str, Accuracy] = evaluate(self.demo, self.seed)
+        found: dict[str, Score] = evaluate(self.demo, self.seed)
         content = manifest(self.demo, self.seed, found, self._minutes())
         write_manifest(content, self.manifest)
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .evaluate import Accuracy
+from .evaluate import Score, metric_of
 from .export_gguf import DESCRIPTION, NAME
 from .families import FAMILY_OF, TASKS
 from .train_adapters import SETTINGS
@@ -15,7 +15,7 @@ RECIPE_VERSION = 2
 
 
 def manifest(
-    demo: Path, seed: int, accuracies: dict[str, Accuracy], minutes: dict[str, float]
+    demo: Path, seed: int, accuracies: dict[str, Score], minutes: dict[str, float]
 ) -> dict[str, Any]:
     """What `manifest.json` holds; `minutes` is the wall-clock time of each step."""
     files = sorted(path for path in demo.rglob("*") if path.suffix in (".gguf", ".jsonl", ".txt"))
@@ -43,7 +43,7 @@ def write_manifest(content: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _task(name: str, accuracies: dict[str, Accuracy]) -> dict[str, Any]:
+def _task(name: str, accuracies: dict[str, Score]) -> dict[str, Any]:
     settings, accuracy = SETTINGS[name], accuracies[name]
     return {
         "family": FAMILY_OF[name].name,
@@ -54,7 +54,8 @@ def _task(name: str, accuracies: dict[str, Accuracy]) -> dict[str, Any]:
         "steps": settings.steps,
         "rate": settings.rate,
         "loss": settings.loss,
-        "base_accuracy": accuracy.base,
-        "own_accuracy": accuracy.own,
+        "metric": metric_of(FAMILY_OF[name].name),
+        "base_score": accuracy.base,
+        "own_score": accuracy.own,
         "n": accuracy.n,
     }
