@@ -305,7 +305,14 @@ def test_evaluation_rows_say_whose_they_are() -> None:
         assert len({example["context"] for example in examples}) == len(examples) >= 40
         for example in examples:
             assert example["adapter"] == name
-            assert (example["family"], example["group"]) == (task["family"], task["loss"])
+            for key in ("family", "metric"):
+                assert example[key] == task[key]
+            assert example["group"] == task["loss"]
+    for outside in SETS:
+        for folder, n in (("eval", 13), ("choose", 6)):
+            examples = lines(DEMO / folder / f"{outside.name}.jsonl")
+            assert len({example["context"] for example in examples}) >= n
+            assert {(e["adapter"], e["group"]) for e in examples} == {(None, outside.group)}
     shown = {line["adapter"] for line in lines(DEMO / "demo_prompts.jsonl")}
     assert {tasks[name]["family"] for name in shown} == set(FAMILIES)
 

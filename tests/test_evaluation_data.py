@@ -54,6 +54,7 @@ def test_other_line_separators_may_be_in_a_text(tmp_path):
         ('{"context": "a", "completion": ["b", 1]}', "completion must be a text, or a list"),
         ('{"context": "a", "completion": "b", "group": 1}', "group must be a text, or null"),
         ('{"context": "a", "completion": "b", "adapter": "c"}', "adapter c is not in the pool"),
+        ('{"context": "a", "completion": "b", "metric": "f1"}', "metric f1 is none of em, bleu"),
     ],
 )
 def test_a_line_that_is_wrong(tmp_path, line, problem):

@@ -60,6 +60,18 @@ def test_one_prompt_a_task_has_no_interval():
     assert "| m | 0.50 |  |  |" in markdown(found)
 
 
+def test_the_score_is_each_tasks_own_metric():
+    four = Example("z", 1, "prompt", ("answer",), "a", metric="bleu")
+    rows = [(ONE, "m", 1.0), (four, "m", 1.0)]
+    found = summarise(stored(*rows), [ONE, four])
+    assert found.groups["in pool"].methods["m"].tasks == {"x": 1.0, "z": 0.5}
+    assert "| method | score |" in markdown(found)
+    assert summarise(stored(*rows), [four]).label == "BLEU-4"
+    by_em = summarise(stored(*rows), [ONE, four], metric="em")
+    assert by_em.groups["in pool"].methods["m"].mean == 1.0
+    assert by_em.label == "exact match"
+
+
 def test_the_own_adapter():
     rows = [
         *((ONE, "own", 1.0), (TWO, "own", 0.6), (THREE, "own", 0.8)),
@@ -140,7 +152,7 @@ def test_the_table_and_the_json():
         "| n | 0.50 (0.50 to 0.50) | 1.00 | 0.50 (0.50 to 0.50) |"
     )
     value = json.loads(json.dumps(as_json(found)))
-    assert value["metric"] == "em"
+    assert (value["metric"], value["label"]) == ("score", "exact match")
     assert value["groups"]["in pool"]["methods"]["n"] == {
         "mean": 0.5,
         "interval": [0.5, 0.5],

@@ -106,8 +106,9 @@ def write_suite(demo: Path, seed: int) -> None:
         write_lines(examples(task, task.choosing, CHOOSING, seed), demo / "choose" / name)
     for outside in SETS:
         asked = outside_examples(outside, PROMPTS + CHOOSING, seed)
-        write_lines(asked[:PROMPTS], demo / "eval" / f"{outside.name}.jsonl")
-        write_lines(asked[PROMPTS:], demo / "choose" / f"{outside.name}.jsonl")
+        to_report = len(asked) * PROMPTS // (PROMPTS + CHOOSING)  # some have fewer held-out inputs
+        write_lines(asked[:to_report], demo / "eval" / f"{outside.name}.jsonl")
+        write_lines(asked[to_report:], demo / "choose" / f"{outside.name}.jsonl")
 
 
 def write_example_prompts(adapters: Path, seed: int) -> None:
