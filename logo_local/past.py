@@ -1,9 +1,10 @@
-"""What the user's own prompts did to each adapter: running means of a few numbers, kept locally.
+"""What texts did to each adapter: running means of a few numbers, kept locally.
 
 The z-norm asks whether an adapter does more to a prompt than to others. Others are best the
-prompts that the same user asks; before there are enough of them, generic ones. Neither a prompt nor
-a vector of one is kept: for each adapter and module only how many log norms there were, their mean,
-and their sum of squared differences from it (Welford's method).
+prompts that the same user asks; before there are enough of them, the generic ones that come with
+the package. Of both only this is kept: for each adapter and module how many log norms there were,
+their mean, and their sum of squared differences from it (Welford's method); no prompt, and no
+vector of one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -28,15 +30,17 @@ SAVE_EVERY = 8  # prompts
 
 
 class PastNorms:
-    """Running statistics of log norms, by a key for each adapter, in the file `path`.
+    """Running statistics of log norms, by a key for each adapter, in the file `path`, if any.
 
     The file is read at once, and written after every few prompts and by `save`. One that is
     damaged is begun anew. Two processes at once: the one that saves last wins.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._moments = _load(path)  # key -> (3, n_modules) float64: count, mean, squares
+        self._moments = (
+            _load(path) if path else {}
+        )  # key -> (3, n_modules) float64: count, mean, squares
         self._unsaved = 0
 
     def add(self, norms: Mapping[str, FloatArray]) -> None:
@@ -67,7 +71,7 @@ class PastNorms:
 
     def save(self) -> None:
         """Write what is new. A disk that takes nothing costs only the memory of these prompts."""
-        if not self._unsaved:
+        if not self._unsaved or self.path is None:
             return
         self._unsaved = 0
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
@@ -75,13 +79,12 @@ class PastNorms:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 # The keys are values, not names in the archive: they may hold any character.
-                np.savez(stream, keys=list(self._moments), **self._numbered())
+                arrays: dict[str, Any] = {"keys": list(self._moments)}
+                arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
+                np.savez(stream, **arrays)
             temporary.replace(self.path)
         except OSError as error:
             log.warning("past prompts are not remembered: %s: %s", self.path, error.strerror)
-
-    def _numbered(self) -> dict[str, FloatArray]:
-        return {f"m{i}": kept.astype(np.float32) for i, kept in enumerate(self._moments.values())}
 
 
 def _load(path: Path) -> dict[str, Moments]:

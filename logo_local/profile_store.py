@@ -23,7 +23,7 @@ from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of these files and of what `profiles.embed` makes; another number makes them anew
+FORMAT = 2  # of these files and of what `profiles.embed` makes; another number makes them anew
 
 Embed = Callable[[str], FloatArray]
 

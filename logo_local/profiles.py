@@ -21,7 +21,7 @@ from .signals import FloatArray
 
 # How much of the average variance is added to every direction: 8 prompts an adapter say little
 # about any single one. Chosen on the suite's choosing set (docs/quality.md).
-SHRINKAGE = 0.3
+SHRINKAGE = 1.0
 # In nats a token: below the one, an adapter's samples are no other than the base's, and above the
 # other they are no language any more, as an adapter writes that never saw a prompt in its loss.
 LEAST_GAIN, MOST_GAIN = 0.05, 3.0

@@ -96,10 +96,10 @@ class Router:
         self._asked: set[str] = set()  # whose self-profile was made, for the scorer's pool
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
         self._taught = TaughtPrompts(config.data_dir() / "prompts")
+        self._usual = PastNorms(self._store.folder / "generic.npz")
         self._past = PastNorms(self._store.past_file(config.data_dir())) if settings.past else None
         self._index = index
         self._scorer: Scorer | None = None
-        self._generic: list[Reading] = []
         self._hidden: HiddenProbe | None = None
         self._batch: BatchContext | None = None
         self._each: EachProbe | None = None
@@ -208,7 +208,7 @@ class Router:
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
             scorer = self._scorer = Scorer(adapters, base, index, place, prompts)
-            scorer.past = self._past
+            scorer.generic, scorer.past = self._usual, self._past
             self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
             scorer.prompts = self._prompt_profiles()
@@ -219,8 +219,8 @@ class Router:
             if wanted:
                 scorer.add_samples(self._sample_profiles(wanted))
                 self._asked.update(wanted)
-        if scorer.wants_generic(signal) and not scorer.generic:
-            scorer.generic = self._generic_readings()
+        if scorer.wants_generic(signal) and scorer.unmeasured():
+            scorer.measure(self._generic_readings())
         return scorer
 
     def _vector(self, text: str) -> FloatArray:
@@ -314,17 +314,15 @@ class Router:
         texts = [self._as_text(sample.tokens) for sample in samples]
         return [text for text in texts if text], gain
 
-    def _generic_readings(self) -> list[Reading]:
+    def _generic_readings(self) -> Iterator[Reading]:
         """The pass over each of the generic prompts that come with the package."""
-        if not self._generic:
-            lines = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
-            places = read_places(self._pool.base)
-            texts = lines.splitlines()
-            for done, text in enumerate(texts):
-                self._progress(CALIBRATING, done, len(texts))
-                self._generic.append(dict(self._read(self._as_prompt(text), places)))
-            self._progress(CALIBRATING, len(texts), len(texts))
-        return self._generic
+        texts = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
+        lines = texts.splitlines()
+        places = read_places(self._pool.base)
+        for done, text in enumerate(lines):
+            self._progress(CALIBRATING, done, len(lines))
+            yield self._read(self._as_prompt(text), places)
+        self._progress(CALIBRATING, len(lines), len(lines))
 
     def close(self) -> None:
         """Free the contexts, before the adapters and the model go; keep what was remembered."""

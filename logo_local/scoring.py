@@ -7,7 +7,7 @@ The formulas are in `signals` and `profiles`; nothing here knows of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -40,22 +40,25 @@ from .signals import (
 Reading = Mapping[Place, FloatArray]  # what one pass has read: place -> (n_tokens, d_in)
 Scores = dict[str, float]
 
-READ_BLOCKS = 4  # how many blocks profiles and z-norm read, from the first to the last
-# The projections that z-norm compares: those through which a prompt's tokens act on an answer.
-# They receive what attn_q receives, so that one reading serves both.
-Z_KINDS = ("attn_k", "attn_v")
-# How sharply the largest is preferred; by measurement on the choosing set (docs/quality.md).
+# Profiles and z-norm read so many blocks, from the first to this share of the depth: later ones are
+# about the answer. This and what follows was chosen on the choosing set (docs/quality.md).
+READ_BLOCKS, READ_DEPTH = 4, 0.6
+# The projections that z-norm compares. All receive what attn_q receives: one reading serves.
+Z_KINDS = ("attn_q", "attn_k", "attn_v")
+# Of a long prompt so many tokens, evenly spaced, and of a large pool so many adapters, the nearest.
+Z_TOKENS, Z_ADAPTERS = 64, 64
+# How sharply the largest is preferred.
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
 COMBINED_TEMPERATURE = 0.1
-SAMPLES_WEIGHT = 0.3  # of a self-profile beside z-norm
-# With given prompts: an adapter takes part up to this many times the usual distance of its own.
-FARTHEST = 1.55
+Z_WEIGHT, Z_AMONG = 0.15, 8  # of z-norms beside nearness, among so many nearest
+# An adapter takes part up to this many times the usual distance of a profile's own texts.
+FARTHEST = 1.9
 
 
 def read_places(base: BaseModel) -> tuple[Place, ...]:
     """Where profiles and z-norm read: the input of attention in a few evenly spaced blocks."""
-    last = base.n_blocks - 1
+    last = round(READ_DEPTH * (base.n_blocks - 1))
     blocks = sorted({round(i * last / (READ_BLOCKS - 1)) for i in range(READ_BLOCKS)})
     places = []
     for block in blocks:
@@ -82,8 +85,8 @@ class Scorer:
 
     `index` has the factors at the target that the paper's signals read, at `place`. `prompts`
     are the profiles of adapters for which somebody gave examples, `samples` those from texts that
-    the adapters wrote themselves. `generic` are readings of texts that belong to no adapter,
-    which say what is usual; `past` says the same of the user's own prompts, once there are enough.
+    the adapters wrote themselves. `generic` says what texts usually do to each adapter, texts that
+    belong to none; `past` says the same of the user's own prompts, once there are enough.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -92,7 +95,7 @@ class Scorer:
     place: Place
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
-    generic: Sequence[Reading] = field(default=(), repr=False)
+    generic: PastNorms = field(default_factory=PastNorms, repr=False)
     past: PastNorms | None = field(default=None, repr=False)
     _latest: FloatArray | None = field(default=None, repr=False)
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
@@ -105,12 +108,10 @@ class Scorer:
         return ONE_PASS[signal](self, reading)
 
     def resolved(self, signal: str) -> str:
-        """What "auto" stands for, the best for the pool at hand as measured (docs/quality.md):
-        "profile" where every adapter has given prompts, else "mixed"; other signals themselves.
+        """What "auto" stands for, the best as measured (docs/quality.md): "mixed"; other signals
+        themselves.
         """
-        if signal != "auto":
-            return signal
-        return "profile" if self._all_have_prompts else "mixed"
+        return "mixed" if signal == "auto" else signal
 
     def places(self, signal: str) -> tuple[Place, ...]:
         """Where the pass has to be read for `signal`."""
@@ -131,10 +132,6 @@ class Scorer:
         """Take over self-profiles that were not there yet."""
         self.samples = {**self.samples, **samples}
         self._measures = {}
-
-    @property
-    def _all_have_prompts(self) -> bool:
-        return set(self.prompts or ()) == set(self.adapters)
 
     # The paper's signals and their rivals: the last token at one place
 
@@ -172,19 +169,21 @@ class Scorer:
 
     # Norms over all tokens and several places, against what is usual for each adapter
 
-    def z_norms(self, reading: Reading) -> Scores:
+    def z_norms(self, reading: Reading, names: Collection[str] | None = None) -> Scores:
         """The mean over places of each adapter's standardised log norm, of any sign.
 
-        0 is what the adapter does to any text: to those of `generic`, or of `past`.
+        0 is what the adapter does to any text: to those of `generic`, or of `past`. With `names`,
+        only these are looked at. Adapters that are `unmeasured` are absent.
         """
         if not self._stacks:
             return {}  # no adapter touches any place that is read
         mean, deviation = self._usual()  # (n_modules,) each
-        self._latest = self._norms(reading)  # (n_modules,)
+        self._latest = self._norms(reading, names)  # (n_modules,), NaN where not looked at
         z = (self._latest - mean) / deviation  # (n_modules,)
-        owners = self._owners  # (n_modules,)
-        counts = np.bincount(owners, minlength=len(self.adapters))  # (N,)
-        sums = np.bincount(owners, weights=z, minlength=len(self.adapters))  # (N,)
+        seen = np.isfinite(z)
+        owners, n = self._owners[seen], len(self.adapters)
+        counts = np.bincount(owners, minlength=n)  # (N,)
+        sums = np.bincount(owners, weights=z[seen], minlength=n)  # (N,)
         found = zip(self.adapters, sums.tolist(), counts.tolist(), strict=True)
         return {name: total / count for name, total, count in found if count}
 
@@ -192,11 +191,12 @@ class Scorer:
         z = self.z_norms(reading)
         return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
 
-    def _norms(self, reading: Reading) -> FloatArray:
-        """The log norms (n_modules,) of all modules, in the order of the stacks."""
+    def _norms(self, reading: Reading, names: Collection[str] | None = None) -> FloatArray:
+        """The log norms (n_modules,) of all modules, or of those of `names`, else NaN."""
+        wanted = np.array([names is None or name in names for name in self.adapters])  # (N,)
         return np.concatenate(
             [
-                log_rms_norms(reading[place], stack.matrices, stack.starts)
+                _stack_norms(_few(reading[place]), stack, wanted[stack.owners])
                 for place, stack in self._stacks.items()
             ]
         )
@@ -222,23 +222,44 @@ class Scorer:
     @cached_property
     def _owners(self) -> npt.NDArray[np.intp]:
         """The number (n_modules,) of the adapter that each module belongs to."""
-        return np.array([i for stack in self._stacks.values() for i in stack.owners])
-
-    @cached_property
-    def _usual_of_generic(self) -> tuple[FloatArray, FloatArray]:
-        norms = np.stack([self._norms(one) for one in self.generic])  # (n_texts, n_modules)
-        return norms.mean(axis=0), norms.std(axis=0)
+        return np.array([i for stack in self._stacks.values() for i in stack.owners], dtype=int)
 
     def _usual(self) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation (n_modules,) of the log norms: over the user's own prompts
-        for each adapter that has met enough of them, else over the generic texts.
+        for each adapter that has met enough of them, else over generic texts; NaN without these.
         """
-        mean, deviation = (moment.copy() for moment in self._usual_of_generic)
-        for adapter, of_one in self._modules_of if self.past else ():
-            found = self.past.usual(adapter_key(adapter), len(of_one)) if self.past else None
+        mean = np.full(len(self._owners), np.nan, dtype=np.float32)  # (n_modules,)
+        deviation = mean.copy()
+        for adapter, of_one in self._modules_of:
+            key = adapter_key(adapter)
+            found = self.past.usual(key, len(of_one)) if self.past is not None else None
+            found = found or self.generic.usual(key, len(of_one))
             if found is not None:
                 mean[of_one], deviation[of_one] = found
         return mean, deviation + np.float32(1e-6)
+
+    def unmeasured(self) -> list[str]:
+        """The adapters of which `generic` says nothing yet, though they act where z-norm looks."""
+        return [
+            adapter.name
+            for adapter, of_one in self._modules_of
+            if self.generic.usual(adapter_key(adapter), len(of_one)) is None
+        ]
+
+    def measure(self, readings: Iterable[Reading]) -> None:
+        """Count generic texts for all adapters that are `unmeasured`; at least `past.ENOUGH`."""
+        names = self.unmeasured()
+        for reading in readings:
+            self.generic.add(self._by_key(self._norms(reading, names)))
+        self.generic.save()
+
+    def _by_key(self, norms: FloatArray) -> dict[str, FloatArray]:
+        """The log norms (n_modules,) by adapter, of those that were looked at."""
+        return {
+            adapter_key(adapter): norms[of_one]
+            for adapter, of_one in self._modules_of
+            if np.isfinite(norms[of_one]).all()
+        }
 
     @cached_property
     def _modules_of(self) -> list[tuple[AdapterFile, npt.NDArray[np.intp]]]:
@@ -249,8 +270,8 @@ class Scorer:
     def remember(self) -> None:
         """Count the prompt whose z-norms were made last among the user's own, if any were made."""
         if self.past is not None and self._latest is not None:
-            latest, self._latest = self._latest, None
-            self.past.add({adapter_key(a): latest[of_one] for a, of_one in self._modules_of})
+            self.past.add(self._by_key(self._latest))
+            self._latest = None
 
     # Profiles
 
@@ -280,24 +301,50 @@ class Scorer:
         return _only(fits, sharpened(near, PROFILE_TEMPERATURE))
 
     def _combined(self, reading: Reading, *, use_prompts: bool) -> Scores:
-        """Profiles and z-norms together, each standardised over the pool.
+        """Profiles, with the z-norms' word among the nearest; z-norms alone where none is near.
 
-        An adapter with given prompts is judged by these alone, one whose samples say nothing by
-        its norms alone. Without given prompts, one that does less to this prompt than to any
-        text does not fit.
+        The profiles are given prompts, if `use_prompts`, and samples that tell. Where the nearest
+        of them is too far, the adapters without any are judged by what they do to the prompt.
         """
         near = self._nearness(reading, "any" if use_prompts else "samples")
-        z = self.z_norms(reading)
-        given = set(self.prompts or ()) if use_prompts else set[str]()
-        by_profile, by_norm = _standardised(near), _standardised(z)
-        values, fits = {}, {}
-        for name in dict.fromkeys([*by_profile, *by_norm]):
-            if name in given:
-                values[name], fits[name] = by_profile[name], near[name] >= -FARTHEST
-            else:
-                fits[name] = z.get(name, 1.0) > 0
-                values[name] = by_norm.get(name, 0.0) + SAMPLES_WEIGHT * by_profile.get(name, 0.0)
-        return _only(fits, sharpened(values, COMBINED_TEMPERATURE))
+        ranked = sorted(near, key=lambda name: -near[name])
+        silent = [name for name in self.adapters if name not in near]
+        looked_at = {*silent, *ranked[: max(Z_ADAPTERS - len(silent), Z_AMONG)]}
+        z = self.z_norms(reading, looked_at)
+        if ranked and near[ranked[0]] >= -FARTHEST:
+            few = _standardised({name: z[name] for name in ranked[:Z_AMONG] if name in z})
+            values = {
+                name: value + Z_WEIGHT * few.get(name, 0.0)
+                for name, value in _standardised(near).items()
+            }
+            fits = {name: near[name] >= -FARTHEST for name in near}
+        else:
+            values = {name: z[name] for name in silent if name in z}
+            fits = {name: value > 0 for name, value in values.items()}
+        scores = _only(fits, sharpened(values, COMBINED_TEMPERATURE))
+        return {**dict.fromkeys([*near, *(n for n in silent if n in z)], 0.0), **scores}
+
+
+def _few(rows: FloatArray) -> FloatArray:
+    """At most Z_TOKENS of the rows (n_tokens, d_in), evenly spaced, the last among them."""
+    if len(rows) <= Z_TOKENS:
+        return rows
+    few: FloatArray = rows[np.linspace(0, len(rows) - 1, Z_TOKENS).astype(int)]
+    return few
+
+
+def _stack_norms(rows: FloatArray, stack: _Stack, wanted: npt.NDArray[np.bool_]) -> FloatArray:
+    """`log_rms_norms` of the stack's modules (n,), NaN where not `wanted` (n,)."""
+    if wanted.all():
+        return log_rms_norms(rows, stack.matrices, stack.starts)
+    norms = np.full(len(wanted), np.nan, dtype=np.float32)  # (n,)
+    ends = [*stack.starts[1:], len(stack.matrices)]
+    spans = [slice(stack.starts[i], ends[i]) for i in np.flatnonzero(wanted)]
+    if spans:
+        starts = np.cumsum([0, *(span.stop - span.start for span in spans[:-1])])
+        matrices = np.concatenate([stack.matrices[span] for span in spans])
+        norms[wanted] = log_rms_norms(rows, matrices, starts.tolist())
+    return norms
 
 
 def adapter_key(adapter: AdapterFile) -> str:
