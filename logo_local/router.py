@@ -122,10 +122,11 @@ class Router:
         self._timings_ms["probe"] += _ms_since(started)
         started = time.perf_counter()
         found = scorer.scores(signal, reading)
+        strength = scorer.strength(signal, reading)
         self._timings_ms["score"] += _ms_since(started)
         wanted = {name: found[name] for name in self._pool.candidates if name in found}
         target = scorer.index.target if signal in AT_ONE_PLACE else None
-        return Scored(signal, "one-pass", target, wanted)
+        return Scored(signal, "one-pass", target, wanted, strength)
 
     def remember(self) -> None:
         """Count the prompt that was scored last among the user's own (see `past`)."""

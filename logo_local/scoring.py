@@ -52,8 +52,9 @@ Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
 COMBINED_TEMPERATURE = 0.1
 Z_WEIGHT, Z_AMONG = 0.15, 8  # of z-norms beside nearness, among so many nearest
-# An adapter takes part up to this many times the usual distance of a profile's own texts.
-FARTHEST = 1.9
+# In units of the usual distance of a profile's own texts: up to the one an adapter is applied in
+# full, from the next on by half, beyond the last not at all.
+SURE, UNSURE, FARTHEST = 1.5, 1.6, 2.1
 
 
 def read_places(base: BaseModel) -> tuple[Place, ...]:
@@ -106,6 +107,18 @@ class Scorer:
         Adapters about which the signal can say nothing are absent.
         """
         return ONE_PASS[signal](self, reading)
+
+    def strength(self, signal: str, reading: Reading) -> float:
+        """How sure a `resolved` signal is of a fit, from 1 down to 0.5 for a profile far away.
+
+        Signals without profiles do not know, and say 1; so do those that fall back on z-norms.
+        """
+        source = SOURCES.get(signal)
+        near = self._nearness(reading, source) if source else {}
+        nearest = max(near.values(), default=-FARTHEST)
+        if nearest <= -FARTHEST:
+            return 1.0
+        return float(np.clip(1 - 0.5 * (-nearest - SURE) / (UNSURE - SURE), 0.5, 1.0))
 
     def resolved(self, signal: str) -> str:
         """What "auto" stands for, the best as measured (docs/quality.md): "mixed"; other signals
@@ -387,6 +400,10 @@ ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores]] = MappingProxyType(
     }
 )
 
+# The profiles that a signal asks.
+SOURCES = MappingProxyType(
+    {"profile": "prompts", "self-profile": "samples", "combined": "samples", "mixed": "any"}
+)
 # These read the last token at the paper's place; the others read whole prompts in several blocks.
 AT_ONE_PLACE = frozenset({"norm", "entropy", "relative", "arrow", "spectr"})
 NEED_PROFILES = frozenset({"profile", "self-profile", "combined", "auto"})

@@ -8,7 +8,7 @@ import pytest
 from logo_local.evaluation.data import Example
 from logo_local.evaluation.metrics import METRICS
 from logo_local.evaluation.store import Answered, Store
-from logo_local.evaluation.summary import as_json, bootstrap, markdown, summarise
+from logo_local.evaluation.summary import as_json, bootstrap, bootstrap_ratio, markdown, summarise
 
 
 def stored(*rows):
@@ -50,7 +50,9 @@ def test_intervals_on_known_data():
     low, high = bootstrap({"x": [0.0, 1.0] * 200, "y": [0.0, 1.0] * 200}, seed=1)
     assert high - low == pytest.approx(0.098 / np.sqrt(2), abs=0.007)
     # of a ratio, both means are of the same prompts: a method at half of the other's is always so
-    assert bootstrap({"x": [0.5, 0.0]}, seed=1, over={"x": [1.0, 0.0]})[1] == pytest.approx(0.5)
+    assert bootstrap_ratio({"x": [0.5, 1.0]}, {"x": [1.0, 2.0]}, seed=1) == (0.5, 0.5)
+    # and one that may be zero leaves the ratio without an upper end
+    assert bootstrap_ratio({"x": [1.0, 1.0]}, {"x": [1.0, 0.0]}, seed=1) == (1.0, None)
     assert bootstrap({"x": [0.0, 1.0]}, seed=3) == bootstrap({"x": [0.0, 1.0]}, seed=3)
 
 
@@ -117,6 +119,9 @@ def test_outside_the_pool_the_base_is_the_measure():
     assert ratio.value == pytest.approx(1.0 / 1.5)
     assert ratio.interval == pytest.approx((0.5, 1.0))
     assert "| m | 0.50 (0.50 to 0.50) | 0.67 (0.50 to 1.00) |" in markdown(found)
+    never = [(one, "base", float(one.line == 1)) for one in outside]
+    found = summarise(stored(*rows[2:], *never), outside)
+    assert "| m | 0.50 (0.50 to 0.50) | 1.00 (0.50 or more) |" in markdown(found)
     # of prompts that the base has not answered, nothing can be said
     one = summarise(stored(*rows[1:]), outside).groups["out of pool"].methods["m"]
     assert one.of_base is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from random_gguf import WIDTH, write_adapter
 
+from logo_local import scoring
 from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.index import RoutingIndex, choose_target
@@ -45,13 +46,13 @@ def reading(base, seed, offset=0.0):
 @pytest.fixture
 def scorer(base, adapters):
     index = RoutingIndex.build(adapters, choose_target(adapters, base))
-    return Scorer(
-        adapters,
-        base,
-        index,
-        Place(index.target),
-        generic=[reading(base, seed) for seed in range(8)],
-    )
+    scorer = Scorer(adapters, base, index, Place(index.target))
+    scorer.measure(generic(base))
+    return scorer
+
+
+def generic(base):
+    return [reading(base, seed) for seed in range(ENOUGH)]
 
 
 def profile_around(scorer, base, offset, **more):
@@ -63,9 +64,10 @@ def profiles(scorer, base, **more):
     return {n: profile_around(scorer, base, subject(i), **more) for i, n in enumerate("abc")}
 
 
-def test_blocks_are_read_from_the_first_to_the_last(base):
+def test_blocks_are_read_from_the_first_on(base):
     assert [place.target for place in read_places(base)] == [
-        f"blk.{block}.attn_q.weight" for block in range(3)
+        f"blk.{block}.attn_q.weight"
+        for block in range(2)  # of three: the last is about the answer
     ]
 
 
@@ -99,7 +101,7 @@ def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
 
 
 def test_z_norm_is_zero_for_what_is_usual(scorer, base):
-    mean = np.mean([list(scorer.z_norms(one).values()) for one in scorer.generic])
+    mean = np.mean([list(scorer.z_norms(one).values()) for one in generic(base)])
     assert mean == pytest.approx(0.0, abs=1e-4)
     loud = {place: 3 * rows for place, rows in reading(base, 9).items()}
     assert min(scorer.z_norms(loud).values()) > 1
@@ -112,8 +114,11 @@ def test_z_norm_compares_adapters_of_different_modules(base, tmp_path):
         for i, (name, more) in enumerate(settings.items())
     }
     index = RoutingIndex.build(adapters, choose_target(adapters, base))
-    generic = [reading(base, seed) for seed in range(8)]
-    scorer = Scorer(adapters, base, index, Place(index.target), generic=generic)
+    scorer = Scorer(adapters, base, index, Place(index.target))
+    assert scorer.z_norms(reading(base, 9)) == {}  # nothing is known of what is usual
+    assert scorer.unmeasured() == list(adapters)
+    scorer.measure(generic(base))
+    assert scorer.unmeasured() == []
     assert scorer.z_norms(reading(base, 9)).keys() == adapters.keys()
     assert "one-block" not in scorer.scores("norm", reading(base, 9))
 
@@ -145,19 +150,72 @@ def test_samples_that_say_nothing_are_not_used(scorer, base):
     assert scorer.scores("combined", reading(base, 9)).keys() == {"a", "b", "c"}
 
 
-def test_auto_is_profile_where_every_adapter_has_prompts(scorer, base):
+def test_auto_asks_adapters_without_prompts(scorer, base):
     assert scorer.resolved("auto") == "mixed"
     scorer.prompts = {"a": profile_around(scorer, base, 0.0)}
-    assert scorer.resolved("auto") == "mixed"
     assert scorer.wants_samples("auto") == ["b", "c"]
     assert scorer.wants_generic("auto")
-    scorer.prompts = {
-        name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
-    }
-    assert scorer.resolved("auto") == "profile"
+    scorer.prompts = profiles(scorer, base)
     assert scorer.wants_samples("auto") == []
-    assert not scorer.wants_generic("auto")
     assert scorer.wants_samples("combined") == ["a", "b", "c"]
+    assert not scorer.wants_generic("profile")
+
+
+def test_z_norms_choose_among_the_nearest_only(scorer, base, monkeypatch):
+    same = profile_around(scorer, base, subject(0))
+    scorer.prompts = {"a": same, "b": same, "c": profile_around(scorer, base, subject(2))}
+    read, quiet = reading(base, 99, subject(0)), {"a": 0.0, "b": 0.0, "c": 0.5}
+    for loudest in ("a", "b"):
+        monkeypatch.setattr(scorer, "z_norms", lambda _r, _n, it=loudest: {**quiet, it: 1.0})
+        scores = scorer.scores("mixed", read)
+        assert max(scores, key=scores.get) == loudest
+        assert scores["c"] < 0.01
+
+
+def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, base, monkeypatch):
+    scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
+    monkeypatch.setattr(scorer, "z_norms", lambda _r, _n: {"a": 9.0, "b": 2.0, "c": -1.0})
+    near, far = reading(base, 99, subject(0)), reading(base, 99, -5 * subject(0))
+    assert scorer.scores("mixed", near) == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
+    assert scorer.scores("mixed", far) == pytest.approx({"a": 0.0, "b": 1.0, "c": 0.0}, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distance", "strength"),
+    [(0.5, 1.0), (1.5, 1.0), (1.55, 0.75), (1.6, 0.5), (2.0, 0.5), (2.5, 1.0)],
+)
+def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
+    """Full near by, half further away; beyond, no adapter has a score, and it does not matter."""
+    monkeypatch.setattr(scorer, "_nearness", lambda _r, _s: {"a": -distance, "b": -9.0})
+    assert scorer.strength("mixed", reading(base, 9)) == pytest.approx(strength)
+    assert scorer.strength("norm", reading(base, 9)) == 1.0
+
+
+def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
+    everything = scorer.z_norms(reading(base, 9))
+    assert scorer.z_norms(reading(base, 9), ["b"]) == pytest.approx({"b": everything["b"]})
+    assert scorer.z_norms(reading(base, 9), []) == {}
+    scorer.prompts = profiles(scorer, base)
+    monkeypatch.setattr(scoring, "Z_ADAPTERS", 1)
+    monkeypatch.setattr(scoring, "Z_AMONG", 2)
+    asked = []
+    monkeypatch.setattr(scorer, "z_norms", lambda _r, names: asked.append(names) or {})
+    scorer.scores("mixed", reading(base, 99, subject(1)))
+    (names,) = asked
+    assert len(names) == 2
+    assert "b" in names
+
+
+def test_of_a_long_prompt_some_tokens_are_looked_at(scorer, base, monkeypatch):
+    rng = np.random.default_rng(3)
+    long = {
+        place: rng.standard_normal((1000, WIDTH)).astype(np.float32) for place in read_places(base)
+    }
+    few = scorer.z_norms(long)
+    monkeypatch.setattr(scoring, "Z_TOKENS", 1000)
+    every = scorer.z_norms(long)
+    assert few != every
+    assert few == pytest.approx(every, abs=1.0)  # of one standard deviation
 
 
 def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp_path):
@@ -175,8 +233,8 @@ def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp
     mean, _ = scorer.past.usual(adapter_key(adapters["a"]), 6)
     rows = [reading(base, 100 + seed, subject(0)) for seed in range(ENOUGH)]
     place = read_places(base)[0]
-    a, b = adapters["a"].factors("blk.0.attn_k.weight")
-    scaling = adapters["a"].scaling("blk.0.attn_k.weight")
+    a, b = adapters["a"].factors("blk.0.attn_q.weight")
+    scaling = adapters["a"].scaling("blk.0.attn_q.weight")
     by_hand = [
         np.log(np.sqrt(np.mean([norm(projection_output(h, a, b, scaling)) ** 2 for h in r[place]])))
         for r in rows

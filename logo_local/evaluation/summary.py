@@ -24,10 +24,13 @@ _FIRST = (BASE, OWN, BEST_SINGLE, UNIFORM)  # then the others, as they were answ
 
 @dataclass(frozen=True)
 class Ratio:
-    """A mean over another one; the interval is None where no task has two prompts."""
+    """A mean over another one; the interval is None where no task has two prompts.
+
+    It has no upper end where the other mean may well be zero.
+    """
 
     value: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float | None] | None
 
 
 @dataclass(frozen=True)
@@ -99,23 +102,31 @@ def summarise(
 
 
 def bootstrap(
-    by_task: Mapping[str, Sequence[float]],
-    seed: int,
-    draws: int = _DRAWS,
-    *,
-    over: Mapping[str, Sequence[float]] | None = None,
+    by_task: Mapping[str, Sequence[float]], seed: int, draws: int = _DRAWS
 ) -> tuple[float, float]:
     """The 95% bootstrap interval of the mean over tasks of each task's mean.
 
     Prompts are drawn with replacement within each task; the tasks stay as they are, so that the
-    interval says how sure the number is for these tasks, not for others. With `over`, values of
-    the same prompts in the same order, it is that of the ratio of both means, by the same draws.
+    interval says how sure the number is for these tasks, not for others.
     """
-    means = _drawn_means(by_task, seed, draws)
-    if over is not None:
-        means = means / np.maximum(_drawn_means(over, seed, draws), 1e-12)
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(_drawn_means(by_task, seed, draws), (0.025, 0.975))
     return float(low), float(high)
+
+
+def bootstrap_ratio(
+    by_task: Mapping[str, Sequence[float]],
+    over: Mapping[str, Sequence[float]],
+    seed: int,
+    draws: int = _DRAWS,
+) -> tuple[float, float | None]:
+    """The 95% interval of the ratio of two such means, over values of the same prompts in the same
+    order, by the same draws for both; None for an upper end that is infinite.
+    """
+    means, others = _drawn_means(by_task, seed, draws), _drawn_means(over, seed, draws)
+    # Where both are nothing, neither is ahead.
+    ratios = np.where(others > 0, means / np.maximum(others, 1e-12), np.where(means > 0, np.inf, 1))
+    low, high = np.quantile(ratios, (0.025, 0.975), method="nearest")
+    return float(low), float(high) if np.isfinite(high) else None
 
 
 def _drawn_means(
@@ -256,12 +267,15 @@ def _ratio(
         return None
     values, others = _by_task(rows, metric), _by_task(over, metric)
     several = max(map(len, values.values())) > 1
-    interval = bootstrap(values, seed, over=others) if several else None
+    interval = bootstrap_ratio(values, others, seed) if several else None
     return Ratio(_mean_over_tasks(rows, metric) / below, interval)
 
 
-def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
-    return f"{value:.2f}" + (" ({:.2f} to {:.2f})".format(*interval) if interval else "")
+def _with_interval(value: float, interval: tuple[float, float | None] | None) -> str:
+    if interval is None:
+        return f"{value:.2f}"
+    low, high = interval
+    return f"{value:.2f} ({low:.2f} {'or more' if high is None else f'to {high:.2f}'})"
 
 
 def _by_task(rows: Sequence[tuple[Example, Answered]], metric: str) -> dict[str, list[float]]:
