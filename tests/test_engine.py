@@ -407,12 +407,12 @@ def test_answered_prompts_are_remembered_in_numbers(logo, tmp_path, monkeypatch)
     with llm.base_only():
         llm(A, **GREEDY)
     llm.close()
-    assert not list(tmp_path.rglob("*.npz"))
+    assert not list((tmp_path / "data").rglob("*.npz"))
     llm = logo(signal="z-norm")
     llm(A, **GREEDY)
     llm(A, **GREEDY)  # the same prompt is another one, asked again
     llm.close()
-    (file,) = tmp_path.rglob("*.npz")
+    (file,) = (tmp_path / "data").rglob("*.npz")
     with np.load(file) as kept:
         assert len(kept["keys"]) == 5
         assert kept["m0"][0].tolist() == [2.0] * kept["m0"].shape[1]
