@@ -146,7 +146,7 @@ def main() -> None:
                 "one trained for its kind, which the program is not told.\n"
             )
             show(llm, examples, console)
-            console.print("How well each way of routing does on 600 prompts: docs/quality.md")
+            console.print("How well each way of routing does on 1,424 prompts: docs/quality.md")
         finally:
             llm.close()
 
