@@ -19,12 +19,12 @@ from transformers import LlamaForCausalLM
 from logo_local.convert import convert_adapter
 
 from .evaluate import Score, evaluate, write_example_prompts
-from .export_gguf import export_gguf
+from .export_gguf import export_gguf, read_back
 from .families import TASKS
 from .manifest import manifest, write_manifest
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_adapters import train_adapters
-from .train_base import train_base
+from .train_base import save_whole, train_base
 
 SEED = 2511
 HERE = Path(__file__).parent
@@ -62,12 +62,19 @@ class Recipe:
         shutil.copytree(self.demo, self.published, dirs_exist_ok=True)
 
     def again(self, seed: int) -> None:
-        """The adapters once more, trained with another seed, beside the same example prompts."""
+        """The adapters once more, trained with another seed, beside the same example prompts.
+
+        Where there is no base from an earlier run, that of the published file is taken.
+        """
+        gguf = self.published / self.gguf.name
+        self._step("tokenizer", [self.tokenizer / "tokenizer.json"], self._train_tokenizer)
+        if not (self.base / "model.safetensors").exists():
+            save_whole(read_back(gguf, load_tokenizer(self.tokenizer)), self.base)
         peft, out = self.build / f"adapters-{seed}", self.build / f"again-{seed}"
         train_adapters(self.base, self.tokenizer, peft, seed)
         out.mkdir(exist_ok=True)
         for task in TASKS:
-            convert_adapter(peft / task.name, self.gguf, out / f"{task.name}.gguf", outtype="f16")
+            convert_adapter(peft / task.name, gguf, out / f"{task.name}.gguf", outtype="f16")
         write_example_prompts(out, self.seed)
 
     def _step(self, name: str, outputs: list[Path], work: Callable[[], None]) -> None:

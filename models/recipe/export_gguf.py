@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFWriter, LlamaFileType, TokenType
+import torch
+from gguf import GGUFReader, GGUFWriter, LlamaFileType, TokenType
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .chat_format import CHAT_TEMPLATE
@@ -119,3 +120,17 @@ def export_gguf(
     writer.write_tensors_to_file()
     writer.close()
     temporary.replace(out)
+
+
+def read_back(path: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The model that `export_gguf` wrote to `path`, in float32: what f16 has kept of it.
+
+    Raises ValueError where the file's tokens are not those of `tokenizer`.
+    """
+    tokens = GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
+    if tokens != tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+        raise ValueError(f"{path} has other tokens than the recipe makes now")
+    read = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model = LlamaForCausalLM(read.config)  # without the traces of where it comes from
+    model.load_state_dict(read.state_dict())
+    return model
