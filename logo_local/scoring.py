@@ -51,6 +51,7 @@ Z_TOKENS, Z_ADAPTERS = 64, 64
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
 COMBINED_TEMPERATURE = 0.1
+LEAST_SHARE = 0.01
 Z_WEIGHT, Z_AMONG = 0.15, 8  # of z-norms beside nearness, among so many nearest
 # In units of the usual distance of a profile's own texts: up to the one an adapter is applied in
 # full, from the next on by half, beyond the last not at all.
@@ -378,10 +379,14 @@ def _only(fits: Mapping[str, bool], scores: Scores) -> Scores:
 
 
 def sharpened(values: Scores, temperature: float) -> Scores:
-    """Shares of 1 by softmax(values / temperature), which prefer the largest."""
+    """Shares of 1 by softmax(values / temperature), which prefer the largest.
+
+    A share below LEAST_SHARE is none: it would cost time in every token and change nothing.
+    """
     if not values:
         return {}
-    shares = softmax(np.array(list(values.values()), dtype=np.float32), temperature)
+    shares = softmax(np.array(list(values.values()), dtype=np.float32), temperature)  # (n,)
+    shares[shares < LEAST_SHARE] = 0.0
     return dict(zip(values, shares.tolist(), strict=True))
 
 

@@ -180,6 +180,13 @@ def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, bas
     assert scorer.scores("mixed", far) == pytest.approx({"a": 0.0, "b": 1.0, "c": 0.0}, abs=1e-6)
 
 
+def test_a_share_that_changes_nothing_is_none():
+    shares = scoring.sharpened({"a": 1.0, "b": 0.9, "c": 0.2}, 0.1)
+    assert shares == pytest.approx({"a": 0.73, "b": 0.27, "c": 0.0}, abs=0.01)
+    assert shares["c"] == 0.0
+    assert scoring.sharpened({}, 0.1) == {}
+
+
 @pytest.mark.parametrize(
     ("distance", "strength"),
     [(0.5, 1.0), (1.5, 1.0), (1.55, 0.75), (1.6, 0.5), (2.0, 0.5), (2.5, 1.0)],
