@@ -25,7 +25,7 @@ Moments = npt.NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 32  # prompts; by measurement (docs/quality.md)
+ENOUGH = 32  # prompts, that a mean and a spread mean something; not measured
 SAVE_EVERY = 8  # prompts
 
 
