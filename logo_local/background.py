@@ -7,6 +7,7 @@ is ended early, what is made stays made.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _NICER = 10
+_N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
 
 
 @contextmanager
@@ -23,11 +25,10 @@ def asking(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Within this block a process asks all adapters of the folder that were not asked yet.
 
-    `settings` are those of `LoGo` that matter to it, texts or numbers. Nothing of the process is
+    `settings` are those of `LoGo` that matter to it, JSON-ready. Nothing of the process is
     seen: an adapter that cannot be asked is routed by its norms, as before.
     """
-    command = [sys.executable, "-m", __name__, model, adapters]
-    command += [f"{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", __name__, model, adapters, json.dumps(settings)]
     nothing = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     try:
@@ -38,18 +39,15 @@ def asking(
 
 
 def main(arguments: list[str]) -> None:
-    """What the process does."""
+    """What the process does: `arguments` are model, folder, and the settings as JSON."""
     from .engine import LoGo
 
     with suppress(AttributeError, OSError):  # Windows has no nice
         os.nice(_NICER)
-    model, adapters, *rest = arguments
-    settings: dict[str, Any] = {
-        name: int(value) if value.lstrip("-").isdigit() else value
-        for name, value in (setting.split("=", 1) for setting in rest)
-    }
+    model, adapters, settings = arguments
     threads = max(1, (os.cpu_count() or 2) // 2)  # the others are the chat's
-    with LoGo(model, adapters, n_threads=threads, n_threads_batch=threads, **settings) as llm:
+    given = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _N_CTX}
+    with LoGo(model, adapters, **{**given, **json.loads(settings)}) as llm:
         llm.ask_adapters()
 
 

@@ -121,8 +121,7 @@ class Router:
         reading = self._read(tokens, scorer.places(signal))
         self._timings_ms["probe"] += _ms_since(started)
         started = time.perf_counter()
-        found = scorer.scores(signal, reading)
-        strength = scorer.strength(signal, reading)
+        found, strength = scorer.fit(signal, reading)
         self._timings_ms["score"] += _ms_since(started)
         wanted = {name: found[name] for name in self._pool.candidates if name in found}
         target = scorer.index.target if signal in AT_ONE_PLACE else None

@@ -81,6 +81,16 @@ class _Stack(NamedTuple):
     starts: list[int]
 
 
+class Fit(NamedTuple):
+    """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
+
+    `strength` in [0.5, 1] is how sure the nearest profile is; 1 where no profile was asked.
+    """
+
+    scores: Scores
+    strength: float = 1.0
+
+
 @dataclass
 class Scorer:
     """All one-pass signals for one pool.
@@ -102,24 +112,10 @@ class Scorer:
     _latest: FloatArray | None = field(default=None, repr=False)
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
-    def scores(self, signal: str, reading: Reading) -> Scores:
-        """The scores >= 0 by adapter, for a `resolved` signal.
-
-        Adapters about which the signal can say nothing are absent.
-        """
-        return ONE_PASS[signal](self, reading)
-
-    def strength(self, signal: str, reading: Reading) -> float:
-        """How sure a `resolved` signal is of a fit, from 1 down to 0.5 for a profile far away.
-
-        Signals without profiles do not know, and say 1; so do those that fall back on z-norms.
-        """
-        source = SOURCES.get(signal)
-        near = self._nearness(reading, source) if source else {}
-        nearest = max(near.values(), default=-FARTHEST)
-        if nearest <= -FARTHEST:
-            return 1.0
-        return float(np.clip(1 - 0.5 * (-nearest - SURE) / (UNSURE - SURE), 0.5, 1.0))
+    def fit(self, signal: str, reading: Reading) -> Fit:
+        """The scores by adapter for a `resolved` signal, and how sure they are of a fit."""
+        found = ONE_PASS[signal](self, reading)
+        return found if isinstance(found, Fit) else Fit(found)
 
     def resolved(self, signal: str) -> str:
         """What "auto" stands for, the best as measured (docs/quality.md): "mixed"; other signals
@@ -309,12 +305,11 @@ class Scorer:
         found = measure.nearness(self.vector(reading))  # (N,)
         return dict(zip(measure.names, found.tolist(), strict=True))
 
-    def _profile(self, reading: Reading, source: str) -> Scores:
+    def _profile(self, reading: Reading, source: str) -> Fit:
         near = self._nearness(reading, source)
-        fits = {name: value >= -FARTHEST for name, value in near.items()}
-        return _only(fits, sharpened(near, PROFILE_TEMPERATURE))
+        return Fit(_only(_near_enough(near), sharpened(near, PROFILE_TEMPERATURE)), _strength(near))
 
-    def _combined(self, reading: Reading, *, use_prompts: bool) -> Scores:
+    def _combined(self, reading: Reading, *, use_prompts: bool) -> Fit:
         """Profiles, with the z-norms' word among the nearest; z-norms alone where none is near.
 
         The profiles are given prompts, if `use_prompts`, and samples that tell. Where the nearest
@@ -331,12 +326,27 @@ class Scorer:
                 name: value + Z_WEIGHT * few.get(name, 0.0)
                 for name, value in _standardised(near).items()
             }
-            fits = {name: near[name] >= -FARTHEST for name in near}
+            fits = _near_enough(near)
         else:
             values = {name: z[name] for name in silent if name in z}
             fits = {name: value > 0 for name, value in values.items()}
-        scores = _only(fits, sharpened(values, COMBINED_TEMPERATURE))
-        return {**dict.fromkeys([*near, *(n for n in silent if n in z)], 0.0), **scores}
+        scores = dict.fromkeys([*near, *(name for name in silent if name in z)], 0.0)
+        scores |= _only(fits, sharpened(values, COMBINED_TEMPERATURE))
+        return Fit(scores, _strength(near))
+
+
+def _near_enough(near: Scores) -> dict[str, bool]:
+    return {name: value >= -FARTHEST for name, value in near.items()}
+
+
+def _strength(near: Scores) -> float:
+    """From 1 down to 0.5 as the nearest profile is further away; 1 where none is near enough, for
+    whatever is chosen then is not chosen by nearness.
+    """
+    nearest = -max(near.values(), default=-FARTHEST)
+    if nearest >= FARTHEST:
+        return 1.0
+    return float(np.clip(1 - 0.5 * (nearest - SURE) / (UNSURE - SURE), 0.5, 1.0))
 
 
 def _few(rows: FloatArray) -> FloatArray:
@@ -390,7 +400,7 @@ def sharpened(values: Scores, temperature: float) -> Scores:
     return dict(zip(values, shares.tolist(), strict=True))
 
 
-ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores]] = MappingProxyType(
+ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores | Fit]] = MappingProxyType(
     {
         "norm": lambda scorer, reading: scorer._of_output(reading, norm),
         "entropy": lambda scorer, reading: scorer._of_output(reading, entropy),
@@ -405,10 +415,6 @@ ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores]] = MappingProxyType(
     }
 )
 
-# The profiles that a signal asks.
-SOURCES = MappingProxyType(
-    {"profile": "prompts", "self-profile": "samples", "combined": "samples", "mixed": "any"}
-)
 # These read the last token at the paper's place; the others read whole prompts in several blocks.
 AT_ONE_PLACE = frozenset({"norm", "entropy", "relative", "arrow", "spectr"})
 NEED_PROFILES = frozenset({"profile", "self-profile", "combined", "auto"})

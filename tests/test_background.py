@@ -34,7 +34,7 @@ def test_what_the_process_makes_is_there_for_the_engine(random_base, folder, hom
     with LoGo(random_base, folder, n_ctx=256, self_profile="kept") as llm:
         assert llm.unasked() == ["silent"]
         before = llm.signal_scores(PROMPT, ["self-profile"])["self-profile"]
-        background.main([str(random_base), str(folder), "signal=auto", "n_ctx=256"])
+        background.main([str(random_base), str(folder), '{"signal": "auto"}'])
         assert llm.unasked() == []
         assert llm.signal_scores(PROMPT, ["combined"])["combined"].keys() == {"silent", "told"}
         assert before == {}
@@ -52,7 +52,7 @@ def test_the_process_ends_with_the_block(monkeypatch):
 
     def sleeping(command, **settings):
         assert command[:3] == [sys.executable, "-m", "logo_local.background"]
-        assert command[3:] == ["model.gguf", "dir", "adapter_memory=512"]
+        assert command[3:] == ["model.gguf", "dir", '{"adapter_memory": 512}']
         started.append(popen([sys.executable, "-c", "import time; time.sleep(600)"], **settings))
         return started[-1]
 
@@ -63,7 +63,6 @@ def test_the_process_ends_with_the_block(monkeypatch):
 
 
 def test_the_module_runs_as_a_process(random_base, folder, home):
-    settings = {"signal": "auto", "n_ctx": 256}
-    with background.asking(str(random_base), str(folder), settings) as process:
+    with background.asking(str(random_base), str(folder), {"signal": "auto"}) as process:
         assert process.wait() == 0
     assert list((home / "cache" / "profiles").rglob("*.samples.json"))

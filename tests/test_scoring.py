@@ -74,7 +74,7 @@ def test_blocks_are_read_from_the_first_on(base):
 def test_the_papers_norm_is_that_of_each_projection_output(scorer, base, adapters):
     read = reading(base, 9)
     h = read[scorer.place][-1]
-    for name, score in scorer.scores("norm", read).items():
+    for name, score in scorer.fit("norm", read).scores.items():
         a, b = adapters[name].factors(scorer.place.target)
         o = projection_output(h, a, b, adapters[name].scaling(scorer.place.target))
         assert score == pytest.approx(norm(o))
@@ -86,7 +86,7 @@ def test_only_the_last_token_counts_for_the_signals_at_one_place(scorer, base):
     for rows in changed.values():
         rows[:-1] += 1
     for signal in ("norm", "entropy", "relative", "arrow", "spectr"):
-        assert scorer.scores(signal, read) == scorer.scores(signal, changed)
+        assert scorer.fit(signal, read).scores == scorer.fit(signal, changed).scores
 
 
 @pytest.mark.parametrize("signal", sorted(ONE_PASS))
@@ -95,7 +95,7 @@ def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
     scorer.samples = profiles(scorer, base, source="samples", gain=0.5)
-    scores = scorer.scores(signal, reading(base, 9))
+    scores = scorer.fit(signal, reading(base, 9)).scores
     assert scores.keys() == {"a", "b", "c"}
     assert all(np.isfinite(score) and score >= 0 for score in scores.values())
 
@@ -120,7 +120,7 @@ def test_z_norm_compares_adapters_of_different_modules(base, tmp_path):
     scorer.measure(generic(base))
     assert scorer.unmeasured() == []
     assert scorer.z_norms(reading(base, 9)).keys() == adapters.keys()
-    assert "one-block" not in scorer.scores("norm", reading(base, 9))
+    assert "one-block" not in scorer.fit("norm", reading(base, 9)).scores
 
 
 def test_a_profile_finds_its_own_kind_of_text(scorer, base):
@@ -128,7 +128,7 @@ def test_a_profile_finds_its_own_kind_of_text(scorer, base):
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
     for i, name in enumerate("abc"):
-        scores = scorer.scores("profile", reading(base, 99, subject(i)))
+        scores = scorer.fit("profile", reading(base, 99, subject(i))).scores
         assert max(scores, key=scores.get) == name
 
 
@@ -136,7 +136,7 @@ def test_a_text_unlike_every_profile_fits_none(scorer, base):
     scorer.prompts = {
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
-    scores = scorer.scores("profile", reading(base, 99, -5 * subject(1)))
+    scores = scorer.fit("profile", reading(base, 99, -5 * subject(1))).scores
     assert set(scores.values()) == {0.0}
 
 
@@ -146,8 +146,8 @@ def test_samples_that_say_nothing_are_not_used(scorer, base):
         "b": profile_around(scorer, base, 1.0, source="samples", gain=0.0),  # the base's own
         "c": profile_around(scorer, base, 1.0, source="samples", gain=9.0),  # no language
     }
-    assert scorer.scores("self-profile", reading(base, 9)).keys() == {"a"}
-    assert scorer.scores("combined", reading(base, 9)).keys() == {"a", "b", "c"}
+    assert scorer.fit("self-profile", reading(base, 9)).scores.keys() == {"a"}
+    assert scorer.fit("combined", reading(base, 9)).scores.keys() == {"a", "b", "c"}
 
 
 def test_auto_asks_adapters_without_prompts(scorer, base):
@@ -167,7 +167,7 @@ def test_z_norms_choose_among_the_nearest_only(scorer, base, monkeypatch):
     read, quiet = reading(base, 99, subject(0)), {"a": 0.0, "b": 0.0, "c": 0.5}
     for loudest in ("a", "b"):
         monkeypatch.setattr(scorer, "z_norms", lambda _r, _n, it=loudest: {**quiet, it: 1.0})
-        scores = scorer.scores("mixed", read)
+        scores = scorer.fit("mixed", read).scores
         assert max(scores, key=scores.get) == loudest
         assert scores["c"] < 0.01
 
@@ -176,8 +176,10 @@ def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, bas
     scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
     monkeypatch.setattr(scorer, "z_norms", lambda _r, _n: {"a": 9.0, "b": 2.0, "c": -1.0})
     near, far = reading(base, 99, subject(0)), reading(base, 99, -5 * subject(0))
-    assert scorer.scores("mixed", near) == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
-    assert scorer.scores("mixed", far) == pytest.approx({"a": 0.0, "b": 1.0, "c": 0.0}, abs=1e-6)
+    assert scorer.fit("mixed", near).scores == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
+    assert scorer.fit("mixed", far).scores == pytest.approx(
+        {"a": 0.0, "b": 1.0, "c": 0.0}, abs=1e-6
+    )
 
 
 def test_a_share_that_changes_nothing_is_none():
@@ -194,8 +196,9 @@ def test_a_share_that_changes_nothing_is_none():
 def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
     """Full near by, half further away; beyond, no adapter has a score, and it does not matter."""
     monkeypatch.setattr(scorer, "_nearness", lambda _r, _s: {"a": -distance, "b": -9.0})
-    assert scorer.strength("mixed", reading(base, 9)) == pytest.approx(strength)
-    assert scorer.strength("norm", reading(base, 9)) == 1.0
+    assert scorer.fit("mixed", reading(base, 9)).strength == pytest.approx(strength)
+    assert scorer.fit("profile", reading(base, 9)).strength == pytest.approx(strength)
+    assert scorer.fit("norm", reading(base, 9)).strength == 1.0
 
 
 def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
@@ -207,7 +210,7 @@ def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
     monkeypatch.setattr(scoring, "Z_AMONG", 2)
     asked = []
     monkeypatch.setattr(scorer, "z_norms", lambda _r, names: asked.append(names) or {})
-    scorer.scores("mixed", reading(base, 99, subject(1)))
+    scorer.fit("mixed", reading(base, 99, subject(1))).scores
     (names,) = asked
     assert len(names) == 2
     assert "b" in names
