@@ -210,7 +210,7 @@ def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
     monkeypatch.setattr(scoring, "Z_AMONG", 2)
     asked = []
     monkeypatch.setattr(scorer, "z_norms", lambda _r, names: asked.append(names) or {})
-    scorer.fit("mixed", reading(base, 99, subject(1))).scores
+    scorer.fit("mixed", reading(base, 99, subject(1)))
     (names,) = asked
     assert len(names) == 2
     assert "b" in names
