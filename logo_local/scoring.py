@@ -41,13 +41,15 @@ Reading = Mapping[Place, FloatArray]  # what one pass has read: place -> (n_toke
 Scores = dict[str, float]
 
 # Profiles and z-norm read so many blocks, from the first to this share of the depth: later ones are
-# about the answer. This and what follows was chosen on the choosing set (docs/quality.md).
+# about the answer. This, and the weights and bounds below, were chosen on the choosing set
+# (docs/quality.md).
 READ_BLOCKS, READ_DEPTH = 4, 0.6
 # The projections that z-norm compares. All receive what attn_q receives: one reading serves.
 Z_KINDS = ("attn_q", "attn_k", "attn_v")
-# Of a long prompt so many tokens, evenly spaced, and of a large pool so many adapters, the nearest.
+# Of a long prompt so many tokens, evenly spaced, and of a large pool so many adapters, the nearest:
+# chosen by their cost.
 Z_TOKENS, Z_ADAPTERS = 64, 64
-# How sharply the largest is preferred.
+# How sharply the largest is preferred; chosen on an earlier bundled model.
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
 COMBINED_TEMPERATURE = 0.1
