@@ -9,11 +9,11 @@ compares that layout with what the library itself says, before anything is read 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import llama_cpp
 import numpy as np
@@ -185,6 +185,10 @@ class Place:
 
     target: str
     residual: bool = False
+
+
+# What one pass has read: place -> (n_tokens, d_in) float32.
+Reading: TypeAlias = Mapping[Place, npt.NDArray[np.float32]]
 
 
 class Tap:

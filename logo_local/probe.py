@@ -7,14 +7,14 @@ Neither touches the context that generates, which therefore carries no callback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from .errors import NativeError, PromptError
-from .native import Place, Tap
+from .native import Place, Reading, Tap
 from .signals import FloatArray
 
 
@@ -98,7 +98,7 @@ class HiddenProbe:
         self._seen: list[int] = []
         self._rows: dict[Place, FloatArray] = {}
 
-    def read(self, tokens: Sequence[int]) -> Mapping[Place, FloatArray]:
+    def read(self, tokens: Sequence[int]) -> Reading:
         """The hidden vectors (n_tokens, d_in) float32 of all `tokens`, by place.
 
         Raises PromptError for an empty prompt or one longer than the context.

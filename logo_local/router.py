@@ -21,16 +21,17 @@ from .adapter_file import AdapterFile
 from .example_prompts import TaughtPrompts, prompts_beside
 from .index import RoutingIndex, choose_target
 from .mixture import ResidentAdapters
-from .native import Place
-from .past import PastNorms
+from .native import Place, Reading
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
 from .profile_store import ProfileStore, content_key
 from .profiles import Profile, embed
 from .sampling import BatchContext
-from .scoring import AT_ONE_PLACE, NEED_PROFILES, Reading, Scorer, Scores, read_places, sharpened
+from .scoring import AT_ONE_PLACE, NEED_PROFILES, Scorer, read_places, sharpened
 from .settings import EACH, RoutingSettings
-from .signals import FloatArray, entropy
+from .signals import FloatArray, Scores, entropy
+from .usual import UsualNorms
+from .z_norms import ZNorms
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,9 @@ class Router:
         self._asked: set[str] = set()  # whose self-profile was made, for the scorer's pool
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
         self._taught = TaughtPrompts(config.data_dir() / "prompts")
-        self._usual = PastNorms(self._store.folder / "generic.npz")
-        self._past = PastNorms(self._store.past_file(config.data_dir())) if settings.past else None
+        self._generic = UsualNorms(self._store.folder / "generic.npz")
+        past = self._store.past_file(config.data_dir())
+        self._past = UsualNorms(past) if settings.past else None
         self._index = index
         self._scorer: Scorer | None = None
         self._hidden: HiddenProbe | None = None
@@ -128,9 +130,9 @@ class Router:
         return Scored(signal, "one-pass", target, wanted, strength)
 
     def remember(self) -> None:
-        """Count the prompt that was scored last among the user's own (see `past`)."""
+        """Count the prompt that was scored last among the user's own (see `usual`)."""
         if self._scorer is not None:
-            self._scorer.remember()
+            self._scorer.z_norms.remember()
 
     def _shortlist(self, tokens: list[int]) -> Scored:
         """The first few of "auto", evaluated one by one: the prompt's likelihood decides."""
@@ -207,8 +209,8 @@ class Router:
             )
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
-            scorer = self._scorer = Scorer(adapters, base, index, place, prompts)
-            scorer.generic, scorer.past = self._usual, self._past
+            z_norms = ZNorms(adapters, read_places(base), self._generic, self._past)
+            scorer = self._scorer = Scorer(adapters, base, index, place, z_norms, prompts)
             self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
             scorer.prompts = self._prompt_profiles()
@@ -219,8 +221,8 @@ class Router:
             if wanted:
                 scorer.add_samples(self._sample_profiles(wanted))
                 self._asked.update(wanted)
-        if scorer.wants_generic(signal) and scorer.unmeasured():
-            scorer.measure(self._generic_readings())
+        if scorer.wants_generic(signal) and scorer.z_norms.unmeasured:
+            scorer.z_norms.measure(self._generic_readings())
         return scorer
 
     def _vector(self, text: str) -> FloatArray:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Scores = dict[str, float]  # by adapter name
 
 # Keeps the inverse finite for an output that names one dimension with certainty (released code).
 ENTROPY_EPSILON = 1e-6

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from random_gguf import WIDTH, write_adapter
 
-from logo_local import scoring
+from logo_local import scoring, z_norms
 from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.index import RoutingIndex, choose_target
 from logo_local.native import Place
-from logo_local.past import ENOUGH, PastNorms
 from logo_local.profiles import Profile
-from logo_local.scoring import ONE_PASS, Scorer, adapter_key, read_places
+from logo_local.scoring import ONE_PASS, Scorer, read_places
 from logo_local.signals import norm, projection_output
+from logo_local.usual import ENOUGH, UsualNorms
+from logo_local.z_norms import ZNorms, adapter_key
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def reading(base, seed, offset=0.0):
 @pytest.fixture
 def scorer(base, adapters):
     index = RoutingIndex.build(adapters, choose_target(adapters, base))
-    scorer = Scorer(adapters, base, index, Place(index.target))
-    scorer.measure(generic(base))
-    return scorer
+    norms = ZNorms(adapters, read_places(base))
+    norms.measure(generic(base))
+    return Scorer(adapters, base, index, Place(index.target), norms)
 
 
 def generic(base):
@@ -101,10 +102,10 @@ def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
 
 
 def test_z_norm_is_zero_for_what_is_usual(scorer, base):
-    mean = np.mean([list(scorer.z_norms(one).values()) for one in generic(base)])
+    mean = np.mean([list(scorer.z_norms.scores(one).values()) for one in generic(base)])
     assert mean == pytest.approx(0.0, abs=1e-4)
     loud = {place: 3 * rows for place, rows in reading(base, 9).items()}
-    assert min(scorer.z_norms(loud).values()) > 1
+    assert min(scorer.z_norms.scores(loud).values()) > 1
 
 
 def test_z_norm_compares_adapters_of_different_modules(base, tmp_path):
@@ -114,12 +115,13 @@ def test_z_norm_compares_adapters_of_different_modules(base, tmp_path):
         for i, (name, more) in enumerate(settings.items())
     }
     index = RoutingIndex.build(adapters, choose_target(adapters, base))
-    scorer = Scorer(adapters, base, index, Place(index.target))
-    assert scorer.z_norms(reading(base, 9)) == {}  # nothing is known of what is usual
-    assert scorer.unmeasured() == list(adapters)
-    scorer.measure(generic(base))
-    assert scorer.unmeasured() == []
-    assert scorer.z_norms(reading(base, 9)).keys() == adapters.keys()
+    norms = ZNorms(adapters, read_places(base))
+    assert norms.scores(reading(base, 9)) == {}  # nothing is known of what is usual
+    assert norms.unmeasured == tuple(adapters)
+    norms.measure(generic(base))
+    assert norms.unmeasured == ()
+    assert norms.scores(reading(base, 9)).keys() == adapters.keys()
+    scorer = Scorer(adapters, base, index, Place(index.target), norms)
     assert "one-block" not in scorer.fit("norm", reading(base, 9)).scores
 
 
@@ -166,7 +168,7 @@ def test_z_norms_choose_among_the_nearest_only(scorer, base, monkeypatch):
     scorer.prompts = {"a": same, "b": same, "c": profile_around(scorer, base, subject(2))}
     read, quiet = reading(base, 99, subject(0)), {"a": 0.0, "b": 0.0, "c": 0.5}
     for loudest in ("a", "b"):
-        monkeypatch.setattr(scorer, "z_norms", lambda _r, _n, it=loudest: {**quiet, it: 1.0})
+        monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n, it=loudest: {**quiet, it: 1.0})
         scores = scorer.fit("mixed", read).scores
         assert max(scores, key=scores.get) == loudest
         assert scores["c"] < 0.01
@@ -174,7 +176,7 @@ def test_z_norms_choose_among_the_nearest_only(scorer, base, monkeypatch):
 
 def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, base, monkeypatch):
     scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
-    monkeypatch.setattr(scorer, "z_norms", lambda _r, _n: {"a": 9.0, "b": 2.0, "c": -1.0})
+    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"a": 9.0, "b": 2.0, "c": -1.0})
     near, far = reading(base, 99, subject(0)), reading(base, 99, -5 * subject(0))
     assert scorer.fit("mixed", near).scores == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
     assert scorer.fit("mixed", far).scores == pytest.approx(
@@ -202,14 +204,14 @@ def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
 
 
 def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
-    everything = scorer.z_norms(reading(base, 9))
-    assert scorer.z_norms(reading(base, 9), ["b"]) == pytest.approx({"b": everything["b"]})
-    assert scorer.z_norms(reading(base, 9), []) == {}
+    everything = scorer.z_norms.scores(reading(base, 9))
+    assert scorer.z_norms.scores(reading(base, 9), ["b"]) == pytest.approx({"b": everything["b"]})
+    assert scorer.z_norms.scores(reading(base, 9), []) == {}
     scorer.prompts = profiles(scorer, base)
     monkeypatch.setattr(scoring, "Z_ADAPTERS", 1)
     monkeypatch.setattr(scoring, "Z_AMONG", 2)
     asked = []
-    monkeypatch.setattr(scorer, "z_norms", lambda _r, names: asked.append(names) or {})
+    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, names: asked.append(names) or {})
     scorer.fit("mixed", reading(base, 99, subject(1)))
     (names,) = asked
     assert len(names) == 2
@@ -221,9 +223,9 @@ def test_of_a_long_prompt_some_tokens_are_looked_at(scorer, base, monkeypatch):
     long = {
         place: rng.standard_normal((1000, WIDTH)).astype(np.float32) for place in read_places(base)
     }
-    few = scorer.z_norms(long)
-    monkeypatch.setattr(scoring, "Z_TOKENS", 1000)
-    every = scorer.z_norms(long)
+    few = scorer.z_norms.scores(long)
+    monkeypatch.setattr(z_norms, "TOKENS", 1000)
+    every = scorer.z_norms.scores(long)
     assert few != every
     assert few == pytest.approx(every, abs=1.0)  # of one standard deviation
 
@@ -231,16 +233,16 @@ def test_of_a_long_prompt_some_tokens_are_looked_at(scorer, base, monkeypatch):
 def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp_path):
     """What every prompt of this user does is usual, also where generic texts do not do it."""
     now = reading(base, 5, subject(0))
-    by_generic = scorer.z_norms(now)
-    scorer.past = PastNorms(tmp_path / "past.npz")
+    by_generic = scorer.z_norms.scores(now)
+    past = scorer.z_norms._past = UsualNorms(tmp_path / "past.npz")
     for seed in range(ENOUGH):
-        assert scorer.z_norms(now) == by_generic  # too few yet
-        scorer.z_norms(reading(base, 100 + seed, subject(0)))
-        scorer.remember()
-        scorer.remember()  # one prompt counts once
-    by_past = scorer.z_norms(now)
+        assert scorer.z_norms.scores(now) == by_generic  # too few yet
+        scorer.z_norms.scores(reading(base, 100 + seed, subject(0)))
+        scorer.z_norms.remember()
+        scorer.z_norms.remember()  # one prompt counts once
+    by_past = scorer.z_norms.scores(now)
     assert max(map(abs, by_past.values())) < 2 < max(map(abs, by_generic.values()))
-    mean, _ = scorer.past.usual(adapter_key(adapters["a"]), 6)
+    mean, _ = past.moments(adapter_key(adapters["a"]), 6)
     rows = [reading(base, 100 + seed, subject(0)) for seed in range(ENOUGH)]
     place = read_places(base)[0]
     a, b = adapters["a"].factors("blk.0.attn_q.weight")

@@ -15,8 +15,10 @@ import click
 import numpy as np
 
 from logo_local.profiles import Measure, Profile, embed
-from logo_local.scoring import Z_ADAPTERS, Z_KINDS, Z_TOKENS
+from logo_local.scoring import Z_ADAPTERS
 from logo_local.signals import log_rms_norms, norm, projection_output
+from logo_local.z_norms import KINDS
+from logo_local.z_norms import TOKENS as Z_TOKENS
 
 WIDTH, RANK, TOKENS, BLOCKS, EXAMPLES = 2048, 16, 256, 4, 8
 
@@ -54,7 +56,7 @@ def main(sizes: tuple[int, ...], times: int) -> None:
         measure = Measure.fit({str(i): Profile(random(EXAMPLES, WIDTH * BLOCKS)) for i in range(n)})
         profile = median_ms(lambda m=measure: m.nearness(embed(rows)), times)
         del measure
-        stacked = random(len(Z_KINDS) * min(n, Z_ADAPTERS) * RANK, WIDTH)
+        stacked = random(len(KINDS) * min(n, Z_ADAPTERS) * RANK, WIDTH)
         starts = list(range(0, len(stacked), RANK))
         few = rows[0][:Z_TOKENS]
         z = BLOCKS * median_ms(lambda s=stacked, at=starts, r=few: log_rms_norms(r, s, at), times)

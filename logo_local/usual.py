@@ -29,7 +29,7 @@ ENOUGH = 32  # prompts, that a mean and a spread mean something; not measured
 SAVE_EVERY = 8  # prompts
 
 
-class PastNorms:
+class UsualNorms:
     """Running statistics of log norms, by a key for each adapter, in the file `path`, if any.
 
     The file is read at once, and written after every few prompts and by `save`. One that is
@@ -38,13 +38,12 @@ class PastNorms:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._moments = (
-            _load(path) if path else {}
-        )  # key -> (3, n_modules) float64: count, mean, squares
+        # key -> (3, n_modules): count, mean, squares
+        self._moments = _load(path) if path else {}
         self._unsaved = 0
 
     def add(self, norms: Mapping[str, FloatArray]) -> None:
-        """Count one more prompt: the log norms (n_modules,) of each adapter's modules."""
+        """Count one more text: the log norms (n_modules,) of each adapter's modules."""
         for key, values in norms.items():
             kept = self._moments.get(key)
             if kept is None or kept.shape[1] != len(values):
@@ -58,8 +57,8 @@ class PastNorms:
         if self._unsaved >= SAVE_EVERY:
             self.save()
 
-    def usual(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
-        """Mean and standard deviation (n_modules,) of an adapter's log norms over past prompts.
+    def moments(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
+        """Mean and standard deviation (n_modules,) of an adapter's log norms over all texts.
 
         None before there are `ENOUGH` of them.
         """
@@ -84,7 +83,9 @@ class PastNorms:
                 np.savez(stream, **arrays)
             temporary.replace(self.path)
         except OSError as error:
-            log.warning("past prompts are not remembered: %s: %s", self.path, error.strerror)
+            log.warning(
+                "what texts do to adapters is not remembered: %s: %s", self.path, error.strerror
+            )
 
 
 def _load(path: Path) -> dict[str, Moments]:

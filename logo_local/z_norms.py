@@ -1,0 +1,179 @@
+"""How much more an adapter does to a prompt than to other texts, for a whole pool at once.
+
+An adapter's log norm at a module is ln of the root mean square, over the prompt's tokens, of the
+length of what it adds there. A z-norm is the mean over its modules of how many standard deviations
+that lies above what is usual for it. The formulas are in `signals`, the statistics in `usual`.
+
+Source: our own; SEQR (arXiv 2509.18093) standardises norms against calibration text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .adapter_file import AdapterFile
+from .native import Place, Reading
+from .signals import FloatArray, Scores, log_rms_norms, reduced
+from .usual import UsualNorms
+
+# The projections that are compared. All receive what attn_q receives: one reading serves.
+KINDS = ("attn_q", "attn_k", "attn_v")
+TOKENS = 64  # of a long prompt, evenly spaced; chosen by the cost
+
+
+class _Stack(NamedTuple):
+    """All modules at one place: their `reduced` matrices (sum of ranks, d_in) one below the other.
+
+    `owners` are the numbers of the adapters that they belong to, `starts` their first rows.
+    """
+
+    owners: list[int]
+    matrices: FloatArray
+    starts: list[int]
+
+
+class ZNorms:
+    """The z-norms of `adapters` at `places`, whose readings every call is given.
+
+    `generic` holds what texts usually do to each adapter, texts that belong to none; `past` the
+    same of the user's own prompts, which count instead once there are enough. What is made of the
+    adapters is made at the first use. Not safe to use from two threads at once.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, AdapterFile],
+        places: Sequence[Place],
+        generic: UsualNorms | None = None,
+        past: UsualNorms | None = None,
+    ) -> None:
+        self._adapters, self._places = adapters, tuple(places)
+        self._generic = UsualNorms() if generic is None else generic
+        self._past = past
+        self._latest: dict[str, FloatArray] = {}  # the log norms of the last prompt, by name
+
+    def scores(self, reading: Reading, names: Collection[str] | None = None) -> Scores:
+        """The z-norms of all adapters, or of `names`; of any sign, 0 for what is usual.
+
+        Absent are adapters that touch none of the places, and those that are `unmeasured`.
+        """
+        self._latest = self._norms(reading, names)
+        found = {}
+        for name, norms in self._latest.items():
+            usual = self._usual(name, len(norms))
+            if usual is not None:
+                mean, deviation = usual  # (n_modules,) each
+                z = (norms - mean) / (deviation + np.float32(1e-6))  # (n_modules,)
+                found[name] = float(z.mean())
+        return found
+
+    def _usual(self, name: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
+        key = self._keys[name]
+        by_past = self._past.moments(key, n_modules) if self._past is not None else None
+        return by_past or self._generic.moments(key, n_modules)
+
+    def remember(self) -> None:
+        """Count the prompt that was scored last among the user's own, once."""
+        if self._past is not None and self._latest:
+            self._past.add(self._by_key(self._latest))
+            self._latest = {}
+
+    @cached_property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The adapters that act at the places, and of which `generic` says nothing yet."""
+        return tuple(
+            name
+            for name, modules in self._modules_of.items()
+            if self._generic.moments(self._keys[name], len(modules)) is None
+        )
+
+    def measure(self, readings: Iterable[Reading]) -> None:
+        """Count generic texts, at least `usual.ENOUGH`, for all adapters that are `unmeasured`."""
+        names = self.unmeasured
+        for reading in readings:
+            self._generic.add(self._by_key(self._norms(reading, names)))
+        self._generic.save()
+        del self.unmeasured  # it is found again when it is asked for
+
+    def _norms(
+        self, reading: Reading, names: Collection[str] | None = None
+    ) -> dict[str, FloatArray]:
+        """The log norms (n_modules,) by name, of all adapters or of `names`."""
+        if not self._stacks:
+            return {}
+        wanted = np.array([names is None or name in names for name in self._adapters])  # (N,)
+        norms = np.concatenate(
+            [
+                _stack_norms(_few(reading[place]), stack, wanted[stack.owners])
+                for place, stack in self._stacks.items()
+            ]
+        )  # (all modules,), NaN where not wanted
+        return {
+            name: norms[modules]
+            for name, modules in self._modules_of.items()
+            if names is None or name in names
+        }
+
+    def _by_key(self, norms: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        return {self._keys[name]: values for name, values in norms.items()}
+
+    @cached_property
+    def _stacks(self) -> dict[Place, _Stack]:
+        stacks = {}
+        for place in self._places:
+            prefix = place.target.rpartition(".weight")[0].rpartition(".")[0]
+            owners, matrices = [], []
+            for i, adapter in enumerate(self._adapters.values()):
+                targets = [f"{prefix}.{kind}.weight" for kind in KINDS]
+                adapted = [target for target in targets if target in adapter.modules]
+                # An adapter without any of these is judged by what it has at this place.
+                for target in adapted or [place.target] * (place.target in adapter.modules):
+                    owners.append(i)
+                    matrices.append(reduced(*adapter.factors(target), adapter.scaling(target)))
+            if matrices:
+                starts = np.cumsum([0, *(len(matrix) for matrix in matrices[:-1])])
+                stacks[place] = _Stack(owners, np.concatenate(matrices), starts.tolist())
+        return stacks
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        return {name: adapter_key(adapter) for name, adapter in self._adapters.items()}
+
+    @cached_property
+    def _modules_of(self) -> dict[str, npt.NDArray[np.intp]]:
+        """By name, the numbers (n_modules,) of an adapter's modules in the order of the stacks."""
+        owners = np.array([i for s in self._stacks.values() for i in s.owners], dtype=int)
+        found = [np.flatnonzero(owners == i) for i in range(len(self._adapters))]
+        return {name: m for name, m in zip(self._adapters, found, strict=True) if len(m)}
+
+
+def adapter_key(adapter: AdapterFile) -> str:
+    """What an adapter's statistics are known by: cheap to make, another for a changed file."""
+    return f"{adapter.name} {adapter.n_bytes} {adapter.mtime_ns}"
+
+
+def _few(rows: FloatArray) -> FloatArray:
+    """At most TOKENS of the rows (n_tokens, d_in), evenly spaced, the last among them."""
+    if len(rows) <= TOKENS:
+        return rows
+    few: FloatArray = rows[np.linspace(0, len(rows) - 1, TOKENS).astype(int)]
+    return few
+
+
+def _stack_norms(rows: FloatArray, stack: _Stack, wanted: npt.NDArray[np.bool_]) -> FloatArray:
+    """`log_rms_norms` of the stack's modules (n,), NaN where not `wanted` (n,)."""
+    if wanted.all():
+        return log_rms_norms(rows, stack.matrices, stack.starts)
+    norms = np.full(len(wanted), np.nan, dtype=np.float32)  # (n,)
+    ends = [*stack.starts[1:], len(stack.matrices)]
+    spans = [slice(stack.starts[i], ends[i]) for i in np.flatnonzero(wanted)]
+    if spans:
+        starts = np.cumsum([0, *(span.stop - span.start for span in spans[:-1])])
+        matrices = np.concatenate([stack.matrices[span] for span in spans])
+        norms[wanted] = log_rms_norms(rows, matrices, starts.tolist())
+    return norms
