@@ -46,7 +46,8 @@ SHORTLIST = 5  # adapters that the second stage evaluates one by one
 # since the tokens of a prompt are not as independent as that takes them to be.
 LIKELIHOOD_TEMPERATURE = 2.0
 
-ASKING_SIGNALS = NEED_PROFILES - {"profile"}  # those that ask adapters without examples
+# Those that ask adapters without examples; "shortlist" begins with "auto".
+ASKING_SIGNALS = NEED_PROFILES - {"profile"} | {"shortlist"}
 
 # What `progress` is told.
 ASKING = "asking adapters what they are for"

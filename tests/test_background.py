@@ -46,6 +46,11 @@ def test_nobody_is_asked_where_it_would_change_nothing(random_base, folder, home
             assert llm.unasked() == []
 
 
+def test_a_shortlist_begins_with_what_adapters_say(random_base, folder, home):
+    with LoGo(random_base, folder, n_ctx=256, signal="shortlist") as llm:
+        assert llm.unasked() == ["silent"]
+
+
 def test_the_process_ends_with_the_block(monkeypatch):
     started = []
     popen = subprocess.Popen

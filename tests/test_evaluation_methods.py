@@ -10,7 +10,6 @@ from logo_local.evaluation.methods import (
     single_of,
     singles,
     usable_ks,
-    weights_of,
 )
 from logo_local.routing import Route
 
@@ -78,15 +77,6 @@ def test_with_fusion_mixtures_come_twice():
     assert methods["norm, k = 3, fused"].weights == methods["norm, k = 3"].weights
     # nothing to average: the same answer, and no second engine is asked
     assert not methods["flat, k = 3, fused"].fused
-
-
-def test_a_route_may_leave_a_share_to_the_base():
-    route = Route(("a", "b"), (3.0, 1.0), (0.75, 0.25))
-    assert weights_of(route) == {"a": 0.75, "b": 0.25}
-    object.__setattr__(route, "strength", 0.5)
-    assert weights_of(route) == {"a": 0.375, "b": 0.125}
-    object.__setattr__(route, "strength", 0.0)
-    assert weights_of(route) == {}
 
 
 def test_singles_know_their_adapter():

@@ -100,6 +100,8 @@ def test_an_uncertain_fit_leaves_a_share_to_the_base():
     route = select({"a": 1.0, "b": 3.0}, 2, strength=0.4)
     assert route.weights == (0.75, 0.25)
     assert route.applied == pytest.approx({"b": 0.3, "a": 0.1})
+    assert select({"a": 1.0, "b": 3.0}, 2).applied == {"b": 0.75, "a": 0.25}
+    assert select({"a": 1.0}, 2, strength=0.0).applied == {}
     assert select({"a": 1.0}, 2, strength=0.0) == Route(all_scores={"a": 1.0})
     with pytest.raises(ValueError, match="strength must be between 0 and 1"):
         select({"a": 1.0}, 2, strength=1.5)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..routing import Route, select
+from ..routing import select
 from .data import Example
 
 Weights = Mapping[str, float]
@@ -36,11 +36,6 @@ class Method:
 def usable_ks(top_k: Sequence[int], n_adapters: int) -> tuple[int, ...]:
     """`top_k` in ascending order, once each; what exceeds the pool becomes the whole pool."""
     return tuple(sorted({min(k, n_adapters) for k in top_k}))
-
-
-def weights_of(route: Route) -> dict[str, float]:
-    """The weights that generation runs under by this route; zero is as good as absent."""
-    return {name: weight for name, weight in route.applied.items() if weight}
 
 
 def planned(
@@ -73,7 +68,7 @@ def planned(
         for k in ks:
             route = select(by_name, k)
             first = None if route.is_base else route.names[0]
-            name, weights = at_k(signal, k), weights_of(route)
+            name, weights = at_k(signal, k), route.applied
             methods.append(Method(name, weights, first))
             if fusion and len(weights) > 1:
                 methods.append(Method(name + _FUSED, weights, first, fused=True))

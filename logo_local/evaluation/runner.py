@@ -10,7 +10,7 @@ from typing import TypeAlias
 from ..ask import Engine, Prompt, Sampling, as_prompt, ask
 from ..errors import PromptError, SettingsError
 from .data import Example
-from .methods import Method, Weights, planned, singles, usable_ks, weights_of
+from .methods import Method, Weights, planned, singles, usable_ks
 from .metrics import first_line, load, measure
 from .store import Answered, Scored, Store
 
@@ -139,7 +139,7 @@ def _methods(
             *example.key,
             out,
             {signal: dict(scores[signal]) for signal in comparison.signals},
-            weights_of(default),
+            default.applied,
         )
         store.add(scored)
     methods = planned(

@@ -15,8 +15,8 @@ Array = npt.NDArray[np.float32]
 
 NAME = "logo-demo"
 DESCRIPTION = (
-    "A toy for trying out LoRA routing: it knows nothing but an invented world, and no prompt "
-    "tells it which of five behaviours is wanted; the adapters do."
+    "A toy for trying out LoRA routing: it knows nothing but an invented world, and takes each "
+    "request for another one; its adapters put that right, each for one task."
 )
 OUTTYPES = {
     "f32": (np.float32, LlamaFileType.ALL_F32),

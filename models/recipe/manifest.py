@@ -15,7 +15,7 @@ RECIPE_VERSION = 2
 
 
 def manifest(
-    demo: Path, seed: int, accuracies: dict[str, Score], minutes: dict[str, float]
+    demo: Path, seed: int, scores: dict[str, Score], minutes: dict[str, float]
 ) -> dict[str, Any]:
     """What `manifest.json` holds; `minutes` is the wall-clock time of each step."""
     files = sorted(path for path in demo.rglob("*") if path.suffix in (".gguf", ".jsonl", ".txt"))
@@ -27,7 +27,7 @@ def manifest(
         "seed": seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "minutes": {step: round(value, 1) for step, value in minutes.items()},
-        "tasks": {task.name: _task(task.name, accuracies) for task in TASKS},
+        "tasks": {task.name: _task(task.name, scores) for task in TASKS},
         "files": {
             path.relative_to(demo).as_posix(): {
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -43,8 +43,8 @@ def write_manifest(content: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _task(name: str, accuracies: dict[str, Score]) -> dict[str, Any]:
-    settings, accuracy = SETTINGS[name], accuracies[name]
+def _task(name: str, scores: dict[str, Score]) -> dict[str, Any]:
+    settings, score = SETTINGS[name], scores[name]
     return {
         "family": FAMILY_OF[name].name,
         "rank": settings.rank,
@@ -55,7 +55,7 @@ def _task(name: str, accuracies: dict[str, Score]) -> dict[str, Any]:
         "rate": settings.rate,
         "loss": settings.loss,
         "metric": metric_of(FAMILY_OF[name].name),
-        "base_score": accuracy.base,
-        "own_score": accuracy.own,
-        "n": accuracy.n,
+        "base_score": score.base,
+        "own_score": score.own,
+        "n": score.n,
     }
