@@ -11,7 +11,6 @@ from logo_local.evaluation.methods import (
     singles,
     usable_ks,
 )
-from logo_local.routing import Route
 
 NAMES = ("a", "b", "c", "d")
 SCORES = {"norm": {"a": 6.0, "b": 2.0, "c": 0.0, "d": 0.0}, "flat": dict.fromkeys(NAMES, 0.0)}
