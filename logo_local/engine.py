@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_cpp import Llama
-from llama_cpp.llama_chat_format import Llava15ChatHandler
 
 from . import config
 from .base_model import BaseModel
-from .errors import ModelError, NativeError, PromptError, SettingsError
+from .errors import NativeError, PromptError, SettingsError
 from .index import block_number
+from .llama_errors import model_errors, problems_of, prompt_errors
 from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
 from .router import Router, current_index
@@ -98,7 +98,7 @@ class LoGo(Llama):  # type: ignore[misc]
         routing = RoutingSettings(
             signal, top_k, probe, layer, tap, mixture, adapter_memory, self_profile, past
         )
-        routing.check(other_problems=_problems(adapters, llama))
+        routing.check(other_problems=problems_of(adapters, llama))
         self._signal, self.top_k = routing.resolved_signal, top_k
         progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
@@ -113,7 +113,7 @@ class LoGo(Llama):  # type: ignore[misc]
         if probe == "one-pass":
             index = current_index(None, self.pool, layer, progress)
 
-        with _model_errors(model_path):
+        with model_errors(model_path):
             super().__init__(
                 model_path=str(model_path),
                 n_ctx=min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx,
@@ -342,7 +342,7 @@ class LoGo(Llama):  # type: ignore[misc]
         self._kv_key = getattr(state, "logo_mixture", None)
 
     def _with_logo(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with _prompt_errors():
+        with prompt_errors():
             result = call(*args, **kwargs)
         if isinstance(result, dict):
             result["logo"] = self._logo()
@@ -356,7 +356,7 @@ class LoGo(Llama):  # type: ignore[misc]
         while True:
             before, self._fixed = self._fixed, given
             try:
-                with _prompt_errors():
+                with prompt_errors():
                     chunk = next(chunks, None)
             finally:
                 self._fixed = before
@@ -432,43 +432,3 @@ def _alive(engine: weakref.ref[LoGo]) -> LoGo:
 
 def _ms_since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
-
-
-@contextmanager
-def _model_errors(path: str | Path) -> Iterator[None]:
-    """Translate the parent's bare ValueError for a model or a context that cannot be made."""
-    try:
-        yield
-    except ValueError as error:
-        raise ModelError(
-            f"llama.cpp cannot use {path}: {error}",
-            hint="is the file whole, does this llama.cpp know its architecture, "
-            "and does --ctx-size fit into memory?",
-        ) from error
-
-
-@contextmanager
-def _prompt_errors() -> Iterator[None]:
-    """Translate the parent's bare ValueError for a prompt that does not fit the context."""
-    try:
-        yield
-    except ValueError as error:
-        if "exceed context window" not in str(error):
-            raise
-        raise PromptError(
-            f"the prompt does not fit: {error}",
-            hint="shorten it, or give a larger --ctx-size",
-        ) from error
-
-
-def _problems(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:
-    """What cannot be used of the folder and of the parent's arguments."""
-    problems = [] if adapters is not None else ["adapters names no folder"]
-    # The parent takes any keyword and ignores those that it does not know.
-    known = inspect.signature(Llama.__init__).parameters
-    problems += [f"there is no setting {name!r}" for name in llama if name not in known]
-    if llama.get("lora_path"):
-        problems.append("lora_path cannot be given: put that adapter into the adapters folder")
-    if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
-        problems.append("chat handlers with images are not supported: only text is routed")
-    return problems
