@@ -42,10 +42,7 @@ READ_BLOCKS, READ_DEPTH = 4, 0.6
 # How sharply the largest is preferred; chosen on an earlier bundled model.
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
-COMBINED_TEMPERATURE = 0.1
 LEAST_SHARE = 0.01
-Z_WEIGHT, Z_AMONG = 0.15, 8  # of z-norms beside nearness, among so many nearest
-Z_ADAPTERS = 64  # so many nearest of a large pool are looked at; chosen by the cost
 # In units of the usual distance of a profile's own texts: up to the one an adapter is applied in
 # full, from the next on by half, beyond the last not at all.
 SURE, UNSURE, FARTHEST = 1.5, 1.6, 2.1
@@ -114,8 +111,9 @@ class Scorer:
         return [name for name in self.adapters if name not in given] if signal == "auto" else []
 
     def wants_generic(self, signal: str) -> bool:
-        """Whether `signal` wants readings of generic texts."""
-        return signal in ("z-norm", "combined") or self.resolved(signal) == "mixed"
+        """Whether `signal` wants to know what is usual; with the samples that are there now."""
+        source = {"combined": "samples", "mixed": "any"}.get(self.resolved(signal))
+        return signal == "z-norm" or (source is not None and bool(self._silent(source)))
 
     def add_samples(self, samples: Mapping[str, Profile]) -> None:
         """Take over self-profiles that were not there yet."""
@@ -159,8 +157,7 @@ class Scorer:
     # Norms over all tokens and several places, against what is usual for each adapter
 
     def _z_norm(self, reading: Reading) -> Scores:
-        z = self.z_norms.scores(reading)
-        return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
+        return _z_shares(self.z_norms.scores(reading))
 
     # Profiles
 
@@ -188,30 +185,29 @@ class Scorer:
         near = self._nearness(reading, source)
         return Fit(_only(_near_enough(near), sharpened(near, PROFILE_TEMPERATURE)), _strength(near))
 
-    def _combined(self, reading: Reading, *, use_prompts: bool) -> Fit:
-        """Profiles, with the z-norms' word among the nearest; z-norms alone where none is near.
+    def _silent(self, source: str) -> list[str]:
+        """The adapters without a profile in `source`."""
+        measure = self._measure(source)
+        known = set(measure.names) if measure is not None else set[str]()
+        return [name for name in self.adapters if name not in known]
 
-        The profiles are given prompts, if `use_prompts`, and samples that tell. Where the nearest
-        of them is too far, the adapters without any are judged by what they do to the prompt.
+    def _combined(self, reading: Reading, source: str) -> Fit:
+        """By profiles; where none is near, the adapters without any by their z-norms.
+
+        z-norms have no say beside a profile that is near: on one set of adapters they helped, on
+        another they harmed more (docs/quality.md).
         """
-        near = self._nearness(reading, "any" if use_prompts else "samples")
-        ranked = sorted(near, key=lambda name: -near[name])
-        silent = [name for name in self.adapters if name not in near]
-        looked_at = {*silent, *ranked[: max(Z_ADAPTERS - len(silent), Z_AMONG)]}
-        z = self.z_norms.scores(reading, looked_at)
-        if ranked and near[ranked[0]] >= -FARTHEST:
-            few = _standardised({name: z[name] for name in ranked[:Z_AMONG] if name in z})
-            values = {
-                name: value + Z_WEIGHT * few.get(name, 0.0)
-                for name, value in _standardised(near).items()
-            }
-            fits = _near_enough(near)
-        else:
-            values = {name: z[name] for name in silent if name in z}
-            fits = {name: value > 0 for name, value in values.items()}
-        scores = dict.fromkeys([*near, *(name for name in silent if name in z)], 0.0)
-        scores |= _only(fits, sharpened(values, COMBINED_TEMPERATURE))
-        return Fit(scores, _strength(near))
+        fit = self._profile(reading, source)
+        # Looked at for each prompt, so that all count among the past ones.
+        z = self.z_norms.scores(reading, self._silent(source))
+        if any(fit.scores.values()):
+            return fit._replace(scores={**fit.scores, **dict.fromkeys(z, 0.0)})
+        return fit._replace(scores={**fit.scores, **_z_shares(z)})
+
+
+def _z_shares(z: Scores) -> Scores:
+    """Shares of 1 by z-norms; an adapter that does less to a prompt than to any text has none."""
+    return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
 
 
 def _near_enough(near: Scores) -> dict[str, bool]:
@@ -226,13 +222,6 @@ def _strength(near: Scores) -> float:
     if nearest >= FARTHEST:
         return 1.0
     return float(np.clip(1 - 0.5 * (nearest - SURE) / (UNSURE - SURE), 0.5, 1.0))
-
-
-def _standardised(values: Scores) -> Scores:
-    if len(values) < 2:
-        return dict.fromkeys(values, 0.0)
-    array = np.array(list(values.values()))  # (n,)
-    return dict(zip(values, ((array - array.mean()) / (array.std() + 1e-9)).tolist(), strict=True))
 
 
 def _only(fits: Mapping[str, bool], scores: Scores) -> Scores:
@@ -262,8 +251,8 @@ ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores | Fit]] = MappingProxy
         "z-norm": Scorer._z_norm,
         "profile": lambda scorer, reading: scorer._profile(reading, "prompts"),
         "self-profile": lambda scorer, reading: scorer._profile(reading, "samples"),
-        "combined": lambda scorer, reading: scorer._combined(reading, use_prompts=False),
-        "mixed": lambda scorer, reading: scorer._combined(reading, use_prompts=True),
+        "combined": lambda scorer, reading: scorer._combined(reading, "samples"),
+        "mixed": lambda scorer, reading: scorer._combined(reading, "any"),
     }
 )
 

@@ -104,8 +104,8 @@ class ZNorms:
         self, reading: Reading, names: Collection[str] | None = None
     ) -> dict[str, FloatArray]:
         """The log norms (n_modules,) by name, of all adapters or of `names`."""
-        if not self._stacks:
-            return {}
+        if (names is not None and not names) or not self._stacks:
+            return {}  # nobody is asked for, or nobody touches a place; the former makes nothing
         wanted = np.array([names is None or name in names for name in self._adapters])  # (N,)
         norms = np.concatenate(
             [

@@ -156,27 +156,33 @@ def test_auto_asks_adapters_without_prompts(scorer, base):
     assert scorer.resolved("auto") == "mixed"
     scorer.prompts = {"a": profile_around(scorer, base, 0.0)}
     assert scorer.wants_samples("auto") == ["b", "c"]
-    assert scorer.wants_generic("auto")
     scorer.prompts = profiles(scorer, base)
     assert scorer.wants_samples("auto") == []
     assert scorer.wants_samples("combined") == ["a", "b", "c"]
     assert not scorer.wants_generic("profile")
 
 
-def test_z_norms_choose_among_the_nearest_only(scorer, base, monkeypatch):
-    same = profile_around(scorer, base, subject(0))
-    scorer.prompts = {"a": same, "b": same, "c": profile_around(scorer, base, subject(2))}
-    read, quiet = reading(base, 99, subject(0)), {"a": 0.0, "b": 0.0, "c": 0.5}
-    for loudest in ("a", "b"):
-        monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n, it=loudest: {**quiet, it: 1.0})
-        scores = scorer.fit("mixed", read).scores
-        assert max(scores, key=scores.get) == loudest
-        assert scores["c"] < 0.01
+def test_z_norms_have_no_say_beside_a_profile_that_is_near(scorer, base, monkeypatch):
+    scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
+    read = reading(base, 99, subject(0))
+    before = scorer.fit("mixed", read)
+    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"b": 9.0, "c": 9.0})
+    assert scorer.fit("mixed", read) == before
+    assert before.scores == {"a": 1.0, "b": 0.0, "c": 0.0}
+
+
+def test_what_is_usual_is_wanted_for_adapters_without_profiles_only(scorer, base):
+    scorer.prompts = {n: p for n, p in profiles(scorer, base).items() if n != "c"}
+    assert scorer.wants_generic("auto")
+    scorer.add_samples({"c": profile_around(scorer, base, 0.0, source="samples", gain=0.5)})
+    assert not scorer.wants_generic("auto")
+    assert scorer.wants_generic("combined")
+    assert scorer.wants_generic("z-norm")
 
 
 def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, base, monkeypatch):
     scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
-    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"a": 9.0, "b": 2.0, "c": -1.0})
+    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"b": 2.0, "c": -1.0})
     near, far = reading(base, 99, subject(0)), reading(base, 99, -5 * subject(0))
     assert scorer.fit("mixed", near).scores == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
     assert scorer.fit("mixed", far).scores == pytest.approx(
@@ -203,19 +209,10 @@ def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
     assert scorer.fit("norm", reading(base, 9)).strength == 1.0
 
 
-def test_of_a_large_pool_the_nearest_are_looked_at(scorer, base, monkeypatch):
+def test_some_adapters_alone_have_the_same_z_norms(scorer, base):
     everything = scorer.z_norms.scores(reading(base, 9))
     assert scorer.z_norms.scores(reading(base, 9), ["b"]) == pytest.approx({"b": everything["b"]})
     assert scorer.z_norms.scores(reading(base, 9), []) == {}
-    scorer.prompts = profiles(scorer, base)
-    monkeypatch.setattr(scoring, "Z_ADAPTERS", 1)
-    monkeypatch.setattr(scoring, "Z_AMONG", 2)
-    asked = []
-    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, names: asked.append(names) or {})
-    scorer.fit("mixed", reading(base, 99, subject(1)))
-    (names,) = asked
-    assert len(names) == 2
-    assert "b" in names
 
 
 def test_of_a_long_prompt_some_tokens_are_looked_at(scorer, base, monkeypatch):

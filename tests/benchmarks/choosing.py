@@ -2,8 +2,8 @@
 
 The bundled model, on the prompts to choose by (`demo/choose/`: one untrained wording a task, other
 than the reported one). Prints Markdown tables: how often the prompt's own adapter comes first, by
-where and how texts are read, by how many texts a profile has, and by the weight of z-norms; and the
-score of the nearest adapter by its distance and by how much of it is applied. Some minutes.
+where and how texts are read, and by how many texts a profile has; and the score of the nearest
+adapter by its distance and by how much of it is applied. Some minutes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from logo_local import LoGo, config, scoring
+from logo_local import LoGo, config
 from logo_local.evaluation.metrics import measure
+from logo_local.example_prompts import prompts_beside
 from logo_local.native import Place, Reading
 from logo_local.probe import HiddenProbe
 from logo_local.profiles import SHRINKAGE, Measure, Profile, embed
@@ -56,10 +58,7 @@ class Choosing:
             for data in map(json.loads, path.read_text().splitlines()[:limit])
         ]
         self.examples = {
-            name: [
-                self.read(text)
-                for text in (folder / "adapters" / f"{name}.prompts.txt").read_text().splitlines()
-            ]
+            name: [self.read(text) for text in prompts_beside(llm.pool.origin(name))]
             for name in llm.pool.names
         }
         llm.signal_scores("any", ["self-profile"])  # makes the profiles and the statistics
@@ -131,9 +130,10 @@ def table(title: str, rows: Iterable[tuple[str, str]], headings: str) -> None:
 
 @click.command()
 @click.option("--limit", default=20, show_default=True, help="Prompts a task.")
-def main(limit: int) -> None:
+@click.option("--adapters", type=click.Path(path_type=Path), help="Another set than the bundled.")
+def main(limit: int, adapters: Path | None) -> None:
     """Print the tables."""
-    with LoGo("demo", n_threads=1, n_threads_batch=1, past=False) as llm:
+    with LoGo("demo", adapters, n_threads=1, n_threads_batch=1, past=False) as llm:
         c = Choosing(llm, limit)
         own_first = "own first | answers only | whole sequences"
         usual = read_places(llm.base)
@@ -162,7 +162,6 @@ def main(limit: int) -> None:
             own_first,
         )
         _self_profiles(c, own_first)
-        _z_weights(c, own_first)
         _likelihood(c, own_first)
         _strengths(c)
         c.probe.close()
@@ -178,15 +177,6 @@ def _self_profiles(c: Choosing, own_first: str) -> None:
     table(f"How many self-written texts (left out as not telling: {silent})", rows, own_first)
 
 
-def _z_weights(c: Choosing, own_first: str) -> None:
-    before, rows = scoring.Z_WEIGHT, []
-    for weight in (0.0, 0.1, 0.15, 0.3, 0.5):
-        scoring.Z_WEIGHT = weight
-        rows.append((f"{weight:g}", c.first(lambda r: c.scorer.fit("mixed", r.reading).scores)))
-    scoring.Z_WEIGHT = before
-    table("The z-norms' weight among the nearest, bounds included", rows, own_first)
-
-
 def _likelihood(c: Choosing, own_first: str) -> None:
     def likelihood(text: str) -> Mapping[str, float]:
         messages = [{"role": "user", "content": text}]
@@ -194,8 +184,7 @@ def _likelihood(c: Choosing, own_first: str) -> None:
 
     hits = []
     for name in c.llm.pool.names:
-        path = config.demo_folder() / "adapters" / f"{name}.prompts.txt"
-        for text in path.read_text().splitlines():
+        for text in prompts_beside(c.llm.pool.origin(name)):
             scores = likelihood(text)
             hits.append(max(scores, key=scores.__getitem__) == name)
     rows = [
