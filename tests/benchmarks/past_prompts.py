@@ -58,19 +58,20 @@ def measured(llm: LoGo, signal: str, limit: int) -> dict[str, tuple[float, float
 @click.option("--past", default=20, show_default=True, help="Past prompts a task.")
 def main(limit: int, past: int) -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as home:
-        os.environ[config.HOME_VARIABLE] = home
-        llm = LoGo("demo", signal="combined", n_threads=1, n_threads_batch=1)
-        click.echo("| signal | compared with | group | own adapter first | score |")
-        click.echo("|---|---|---|---|---|")
-        for against in ("generic prompts", "past prompts"):
-            for signal in SIGNALS:
+    click.echo("| signal | compared with | group | own adapter first | score |")
+    click.echo("|---|---|---|---|---|")
+    for signal in SIGNALS:
+        # Each in a home of its own: what is remembered is what the signal has a use for.
+        with tempfile.TemporaryDirectory() as home:
+            os.environ[config.HOME_VARIABLE] = home
+            llm = LoGo("demo", signal=signal, n_threads=1, n_threads_batch=1)
+            for against in ("generic prompts", "past prompts"):
+                if against == "past prompts":
+                    for row in rows("choose", past):
+                        llm.create_chat_completion(message(row), max_tokens=1)
                 for group, (first, score) in measured(llm, signal, limit).items():
                     click.echo(f"| {signal} | {against} | {group} | {first:.2f} | {score:.2f} |")
-            if against == "generic prompts":
-                for row in rows("choose", past):
-                    llm.create_chat_completion(message(row), max_tokens=1)
-        llm.close()
+            llm.close()
 
 
 if __name__ == "__main__":
