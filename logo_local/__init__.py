@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from .fake import FakeLoGo
-    from .pool import Pool, Problem
+    from .folder import Problem
+    from .pool import Pool
     from .routing import Route
 
 __version__ = "0.1.0"
@@ -62,7 +63,7 @@ _HOMES = {
     "FakeLoGo": "fake",
     "LoGo": "engine",
     "Pool": "pool",
-    "Problem": "pool",
+    "Problem": "folder",
     "Route": "routing",
     "convert_adapter": "convert",
     "plan_conversion": "convert",

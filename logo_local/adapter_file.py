@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import gguf
 import numpy as np
@@ -39,6 +40,10 @@ from .gguf_bounds import (
 log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
+StoredArray: TypeAlias = "npt.NDArray[np.float16] | npt.NDArray[np.float32]"
+
+# Whether a place of a file can be read without moving where another thread reads: not on Windows.
+CAN_SHARE_FILES = hasattr(os, "pread")
 
 # What llama.cpp can multiply with and gguf can turn back into numbers.
 TENSOR_TYPES = frozenset(
@@ -48,7 +53,9 @@ TENSOR_TYPES = frozenset(
 
 
 class TensorPlace(NamedTuple):
-    """Where one tensor lies in its file: byte offset, byte count, ggml type, numpy shape."""
+    """Where one tensor lies in its file: byte offset from the start of the tensors' data, byte
+    count, ggml type, numpy shape.
+    """
 
     offset: int
     n_bytes: int
@@ -87,6 +94,7 @@ class AdapterFile:
     modules: Mapping[str, Module] = field(repr=False, compare=False)
     n_bytes: int
     mtime_ns: int
+    data_start: int = field(default=0, repr=False)
 
     @property
     def rank_text(self) -> str:
@@ -124,12 +132,22 @@ class AdapterFile:
         try:
             with self.path.open("rb") as file:
                 self.check_unchanged()
-                a, b = _values(file, module.a), _values(file, module.b)
+                a, b = (_values(file, self.data_start, place) for place in (module.a, module.b))
         except OSError as error:
             raise AdapterError(
                 f"{self.path} cannot be read: {error.strerror}", hint="rescan the folder"
             ) from error
         return (np.ascontiguousarray(a.T) if _is_embedding(target) else a), b
+
+    def stored(self, file: BinaryIO, target: str) -> tuple[StoredArray, StoredArray]:
+        """A and B at `target` in their own shapes: float16 where stored so, otherwise float32.
+
+        Read from `file`, which is this adapter's, opened by the caller; does not look whether it
+        has changed since it was checked. Threads may share the file where `CAN_SHARE_FILES`.
+        """
+        module = self.modules[target]
+        start = self.data_start
+        return _stored(file, start, module.a), _stored(file, start, module.b)
 
 
 def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
@@ -147,7 +165,7 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         alpha = _check_keys(reader, base, found)
         modules = _check_tensors(reader, base, found)
         with path.open("rb") as file:
-            _check_values(file, modules, found)
+            _check_values(file, reader.data_offset, modules, found)
     except GgufError as error:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
@@ -155,7 +173,8 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         raise AdapterError(_refused(path), problems=[reason], hint="may you read it?") from error
     if found.kinds:
         raise AdapterError(_refused(path), problems=found.lines, hint=_hint(found, base))
-    return AdapterFile(path.stem, path, alpha, modules, stat.st_size, stat.st_mtime_ns)
+    size, mtime = stat.st_size, stat.st_mtime_ns
+    return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset)
 
 
 def _refused(path: Path) -> str:
@@ -264,13 +283,22 @@ def _check_tensors(reader: BoundedReader, base: BaseModel, found: Findings) -> d
                 "llama.cpp would end the process at the first token",
             )
         elif len(pair) == 2:
-            module = _module(target, pair["lora_a"], pair["lora_b"], base.tensors[target], found)
+            module = _module(
+                target,
+                pair["lora_a"],
+                pair["lora_b"],
+                base.tensors[target],
+                reader.data_offset,
+                found,
+            )
             if module is not None:
                 modules[sys.intern(target)] = module  # the same text in every adapter of a pool
     return modules
 
 
-def _module(target: str, a: Any, b: Any, weight: tuple[int, ...], found: Findings) -> Module | None:
+def _module(
+    target: str, a: Any, b: Any, weight: tuple[int, ...], start: int, found: Findings
+) -> Module | None:
     """Check the shapes of one pair against the base's `weight`, all in numpy order."""
     *stack, d_out, d_in = weight if len(weight) > 1 else (0, 0)
     if len(weight) != (3 if target.endswith("_exps.weight") else 2):
@@ -304,8 +332,8 @@ def _module(target: str, a: Any, b: Any, weight: tuple[int, ...], found: Finding
             d_out=d_out,
             dtype="/".join(types),
             n_expert=stack[0] if stack else 0,
-            a=TensorPlace(int(a.data_offset), a.n_bytes, a.tensor_type.name, shape_a),
-            b=TensorPlace(int(b.data_offset), b.n_bytes, b.tensor_type.name, shape_b),
+            a=TensorPlace(int(a.data_offset) - start, a.n_bytes, a.tensor_type.name, shape_a),
+            b=TensorPlace(int(b.data_offset) - start, b.n_bytes, b.tensor_type.name, shape_b),
         )
     return None
 
@@ -321,10 +349,12 @@ def _with_axes(tensor: Any, n: int) -> tuple[int, ...]:
 # --- values ------------------------------------------------------------------------------------
 
 
-def _check_values(file: BinaryIO, modules: Mapping[str, Module], found: Findings) -> None:
+def _check_values(
+    file: BinaryIO, start: int, modules: Mapping[str, Module], found: Findings
+) -> None:
     for target, side, place in _places(modules):
         if place.dtype in TENSOR_TYPES:
-            values = _values(file, place)
+            values = _values(file, start, place)
             n = values.size - int(np.count_nonzero(np.isfinite(values)))
             if n:
                 found.add("not finite", f"{target}.{side} has {n:,} values that are NaN or inf")
@@ -336,17 +366,24 @@ def _places(modules: Mapping[str, Module]) -> Iterable[tuple[str, str, TensorPla
         yield target, "lora_b", module.b
 
 
-def _values(file: BinaryIO, place: TensorPlace) -> FloatArray:
+def _values(file: BinaryIO, start: int, place: TensorPlace) -> FloatArray:
     """The tensor's numbers as float32, in its own shape."""
-    file.seek(place.offset)
-    data = file.read(place.n_bytes)
+    with np.errstate(all="ignore"):  # a signalling NaN would warn; it is counted instead
+        return _stored(file, start, place).astype(np.float32)
+
+
+def _stored(file: BinaryIO, start: int, place: TensorPlace) -> StoredArray:
+    """The tensor's numbers, float16 where they are stored so and otherwise float32."""
+    if CAN_SHARE_FILES:
+        data = os.pread(file.fileno(), place.n_bytes, start + place.offset)
+    else:
+        file.seek(start + place.offset)
+        data = file.read(place.n_bytes)
     if len(data) != place.n_bytes:
         raise OSError(0, "it became shorter while it was read")
     if place.dtype in ("F32", "F16"):
         kind = np.dtype("<f4" if place.dtype == "F32" else "<f2")
-        array = np.frombuffer(data, kind).reshape(place.shape)
-        with np.errstate(all="ignore"):  # a signalling NaN would warn; it is counted instead
-            return array.astype(np.float32)
+        return np.frombuffer(data, kind).reshape(place.shape)
     qtype = gguf.GGMLQuantizationType[place.dtype]
     blocks = np.frombuffer(data, np.uint8).reshape(quant_shape_to_byte_shape(place.shape, qtype))
     with np.errstate(all="ignore"):

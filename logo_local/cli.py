@@ -17,6 +17,7 @@ import click
 from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from .background import asking
+from .bench.command import bench
 from .errors import ConversionError, LogoError
 from .evaluation.command import evaluate
 from .opening import open_by_options, open_engine
@@ -322,6 +323,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+cli.add_command(bench)
 cli.add_command(evaluate)
 cli.add_command(profile)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 from .errors import SettingsError
 
@@ -83,6 +84,14 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise ValueError(f"{text!r} is not a size: write it like 512M or 2G")
     return size
+
+
+def parse_memory(text: str | int) -> int:
+    """As `parse_size`; "auto" is a quarter of the memory that is free on this machine now."""
+    if text == "auto":
+        free: int = psutil.virtual_memory().available
+        return max(1, free // 4)
+    return parse_size(text)
 
 
 def load_config_file(

@@ -8,11 +8,13 @@ calls, streaming and stop words are the parent's. No printing, no files beyond t
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from llama_cpp import Llama
 
 from . import config
 from .base_model import BaseModel
-from .errors import NativeError, PromptError, SettingsError
+from .errors import AdapterError, NativeError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixture import Mixture, MixtureKey, ResidentAdapters, mixture_key
+from .mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
 from .router import Router, current_index
 from .routing import Route, fixed, select
@@ -35,6 +37,8 @@ from .settings import (
     SIGNAL_NAMES,
     RoutingSettings,
 )
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,12 +58,15 @@ class LoGo(Llama):  # type: ignore[misc]
     default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is one of
     `settings.SIGNAL_NAMES`, of which "auto" is the best for the pool at hand; `probe` "one-pass" or
     "each"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
-    end; `top_k` the most adapters that a route holds; `mixture` "scales", or "auto", which is the
-    same as yet; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number or
-    like "512M". `self_profile` says whether adapters without example prompts are asked what they
-    are for (True, False, or "kept": only what is known already counts), `past` whether what prompts
-    do to adapters is remembered, in a few numbers and no words. `progress` is called with (stage,
-    done, total) while adapters are read, converted and indexed. Everything else, under a name that
+    end; `top_k` the most adapters that a route holds; `mixture` "scales" (adapters one by one),
+    "fused" (as one stack, which is faster) or "auto", stored as `mixture_type` "exact" or "q8_0";
+    `keep_route` by how much the weights of a conversation's adapters may change without a new
+    route; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number, like "512M",
+    or "auto", a quarter of what is free. `self_profile` says whether adapters without example
+    prompts are asked what they are for (True, False, or "kept": only what is known already counts),
+    `past` whether what prompts do to adapters is remembered, in a few numbers and no words.
+    `progress` is called with (stage, done, total) while adapters are read, converted and indexed.
+    Everything else, under a name that
     it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the
     model was trained with, whichever is less, and `verbose` is off.
 
@@ -67,7 +74,8 @@ class LoGo(Llama):  # type: ignore[misc]
     it in the chunk that has the finish reason. Not safe to use from two threads at once.
 
     Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
-    before they are loaded. Does not look at the folder again by itself: see `pool.rescan`.
+    before they are loaded. Adapters that come into the folder, or go, are noticed at the next
+    prompt, with a line in the log.
     """
 
     _seed: int  # the parent's, and so is the next
@@ -84,6 +92,8 @@ class LoGo(Llama):  # type: ignore[misc]
         layer: int = DEFAULT_LAYER,
         tap: str = "input",
         mixture: str = "auto",
+        mixture_type: str = "exact",
+        keep_route: float = 0.0,
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         self_profile: bool | str = True,
         past: bool = True,
@@ -96,11 +106,22 @@ class LoGo(Llama):  # type: ignore[misc]
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         routing = RoutingSettings(
-            signal, top_k, probe, layer, tap, mixture, adapter_memory, self_profile, past
+            signal=signal,
+            top_k=top_k,
+            probe=probe,
+            layer=layer,
+            tap=tap,
+            mixture=mixture,
+            mixture_type=mixture_type,
+            keep_route=keep_route,
+            adapter_memory=adapter_memory,
+            self_profile=self_profile,
+            past=past,
         )
         routing.check(other_problems=problems_of(adapters, llama))
-        self._signal, self.top_k = routing.resolved_signal, top_k
-        progress = progress or (lambda _stage, _done, _total: None)
+        self.signal, self.top_k = routing.resolved_signal, top_k
+        self._settings = routing
+        self._progress = progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
@@ -121,6 +142,15 @@ class LoGo(Llama):  # type: ignore[misc]
                 **llama,
             )
         self._residents = ResidentAdapters(self.model, routing.memory)
+        self._mixer = Mixer(
+            self.model,
+            self.context_params,
+            self.ctx,
+            self.base.architecture,
+            self._residents,
+            way=mixture,
+            stored_as=mixture_type,
+        )
         self.timings_ms: dict[str, float] = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
@@ -137,7 +167,7 @@ class LoGo(Llama):  # type: ignore[misc]
             timings_ms=self.timings_ms,
             index=index,
         )
-        self._stack.callback(_free, self._residents, self._router, self.ctx)
+        self._stack.callback(_free, self._residents, self._router, self._mixer)
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
@@ -159,6 +189,7 @@ class LoGo(Llama):  # type: ignore[misc]
         """
         tokens = self._tokens_of(prompt)
         self._forget_timings()
+        self._renew_pool()
         return self._route_tokens(tokens)
 
     @contextmanager
@@ -231,7 +262,7 @@ class LoGo(Llama):  # type: ignore[misc]
         self._router.ask_adapters()
 
     def _route_tokens(self, tokens: list[int]) -> Route:
-        scored = self._router.scores(tokens, self._signal)
+        scored = self._router.scores(tokens, self.signal)
         bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
         if bad:
             raise NativeError(
@@ -243,17 +274,45 @@ class LoGo(Llama):  # type: ignore[misc]
             strength = 1.0
             if not any(score > 0 for score in scores.values()):
                 scores = dict.fromkeys(self.pool.candidates, 1.0)
-        return select(
+        route = select(
             scores,
             self.top_k,
             signal=scored.signal,
             probe=scored.probe,
             target=scored.target,
-            mixture="scales",
             strength=strength,
+        )
+        adapters = [self.pool.adapters[name] for name in route.names]
+        return replace(route, mixture=self._mixer.way_of(adapters))
+
+    def _settled(self, route: Route) -> Route:
+        """`route`, with the weights that the conversation goes on under where they are near."""
+        last = self.last_route
+        if last is None or not self._settings.keep_route or set(last.names) != set(route.names):
+            return route
+        then, now = last.applied, route.applied
+        if max((abs(now[n] - then[n]) for n in now), default=0.0) > self._settings.keep_route:
+            return route
+        scores = dict(zip(route.names, route.scores, strict=True))
+        return replace(
+            route,
+            names=last.names,
+            scores=tuple(scores[name] for name in last.names),
+            weights=last.weights,
+            strength=last.strength,
         )
 
     # Generation
+
+    @property
+    def mixture(self) -> str:
+        """How mixtures are made, as it was asked for; may be changed between prompts."""
+        return self._mixer.way
+
+    @mixture.setter
+    def mixture(self, way: str) -> None:
+        replace(self._settings, mixture=way).check()
+        self._mixer.way = way
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
@@ -279,10 +338,14 @@ class LoGo(Llama):  # type: ignore[misc]
         self._turn += 1
         turn = self._turn
         self._forget_timings()
-        if given is None:
-            given = self._route_tokens(prompt)
-            self._router.remember()
-        self._adopt(given)
+        self._renew_pool()
+        try:
+            self._route_and_adopt(prompt, given)
+        except AdapterError as error:
+            if not self._renew_pool(forced=True):
+                raise
+            log.debug("once more, after %s", error)
+            self._route_and_adopt(prompt, given)
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
         try:
@@ -303,6 +366,22 @@ class LoGo(Llama):  # type: ignore[misc]
         finally:
             parent.close()
 
+    def _route_and_adopt(self, prompt: list[int], given: Route | None) -> None:
+        if given is not None:
+            self._adopt(given)
+        else:
+            self._adopt(self._settled(self._route_tokens(prompt)))
+            self._router.remember()
+
+    def _renew_pool(self, *, forced: bool = False) -> bool:
+        """Look at the folder again if something came or went, or if `forced`; whether it did."""
+        if not (forced or self.pool.has_changed()):
+            return False
+        changes = self.pool.rescan(progress=self._progress)
+        if changes:
+            log.warning("%s has changed: %s", self.pool.folder, changes)
+        return bool(changes)
+
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo(super().create_completion, *args, **kwargs)
@@ -317,17 +396,20 @@ class LoGo(Llama):  # type: ignore[misc]
         return super().embed(*args, **kwargs)
 
     def _adopt(self, route: Route) -> None:
+        for name in route.names:
+            self.pool.check_name(name)
         mixture: Mixture = [
             (self.pool.adapters[name], weight) for name, weight in route.applied.items()
         ]
         started = time.perf_counter()
-        self._residents.set_on(self.ctx, mixture)
         key = mixture_key(mixture)
         if key != self._kv_key:
             self.reset()  # the parent then evaluates the whole prompt
-            self._kv_key = key
+            self._kv_key = None  # should the mixer fail half-way
+        way = self._mixer.set(mixture)
+        self._kv_key = key
         self.timings_ms["mixture"] = _ms_since(started)
-        self.last_route = route
+        self.last_route = replace(route, mixture=way)
 
     def save_state(self) -> Any:
         """As in the parent; the state remembers the mixture that made it."""
@@ -416,9 +498,9 @@ class LoGo(Llama):  # type: ignore[misc]
         self.close()
 
 
-def _free(residents: ResidentAdapters, router: Router, ctx: Any) -> None:
+def _free(residents: ResidentAdapters, router: Router, mixer: Mixer) -> None:
     """Free the probes, then the adapters, while the model and its context are still there."""
-    residents.forget(ctx)
+    mixer.close()
     router.close()
     residents.close()
 

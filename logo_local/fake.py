@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +186,14 @@ class FakeLoGo:
         return {name: scores[name] for name in self.pool.candidates if name in scores}
 
     def _route(self, text: str) -> Route:
-        return select(
+        route = select(
             self._wanted(self._scores_for(text)),
             self.top_k,
             signal="norm",
             probe="one-pass",
             target="blk.3.attn_q.weight",
-            mixture="scales",
         )
+        return replace(route, mixture="fused" if route.names else "none")
 
     def _answer(
         self,

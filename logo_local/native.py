@@ -1,9 +1,10 @@
-"""The only room with ctypes beyond llama_cpp's own API: reading a tensor while llama.cpp computes.
+"""The only room with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
 
-llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, the
-node's sources must be followed, and those are reachable only through the layout of the C struct
-`ggml_tensor` (ggml.h of the llama.cpp that llama-cpp-python 0.3.36 carries). `check_layout`
-compares that layout with what the library itself says, before anything is read through it.
+llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, or to
+find where an adapter's own tensors lie, the node's sources must be followed, and those are
+reachable only through the layout of the C struct `ggml_tensor` (ggml.h of the llama.cpp that
+llama-cpp-python 0.3.36 carries). `check_layout` compares that layout with what the library itself
+says, before anything is read through it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from llama_cpp._ctypes_extensions import load_shared_library
 from .errors import NativeError
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
-TYPE_F32 = 0
+TYPE_F32, TYPE_Q8_0 = 0, 8
 MATRIX_PRODUCT = "MUL_MAT"
 NORMALISATIONS = ("RMS_NORM", "NORM")
 # What may lie between a norm and the projection: its gain, its bias, another shape.
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
+LORA_SIDES = (".lora_a", ".lora_b")
 
 
 class GgmlTensor(ctypes.Structure):
@@ -62,14 +64,19 @@ def _ggml() -> ctypes.CDLL:
     """libggml-base, which lies beside libllama, with the few functions used here declared."""
     lib: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
     p, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+    i32 = ctypes.c_int
     for name, result, arguments in (
         ("ggml_init", p, [_InitParams]),
         ("ggml_free", None, [p]),
-        ("ggml_new_tensor_2d", p, [p, ctypes.c_int, i64, i64]),
+        ("ggml_new_tensor_2d", p, [p, i32, i64, i64]),
         ("ggml_mul_mat", p, [p, p, p]),
         ("ggml_set_name", p, [p, ctypes.c_char_p]),
         ("ggml_op_desc", ctypes.c_char_p, [p]),
         ("ggml_backend_tensor_get", None, [p, p, size, size]),
+        ("ggml_backend_tensor_set", None, [p, p, size, size]),
+        ("ggml_backend_buffer_is_host", ctypes.c_bool, [p]),
+        ("ggml_nbytes", size, [p]),
+        ("ggml_quantize_chunk", size, [i32, p, p, i64, i64, i64, p]),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -115,7 +122,11 @@ def check_layout() -> None:
 
 
 class Tensor:
-    """A view of one live `ggml_tensor`; valid only while the callback that got it runs."""
+    """A view of one live `ggml_tensor`.
+
+    One of the graph is valid only while the callback that got it runs, a weight as long as what
+    it was loaded with.
+    """
 
     __slots__ = ("address", "struct")
 
@@ -153,6 +164,24 @@ class Tensor:
                 return None
             node = node.source(0)
         return None
+
+    def memory(self) -> npt.NDArray[np.uint8] | None:
+        """The bytes of a weight themselves, writable; None where they are not in main memory."""
+        buffer = self.struct.buffer
+        if not buffer or not _ggml().ggml_backend_buffer_is_host(buffer):
+            return None
+        n_bytes = _ggml().ggml_nbytes(self.address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self.struct.data))
+
+    def write(self, values: npt.NDArray[np.generic]) -> None:
+        """Overwrite a weight with the bytes of `values`, wherever it is.
+
+        Raises NativeError unless it has as many.
+        """
+        n_bytes = _ggml().ggml_nbytes(self.address)
+        if values.nbytes != n_bytes or not values.flags.c_contiguous:
+            raise NativeError(f"{self.name} has {n_bytes} bytes, not {values.nbytes}")
+        _ggml().ggml_backend_tensor_set(self.address, values.ctypes.data, 0, n_bytes)
 
     def rows(self) -> npt.NDArray[np.float32]:
         """All rows (n_tokens, d) of a float32 activation, one a token.
@@ -270,3 +299,54 @@ class Tap:
                     hint="use --tap input",
                 )
             self._rows[place] = source.rows()
+
+
+class WeightFinder:
+    """An eval callback that notes the tensors of adapters as the graph uses them.
+
+    `found` is filled by the next decode in a context made with the params it was attached to, by
+    name ("blk.0.attn_q.weight.lora_a"). Nothing is read, and the whole graph is computed.
+    """
+
+    def __init__(self) -> None:
+        check_layout()
+        self.found: dict[str, Tensor] = {}
+        self._error: BaseException | None = None
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def attach(self, params: Any) -> None:
+        """Name this callback in `llama_context_params`; it must outlive the context."""
+        params.cb_eval = self.callback
+        params.cb_eval_user_data = None
+
+    def start(self) -> None:
+        """Forget what was raised; to be called before each decode."""
+        self._error = None
+
+    def check(self) -> None:
+        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
+        if self._error is not None:
+            raise self._error
+
+    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
+        # An exception must not reach C: it would be printed and lost.
+        try:
+            weight = Tensor(address).source(0)
+            # Not by `name`: a copy on another backend is not the weight itself.
+            name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
+            if weight is not None and name.endswith(LORA_SIDES):
+                self.found[name] = weight
+        except BaseException as error:
+            self._error = error
+        return not ask
+
+
+def quantized_q8_0(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """`rows` (..., n) float32, n a multiple of 32, as ggml stores them in Q8_0: flat bytes."""
+    n = rows.shape[-1]
+    out = np.empty(rows.size // 32 * 34, np.uint8)
+    source = np.ascontiguousarray(rows)
+    _ggml().ggml_quantize_chunk(
+        TYPE_Q8_0, source.ctypes.data, out.ctypes.data, 0, rows.size // n, n, None
+    )
+    return out

@@ -22,16 +22,34 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # convert.OUTTYPES; a test compares t
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, written like 512M or 2G."""
+    """A number of bytes, written like 512M or 2G, or "auto", a quarter of the free memory."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number of bytes; click's usage error for anything else."""
         try:
-            return config.parse_size(value)
+            return config.parse_memory(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """Values of one kind, separated by commas, each once: a tuple of them."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """The values in their order; click's usage error for one that is not of the kind."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
 
 
 def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
@@ -79,13 +97,25 @@ ENGINE = (  # how the engine works, whatever routes are asked of it
         "--mixture",
         type=click.Choice(settings.MIXTURES),
         default="auto",
-        help="How llama.cpp blends the adapters.",
+        help="How llama.cpp blends the adapters: as one stack, or one by one.",
+    ),
+    _shared(
+        "--mixture-type",
+        type=click.Choice(settings.MIXTURE_TYPES),
+        default="exact",
+        help="Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
+    ),
+    _shared(
+        "--keep-route",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Go on under the same weights while they would change by at most this.",
     ),
     _shared(
         "--adapter-memory",
         type=Size(),
         default=settings.DEFAULT_ADAPTER_MEMORY,
-        help="The most that loaded adapters may take.",
+        help="The most that loaded adapters may take; auto: a quarter of the free memory.",
     ),
     _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),
     _shared(
@@ -99,14 +129,15 @@ ENGINE = (  # how the engine works, whatever routes are asked of it
         help="Context length in tokens  [default: the model's, at most 4096]",
     ),
 )
+SIGNAL = _shared(
+    "--signal",
+    type=click.Choice(settings.SIGNAL_NAMES),
+    default="auto",
+    help="How an adapter's score is made.",
+)
 ROUTING = (
     ADAPTERS,
-    _shared(
-        "--signal",
-        type=click.Choice(settings.SIGNAL_NAMES),
-        default="auto",
-        help="How an adapter's score is made.",
-    ),
+    SIGNAL,
     _shared(
         "--top-k",
         type=click.IntRange(1),

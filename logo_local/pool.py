@@ -1,9 +1,8 @@
-"""The folder of adapters: what is in it, what of that can be used, what may be routed.
+"""The adapters of one folder: what of it can be used, what may be routed, what has changed.
 
-Only the folder's own level is looked at. A `.gguf` file is an adapter, and so is a folder with
-an adapter_config.json in it (PEFT), which is converted into the cache once for each content.
-Hidden names and other files (notes, data) are no adapters and are passed over; everything that
-looks like an adapter and cannot be used becomes a `Problem`. Links may lead anywhere.
+What lies in the folder is found by `folder`. Every adapter is checked before anything may use it;
+PEFT adapters are converted into the cache once for each content. What looks like an adapter and
+cannot be used becomes a `Problem`.
 
 Holds no weights and knows nothing of llama.cpp; what is loaded there is decided elsewhere.
 """
@@ -11,10 +10,8 @@ Holds no weights and knows nothing of llama.cpp; what is loaded there is decided
 from __future__ import annotations
 
 import difflib
-import errno
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,32 +20,16 @@ from pathlib import Path
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .errors import AdapterError, PoolError
-from .gguf_bounds import printable
+from .folder import CONFIG_FILE, WEIGHTS_FILE, Entry, Problem, Stamp, scan, stamp_of
+from .ledger import Ledger, content_key
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
 # The stored form of converted adapters; half of float32's size, and the common choice.
 _OUTTYPE = "f16"
 READING = "reading adapters"  # what progress is told; PEFT folders have stages of their own
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in the folder that looks like an adapter and is left out, in one line."""
-
-    name: str
-    path: Path
-    reason: str
-    hint: str = ""
-
-    def __str__(self) -> str:
-        return f"{printable(self.path.name)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -62,20 +43,14 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """An adapter in the folder; its stamp changes when any of its files does."""
-
-    name: str
-    path: Path
-    is_peft: bool
-    stamp: tuple[tuple[int, int], ...]  # (size, mtime_ns) of each file
+    def __str__(self) -> str:
+        parts = {"new": self.added, "gone": self.removed, "changed": self.changed}
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 @dataclass
 class _Known:
-    entry: _Entry
+    entry: Entry
     adapter: AdapterFile
 
 
@@ -99,6 +74,13 @@ class Pool:
     excluded: tuple[str, ...] = ()
     resident: Callable[[], int] = field(default=int, repr=False)  # set by the engine
     _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
+    _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
+    _ledger: Ledger = field(init=False, repr=False)
+    # When it was last looked at: the folder, and what in it is not in use.
+    _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
+
+    def __post_init__(self) -> None:
+        self._ledger = Ledger(self.cache, self.folder, self.base.fingerprint)
 
     @classmethod
     def open(
@@ -147,10 +129,26 @@ class Pool:
         PoolError for an unknown name.
         """
         self.check_name(name)
-        return next(
-            (path for path, one in self._known.items() if one.adapter.name == name),
-            self.adapters[name].path,
-        )
+        entry = self._entries.get(name)
+        return self.adapters[name].path if entry is None else entry.path
+
+    def content_key(self, name: str) -> str:
+        """The sha256 of this adapter's weights as `profile_store` has it, made once for a file.
+
+        PoolError for an unknown name, AdapterError where it cannot be read.
+        """
+        origin = self.origin(name)
+        entry = self._entries.get(name)
+        known = None if entry is None else self._ledger.find(origin, entry.stamp)
+        if known is not None and known.content:
+            return known.content
+        content = content_key(origin)
+        self._ledger.note_content(origin, content)
+        return content
+
+    def save(self) -> None:
+        """Keep in the cache what was found out about the files since the last scan."""
+        self._ledger.save()
 
     def pin(self, name: str) -> None:
         """Route among the pinned only, also when none of them fits; lifts an exclusion.
@@ -171,6 +169,16 @@ class Pool:
         """Forget all pins and exclusions."""
         self.pinned = self.excluded = ()
 
+    def has_changed(self) -> bool:
+        """Whether `rescan` would find anything come, gone, or repaired; takes microseconds.
+
+        A file in use that was written to is not noticed here, but by whoever opens it next.
+        """
+        stamp, unused = self._seen
+        return stamp_of(self.folder) != stamp or any(
+            stamp_of(path) != then for path, then in unused.items()
+        )
+
     def rescan(self, *, progress: Progress | None = None) -> Changes:
         """Look at the folder again: read what is new or changed, drop what has gone.
 
@@ -178,7 +186,11 @@ class Pool:
         are still there stay. Problems that were there before are not reported again. Raises
         PoolError, and changes nothing, when no usable adapter is left.
         """
-        entries, problems = _scan(self.folder)
+        stamp = stamp_of(self.folder)
+        entries, problems = scan(self.folder)
+        used = {entry.path for entry in entries}
+        unused = {p: stamp_of(p) for p in self.folder.iterdir() if p.is_dir() and p not in used}
+        unused |= {problem.path: stamp_of(problem.path) for problem in problems}
         known = {
             entry.path: old
             for entry in entries
@@ -186,17 +198,26 @@ class Pool:
             and old.entry == entry
             and old.adapter.path.exists()  # the cache may have been emptied
         }
+        for entry in entries:
+            checked = self._ledger.find(entry.path, entry.stamp)
+            if entry.path not in known and checked is not None:
+                known[entry.path] = _Known(entry, checked.adapter)
         fresh = [entry for entry in entries if entry.path not in known]
         for done, entry in enumerate(fresh):
             if progress is not None:
                 progress(READING, done, len(fresh))
             try:
-                known[entry.path] = _Known(entry, self._read(entry, progress))
+                adapter = self._read(entry, progress)
+                adapter = self._ledger.add(entry.path, entry.stamp, adapter)
+                known[entry.path] = _Known(entry, adapter)
             except AdapterError as error:
                 reason = "; ".join(error.problems) or error.message
                 problems.append(Problem(entry.name, entry.path, reason, error.hint))
+                unused[entry.path] = entry.stamp
+        self._seen = (stamp, unused)
         if progress is not None and fresh:
             progress(READING, len(fresh), len(fresh))
+        self._ledger.save()
         problems.sort(key=lambda problem: problem.path)
         if not known and not (problems and self.all_may_be_unfit):
             raise _nothing_usable(self.folder, problems)
@@ -220,6 +241,7 @@ class Pool:
             if name in self.pinned + self.excluded:
                 log.warning("%s is gone from %s, and so is its pin or exclusion", name, self.folder)
         self._known, self.problems = known, tuple(problems)
+        self._entries = {one.entry.name: one.entry for one in known.values()}
         if changes:
             self.adapters = adapters
             self.pinned = tuple(name for name in self.pinned if name in adapters)
@@ -242,7 +264,7 @@ class Pool:
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
-    def _read(self, entry: _Entry, progress: Progress | None) -> AdapterFile:
+    def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         if not entry.is_peft:
             return read_adapter(entry.path, self.base)
         try:
@@ -254,7 +276,7 @@ class Pool:
                 hint=f"converted adapters are written to {self.cache}",
             ) from error
 
-    def _converted(self, entry: _Entry, progress: Progress | None) -> AdapterFile:
+    def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
         # Imported here, since a pool of GGUF files has no need of safetensors.
         from .convert import CONVERTER_VERSION, convert_adapter
@@ -302,98 +324,3 @@ def _nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
         problems=[str(problem) for problem in problems],
         hint=hints[0] if hints else "",
     )
-
-
-# --- what lies in the folder -------------------------------------------------------------------
-
-
-def _scan(folder: Path) -> tuple[list[_Entry], list[Problem]]:
-    """The adapters in `folder`, unread and with unique names, and what cannot be one."""
-    _check_folder(folder)
-    entries: dict[str, _Entry] = {}
-    problems: list[Problem] = []
-    try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise PoolError(
-            f"the folder {folder} cannot be read: {error.strerror}", hint="may you read it?"
-        ) from error
-    # Files first: where an adapter lies there in both forms, the converted one is taken.
-    for path in sorted(paths, key=lambda path: (os.path.isdir(path), path.name)):
-        try:
-            entry = _classify(path)
-        except _NotUsableError as error:
-            problems.append(Problem(path.stem, path, str(error)))
-            continue
-        if entry is None:
-            log.debug("%s is no adapter", path)
-        elif entry.name in entries:
-            taken = entries[entry.name].path.name
-            reason = f"{taken} has the same name, {entry.name}, and comes first"
-            problems.append(Problem(entry.name, path, reason, "rename one of them"))
-        else:
-            entries[entry.name] = entry
-    return list(entries.values()), problems
-
-
-def _check_folder(folder: Path) -> None:
-    if not os.path.isdir(folder):
-        what = "is a file" if os.path.exists(folder) else "does not exist"
-        raise PoolError(
-            f"the folder of adapters {folder} {what}",
-            hint="give the folder that holds the adapters"
-            + (f": {folder.parent}" if os.path.isfile(folder) else ""),
-        )
-    if os.path.exists(folder / CONFIG_FILE):
-        raise PoolError(
-            f"{folder} is itself one adapter, not a folder of adapters",
-            hint=f"give the folder that holds it: {folder.resolve().parent}",
-        )
-
-
-class _NotUsableError(Exception):
-    """Says why a thing in the folder cannot be used."""
-
-
-def _classify(path: Path) -> _Entry | None:
-    """What `path` is: an adapter, nothing to do with adapters (None), or a _NotUsableError."""
-    if not path.name.isprintable():
-        raise _NotUsableError("its name holds characters that cannot be shown")
-    try:
-        stat = path.stat()
-        if path.is_dir():
-            return _classify_folder(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _NotUsableError("a link that leads back to itself") from error
-        if path.is_symlink() and not path.exists():
-            raise _NotUsableError(f"a link to {os.readlink(path)}, which is not there") from error
-        raise _NotUsableError(f"it cannot be read: {error.strerror}") from error
-    suffix = path.suffix.lower()
-    if suffix == ".gguf":
-        stamp = ((stat.st_size, stat.st_mtime_ns),)
-        return _Entry(path.stem, path, is_peft=False, stamp=stamp)
-    if suffix in _PICKLES:
-        raise _NotUsableError("a pickle file, which is refused: it could run any program")
-    if suffix == ".safetensors":
-        raise _NotUsableError(
-            f"a lone safetensors file: it must lie in a folder with {CONFIG_FILE}"
-        )
-    return None
-
-
-def _classify_folder(path: Path) -> _Entry | None:
-    inside = sorted(child.name for child in path.iterdir())
-    if CONFIG_FILE in inside:
-        stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE) if name in inside]
-        stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-        return _Entry(path.name, path, is_peft=True, stamp=stamp)
-    if any(name.startswith("adapter_model.") for name in inside):
-        raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
-    if path.suffix.lower() == ".gguf":
-        raise _NotUsableError("it is a folder, not a file")
-    if any(name.lower().endswith(".gguf") for name in inside):
-        raise _NotUsableError(
-            "it holds .gguf files, but folders within the folder are not searched"
-        )
-    return None

@@ -9,8 +9,8 @@ import click
 
 from . import config
 from .example_prompts import TaughtPrompts, prompts_beside, read_prompts
+from .ledger import content_key
 from .options import FOLDER
-from .profile_store import content_key
 from .terminal import UsageError, say
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from .errors import AdapterError
-from .pool import WEIGHTS_FILE
 from .profiles import Profile
 from .signals import FloatArray
 
@@ -26,29 +24,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of these files and of what `profiles.embed` makes; another number makes them anew
 
 Embed = Callable[[str], FloatArray]
-
-
-def content_key(origin: Path) -> str:
-    """The sha256 of an adapter's weights, in hex: by this it is known wherever it lies.
-
-    `origin` is a GGUF file or a PEFT folder. Raises AdapterError where it cannot be read.
-    """
-    path = origin / WEIGHTS_FILE if origin.is_dir() else origin
-    try:
-        return _sha256(path)
-    except OSError as error:
-        raise AdapterError(
-            f"{path} cannot be read: {error.strerror}",
-            hint="give a GGUF LoRA file or a PEFT adapter folder",
-        ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def weights_key(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from .mixture import ResidentAdapters
 from .native import Place, Reading
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
-from .profile_store import ProfileStore, content_key
+from .profile_store import ProfileStore
 from .profiles import Profile, embed
 from .sampling import BatchContext
 from .scoring import AT_ONE_PLACE, NEED_PROFILES, Scorer, read_places, sharpened
@@ -130,6 +130,16 @@ class Router:
         target = scorer.index.target if signal in AT_ONE_PLACE else None
         return Scored(signal, "one-pass", target, wanted, strength)
 
+    def part(self, tokens: list[int], names: Collection[str]) -> Callable[[], object]:
+        """What scores only these adapters for a prompt: to measure what a smaller pool costs.
+
+        The prompt is read now, unless it was read last.
+        """
+        scorer = self._scorer_for(self._settings.resolved_signal)
+        signal = scorer.resolved(self._settings.resolved_signal)
+        reading = self._read(tokens, scorer.places(signal))
+        return partial(scorer.part(names).fit, signal, reading)
+
     def remember(self) -> None:
         """Count the prompt that was scored last among the user's own (see `usual`)."""
         if self._scorer is not None:
@@ -233,7 +243,7 @@ class Router:
 
     def _key(self, adapter: AdapterFile) -> str:
         if adapter not in self._keys:
-            self._keys[adapter] = content_key(self._pool.origin(adapter.name))
+            self._keys[adapter] = self._pool.content_key(adapter.name)
         return self._keys[adapter]
 
     def _taught_for(self, adapter: AdapterFile) -> list[str]:
@@ -331,6 +341,7 @@ class Router:
         """Free the contexts, before the adapters and the model go; keep what was remembered."""
         if self._past is not None:
             self._past.save()
+        self._pool.save()
         for context in (self._hidden, self._each, self._batch):
             if context is not None:
                 context.close()

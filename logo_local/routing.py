@@ -21,7 +21,8 @@ class Route:
     rest where the fit is uncertain. `all_scores` holds every adapter that took part, selected or
     not. A route without names means that the base model answers alone. `signal` and `probe` say
     how the scores were made, `target` which weight's input was read (None when the adapters were
-    evaluated one by one), `mixture` how llama.cpp blends them.
+    evaluated one by one), `mixture` how llama.cpp blends them, which whoever makes a route does
+    not know yet.
     """
 
     names: tuple[str, ...] = ()
@@ -73,7 +74,6 @@ def fixed(weights: Mapping[str, float]) -> Route:
         names=tuple(name for name, _ in ordered),
         scores=values,
         weights=values,
-        mixture="scales" if ordered else "none",
     )
 
 
@@ -84,7 +84,6 @@ def select(
     signal: str = "none",
     probe: str = "none",
     target: str | None = None,
-    mixture: str = "none",
     strength: float = 1.0,
 ) -> Route:
     """Take the `top_k` highest `scores` and share the weight among them, w_i = s_i / sum_j s_j.
@@ -115,6 +114,5 @@ def select(
         signal=signal,
         probe=probe,
         target=target,
-        mixture=mixture if chosen else "none",
         strength=strength if chosen else 1.0,
     )

@@ -7,8 +7,8 @@ The formulas are in `signals` and `profiles`; nothing here knows of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
@@ -92,6 +92,20 @@ class Scorer:
         """The scores by adapter for a `resolved` signal, and how sure they are of a fit."""
         found = ONE_PASS[signal](self, reading)
         return found if isinstance(found, Fit) else Fit(found)
+
+    def part(self, names: Collection[str]) -> Scorer:
+        """The scorer of a smaller pool, with what is known of it."""
+        adapters = {name: self.adapters[name] for name in names}
+        entries = {n: entry for n, entry in self.index.entries.items() if n in adapters}
+        return replace(
+            self,
+            adapters=adapters,
+            index=replace(self.index, adapters=adapters, entries=entries),
+            z_norms=self.z_norms.part(names),
+            prompts={n: p for n, p in (self.prompts or {}).items() if n in adapters},
+            samples={n: p for n, p in self.samples.items() if n in adapters},
+            _measures={},
+        )
 
     def resolved(self, signal: str) -> str:
         """What "auto" stands for, the best as measured (docs/quality.md): "mixed"; other signals

@@ -6,6 +6,7 @@ The engine, the command line and the config file take their lists and defaults f
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,13 @@ SIGNALS = (*ONE_PASS, *EACH, "shortlist")
 SIGNAL_NAMES = ("auto", *SIGNALS)
 PROBES = ("one-pass", "each")
 TAPS = ("input", "residual")
-MIXTURES = ("auto", "scales")
+MIXTURES = ("auto", "fused", "scales")
+MIXTURE_TYPES = ("exact", "q8_0")
 SELF_PROFILES = (True, False, "kept")  # make what is missing, do without, or use what is there
 
 DEFAULT_TOP_K = 3
 DEFAULT_LAYER = -1
-DEFAULT_ADAPTER_MEMORY = "2G"
+DEFAULT_ADAPTER_MEMORY = "auto"  # a quarter of what is free
 DEFAULT_N_CTX = 4096  # tokens, or what the model was trained with, if that is less
 
 
@@ -44,6 +46,8 @@ class RoutingSettings:
     layer: int = DEFAULT_LAYER
     tap: str = "input"
     mixture: str = "auto"
+    mixture_type: str = "exact"
+    keep_route: float = 0.0
     adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
     self_profile: bool | str = True
     past: bool = True
@@ -57,8 +61,8 @@ class RoutingSettings:
 
     @property
     def memory(self) -> int:
-        """`adapter_memory` in bytes."""
-        return config.parse_size(self.adapter_memory)
+        """`adapter_memory` in bytes; "auto" is looked up now."""
+        return config.parse_memory(self.adapter_memory)
 
     def check(self, other_problems: Sequence[str] = ()) -> None:
         """Raise one SettingsError with all that is wrong here, and with `other_problems`.
@@ -73,6 +77,7 @@ class RoutingSettings:
                 ("probe", self.probe, PROBES),
                 ("tap", self.tap, TAPS),
                 ("mixture", self.mixture, MIXTURES),
+                ("mixture_type", self.mixture_type, MIXTURE_TYPES),
             )
             if value not in allowed
         ]
@@ -86,8 +91,10 @@ class RoutingSettings:
             )
         if self.top_k < 1:
             problems.append(f"top_k is {self.top_k}, and must be at least 1")
+        if not 0 <= self.keep_route < math.inf:
+            problems.append(f"keep_route is {self.keep_route}, and must be 0 or more")
         try:
-            config.parse_size(self.adapter_memory)
+            config.parse_memory(self.adapter_memory)
         except ValueError as error:
             problems.append(f"adapter_memory: {error}")
         problems += other_problems
@@ -99,3 +106,5 @@ class RoutingSettings:
             )
         if self.probe == "each" and (self.layer, self.tap) != (DEFAULT_LAYER, "input"):
             log.warning("layer and tap have no effect with probe 'each', which reads no block")
+        if self.mixture == "scales" and self.mixture_type != "exact":
+            log.warning("mixture_type has no effect with mixture 'scales', which stores nothing")

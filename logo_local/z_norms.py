@@ -57,6 +57,11 @@ class ZNorms:
         self._past = past
         self._latest: dict[str, FloatArray] = {}  # the log norms of the last prompt, by name
 
+    def part(self, names: Collection[str]) -> ZNorms:
+        """The same for some of the adapters only; it remembers no past prompts."""
+        adapters = {name: self._adapters[name] for name in names}
+        return ZNorms(adapters, self._places, self._generic)
+
     def scores(self, reading: Reading, names: Collection[str] | None = None) -> Scores:
         """The z-norms of all adapters, or of `names`; of any sign, 0 for what is usual.
 

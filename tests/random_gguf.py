@@ -1,24 +1,52 @@
-"""A small base model and adapters with random weights, written tensor by tensor with gguf.
+"""Base models and adapters with random weights, written tensor by tensor with gguf.
 
-For tests of the runtime that need real llama.cpp arithmetic but neither torch nor sense.
+For tests of the runtime that need real llama.cpp arithmetic but neither torch nor sense, and, in
+the shape of a real model, for benchmarks.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-BLOCKS, WIDTH, HEADS, KV_HEADS, FFN, VOCAB = 3, 64, 4, 2, 96, 300
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama with grouped-query heads, or of a Mixtral, with experts."""
+
+    blocks: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocab: int
+    context: int
+    experts: int = 0
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """(d_out, d_in) of each adapted projection of a block, behind the number of experts."""
+        width, ffn, kv_width = self.width, self.ffn, self.width * self.kv_heads // self.heads
+        stack, suffix = ((self.experts,), "_exps") if self.experts else ((), "")
+        return {
+            "attn_q": (width, width),
+            "attn_k": (kv_width, width),
+            "attn_v": (kv_width, width),
+            "attn_output": (width, width),
+            f"ffn_gate{suffix}": (*stack, ffn, width),
+            f"ffn_up{suffix}": (*stack, ffn, width),
+            f"ffn_down{suffix}": (*stack, width, ffn),
+        }
+
+
+SMALL = Shape(blocks=3, width=64, heads=4, kv_heads=2, ffn=96, vocab=300, context=256)
+EXPERTS = replace(SMALL, experts=4)
+LLAMA_1B = Shape(blocks=16, width=2048, heads=32, kv_heads=8, ffn=8192, vocab=32_000, context=4096)
+
+BLOCKS, WIDTH, HEADS, KV_HEADS, VOCAB = SMALL.blocks, SMALL.width, SMALL.heads, SMALL.kv_heads, 300
 KV_WIDTH = WIDTH * KV_HEADS // HEADS
-SHAPES = {
-    "attn_q": (WIDTH, WIDTH),
-    "attn_k": (KV_WIDTH, WIDTH),
-    "attn_v": (KV_WIDTH, WIDTH),
-    "attn_output": (WIDTH, WIDTH),
-    "ffn_gate": (FFN, WIDTH),
-    "ffn_up": (FFN, WIDTH),
-    "ffn_down": (WIDTH, FFN),
-}
+SHAPES = SMALL.matrices
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
 )
@@ -31,44 +59,64 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def write_base(path: Path, seed: int = 0) -> Path:
-    """A float32 Llama with grouped-query heads and a byte tokenizer."""
+def write_base(path: Path, seed: int = 0, shape: Shape = SMALL, *, q4_0: bool = False) -> Path:
+    """A Llama with a byte tokenizer; its matrices in float32, or in Q4_0 without being rounded."""
     rng = np.random.default_rng(seed)
 
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+    def matrix(*of: int) -> np.ndarray:
+        return (rng.standard_normal(of) / np.sqrt(of[-1])).astype(np.float32)
+
+    def add(name: str, size: float, *of: int) -> None:
+        if q4_0:
+            blocks = _q4_0(rng, *of, size / np.sqrt(of[-1]))
+            w.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        else:
+            w.add_tensor(name, size * matrix(*of))
 
     w = gguf.GGUFWriter(path, "llama")
-    w.add_context_length(256)
-    w.add_embedding_length(WIDTH)
-    w.add_block_count(BLOCKS)
-    w.add_feed_forward_length(FFN)
-    w.add_head_count(HEADS)
-    w.add_head_count_kv(KV_HEADS)
+    w.add_context_length(shape.context)
+    w.add_embedding_length(shape.width)
+    w.add_block_count(shape.blocks)
+    w.add_feed_forward_length(shape.ffn)
+    w.add_head_count(shape.heads)
+    w.add_head_count_kv(shape.kv_heads)
+    if shape.experts:
+        w.add_expert_count(shape.experts)
+        w.add_expert_used_count(2)
     w.add_layer_norm_rms_eps(1e-5)
-    w.add_rope_dimension_count(WIDTH // HEADS)
-    w.add_vocab_size(VOCAB)
+    w.add_rope_dimension_count(shape.width // shape.heads)
+    w.add_vocab_size(shape.vocab)
     w.add_tokenizer_model("llama")
     pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
-    pieces += [f"w{i}" for i in range(VOCAB - len(pieces))]
-    kinds = [2, 3, 3] + [6] * 256 + [1] * (VOCAB - 259)  # unknown, control, byte, normal
+    pieces += [f"w{i}" for i in range(shape.vocab - len(pieces))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (shape.vocab - 259)  # unknown, control, byte, normal
     w.add_token_list(pieces)
-    w.add_token_scores([0.0] * VOCAB)
+    w.add_token_scores([0.0] * shape.vocab)
     w.add_token_types(kinds)
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     w.add_chat_template(CHAT_TEMPLATE)
-    w.add_tensor("token_embd.weight", 10 * matrix(VOCAB, WIDTH))
-    w.add_tensor("output.weight", 4 * matrix(VOCAB, WIDTH))
-    w.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
-    for block in range(BLOCKS):
-        for kind, shape in SHAPES.items():
-            w.add_tensor(f"blk.{block}.{kind}.weight", 2 * matrix(*shape))
+    add("token_embd.weight", 10, shape.vocab, shape.width)
+    add("output.weight", 4, shape.vocab, shape.width)
+    w.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
+    for block in range(shape.blocks):
+        for kind, of in shape.matrices.items():
+            add(f"blk.{block}.{kind}.weight", 2, *of)
+        if shape.experts:
+            add(f"blk.{block}.ffn_gate_inp.weight", 2, shape.experts, shape.width)
         for kind in ("attn_norm", "ffn_norm"):
-            values = 1 + 0.2 * rng.standard_normal(WIDTH)  # (WIDTH,)
+            values = 1 + 0.2 * rng.standard_normal(shape.width)  # (width,)
             w.add_tensor(f"blk.{block}.{kind}.weight", values.astype(np.float32))
     _finish(w)
     return path
+
+
+def _q4_0(rng: np.random.Generator, rows: int, columns: int, deviation: float) -> np.ndarray:
+    """Random blocks of Q4_0 (rows, columns / 32 * 18) uint8 with about that standard deviation."""
+    blocks = rng.integers(0, 256, (rows, columns // 32, 18), np.uint8)
+    scale = np.array([deviation / 4.6], np.float16)  # nibbles less 8 deviate by 4.6
+    blocks[:, :, :2] = scale.view(np.uint8)
+    return blocks.reshape(rows, -1)
 
 
 def write_adapter(
@@ -77,22 +125,37 @@ def write_adapter(
     *,
     rank: int = 4,
     alpha: float = 8.0,
-    kinds: tuple[str, ...] = tuple(SHAPES),
-    blocks: tuple[int, ...] = tuple(range(BLOCKS)),
+    kinds: tuple[str, ...] | None = None,
+    blocks: tuple[int, ...] | None = None,
     loudness: float = 0.5,
+    shape: Shape = SMALL,
+    dtype: type[np.floating] = np.float32,
+    embeddings: bool = False,
 ) -> Path:
-    """A float32 LoRA for `write_base`'s model; `loudness` scales B."""
+    """A LoRA for `write_base`'s model of that shape; `loudness` scales B.
+
+    It adapts `kinds` of `blocks`, by default all, and with `embeddings` those of input and output.
+    """
     rng = np.random.default_rng(seed)
     w = gguf.GGUFWriter(path, "llama")
     w.add_type("adapter")
     w.add_string("adapter.type", "lora")
     w.add_float32("adapter.lora.alpha", alpha)
-    for block in blocks:
-        for kind in kinds:
-            d_out, d_in = SHAPES[kind]
-            a = rng.standard_normal((rank, d_in)) / np.sqrt(d_in)
-            b = loudness * rng.standard_normal((d_out, rank))
-            w.add_tensor(f"blk.{block}.{kind}.weight.lora_a", a.astype(np.float32))
-            w.add_tensor(f"blk.{block}.{kind}.weight.lora_b", b.astype(np.float32))
+    for block in range(shape.blocks) if blocks is None else blocks:
+        for kind in shape.matrices if kinds is None else kinds:
+            *stack, d_out, d_in = shape.matrices[kind]
+            a = rng.standard_normal((*stack, rank, d_in)) / np.sqrt(d_in)
+            b = loudness * rng.standard_normal((*stack, d_out, rank))
+            w.add_tensor(f"blk.{block}.{kind}.weight.lora_a", a.astype(dtype))
+            w.add_tensor(f"blk.{block}.{kind}.weight.lora_b", b.astype(dtype))
+    if embeddings:
+        for name, rows, of_b in (
+            ("token_embd", shape.vocab, shape.width),  # A has a row for each token
+            ("output", rank, shape.vocab),
+        ):
+            a = rng.standard_normal((rows, shape.width if rows == rank else rank))
+            w.add_tensor(f"{name}.weight.lora_a", (a / 8).astype(dtype))
+            b = loudness * rng.standard_normal((of_b, rank))
+            w.add_tensor(f"{name}.weight.lora_b", b.astype(dtype))
     _finish(w)
     return path

@@ -16,7 +16,7 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, cli, convert, options
-from logo_local.config import parse_size
+from logo_local.config import parse_memory
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.routing import select
@@ -151,6 +151,8 @@ ALL_OPTIONS = {
     "layer": -2,
     "tap": "residual",
     "mixture": "scales",
+    "mixture_type": "q8_0",
+    "keep_route": 0.25,
     "adapter_memory": 512 * 2**20,
     "n_gpu_layers": -1,
 }
@@ -180,7 +182,9 @@ def test_defaults_are_the_engines_own(call, llm):
     }
     del llm.settings["progress"], llm.settings["model_path"], llm.settings["adapters"]
     assert 0 < llm.settings.pop("seed") < 2**32  # drawn anew: llama_cpp's own never changes
-    assert llm.settings.pop("adapter_memory") == parse_size(defaults["adapter_memory"])
+    assert llm.settings.pop("adapter_memory") == pytest.approx(
+        parse_memory(defaults["adapter_memory"]), rel=0.5
+    )
     gpu_layers = llm.settings.pop("n_gpu_layers")
     assert gpu_layers == inspect.signature(LoGo.__base__).parameters["n_gpu_layers"].default
     assert llm.settings == {name: defaults[name] for name in llm.settings}

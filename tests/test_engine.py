@@ -12,6 +12,7 @@ from random_gguf import CHAT_TEMPLATE, write_adapter
 from logo_local import native, router
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
+from logo_local.router import Scored
 
 A, B = "alpha beta gamma", "one two three four five six"
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
@@ -55,7 +56,7 @@ def test_a_completion_carries_its_route_and_timings(logo):
     assert route["signal"] == "norm"
     assert route["probe"] == "one-pass"
     assert route["target"] == "blk.2.attn_q.weight"
-    assert route["mixture"] == "scales"
+    assert route["mixture"] == "fused"
     assert set(route["scores"]) == {f"ad{i}" for i in range(5)}
     assert len(route["adapters"]) == 2
     assert sum(a["weight"] for a in route["adapters"]) == pytest.approx(1.0)
@@ -176,7 +177,7 @@ def test_the_parents_ram_cache_stays_right(logo):
 
 
 def test_one_adapter_with_weight_one_equals_that_adapter_alone(logo, random_base, random_adapters):
-    llm = logo(top_k=1)
+    llm = logo(top_k=1, mixture="scales")
     ours = prompt_logits(llm, A)
     (name,) = llm.last_route.names
     alone = Llama(
@@ -279,7 +280,7 @@ def test_timings_are_those_of_this_prompt(logo):
 
 
 def test_the_pool_knows_what_is_resident(logo):
-    llm = logo(top_k=2, adapter_memory="1M")
+    llm = logo(top_k=2, adapter_memory="1M", mixture="scales")
     assert llm.pool.resident_bytes == 0
     llm(A, **GREEDY)
     used = [llm.pool.adapters[name].n_bytes for name in llm.last_route.names]
@@ -434,16 +435,74 @@ def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, ca
     assert "down takes no part in routing" in caplog.text
 
 
-def test_an_adapter_that_appears_is_routed_after_a_rescan(logo, tmp_path):
+def test_adapters_that_come_and_go_are_noticed_at_the_next_prompt(logo, tmp_path, caplog):
     write_adapter(tmp_path / "one.gguf", 1)
     llm = logo(adapters=tmp_path)
     assert llm.route(A).names == ("one",)
+    assert "has changed" not in caplog.text
     write_adapter(tmp_path / "two.gguf", 2)
-    llm.pool.rescan()
     assert set(llm.route(A).names) == {"one", "two"}
+    assert f"{tmp_path} has changed: new: two" in caplog.text
     (tmp_path / "one.gguf").unlink()
-    llm.pool.rescan()
     assert llm(A, **GREEDY)["logo"]["route"]["adapters"][0]["name"] == "two"
+    assert "has changed: gone: one" in caplog.text
+
+
+@pytest.mark.parametrize("mixture", ["fused", "scales"])
+def test_an_adapter_rewritten_while_the_engine_runs(logo, tmp_path, caplog, mixture):
+    path = write_adapter(tmp_path / "one.gguf", 1)
+    llm = logo(adapters=tmp_path, mixture=mixture)
+    llm(A, **GREEDY)
+    write_adapter(path, 2, rank=7)  # in place: the folder itself does not change
+    found = prompt_logits(llm, B)
+    assert "has changed: changed: one" in caplog.text
+    llm.close()
+    np.testing.assert_array_equal(found, prompt_logits(logo(adapters=tmp_path, mixture=mixture), B))
+
+
+def test_an_adapter_that_is_still_being_copied_is_taken_when_it_is_whole(logo, tmp_path, caplog):
+    whole = write_adapter(tmp_path / "whole.gguf", 1).read_bytes()
+    llm = logo(adapters=tmp_path)
+    with (tmp_path / "new.gguf").open("wb") as file:
+        file.write(whole[:5000])
+        file.flush()
+        assert llm.route(A).names == ("whole",)
+        assert "left out: new.gguf" in caplog.text
+        file.write(whole[5000:])
+    assert set(llm.route(A).names) == {"whole", "new"}
+
+
+def test_weights_named_by_the_caller_survive_a_changed_folder(logo, tmp_path):
+    one, _ = (write_adapter(tmp_path / f"{name}.gguf", i) for i, name in enumerate("ab"))
+    llm = logo(adapters=tmp_path)
+    with llm.under({"a": 1.0, "b": 0.5}):
+        llm(A, **GREEDY)
+        one.unlink()
+        with pytest.raises(PoolError, match="there is no adapter 'a'"):
+            llm(B, **GREEDY)
+    assert llm(A, **GREEDY)["logo"]["route"]["adapters"][0]["name"] == "b"
+
+
+def test_a_route_that_hardly_changes_is_kept_where_that_is_wished(logo, monkeypatch):
+    def answer_as(llm, **scores):
+        monkeypatch.setattr(
+            llm._router, "scores", lambda *_: Scored("norm", "one-pass", None, scores)
+        )
+        return llm(A, **GREEDY)["logo"]["route"]["adapters"]
+
+    llm = logo(keep_route=0.1)
+    first = answer_as(llm, ad0=0.6, ad1=0.4)
+    assert answer_as(llm, ad0=0.4501, ad1=0.4) == [
+        {"name": "ad0", "score": 0.4501, "weight": 0.6},
+        {"name": "ad1", "score": 0.4, "weight": 0.4},
+    ]
+    assert [a["weight"] for a in answer_as(llm, ad0=0.52, ad1=0.48)] == [0.6, 0.4]
+    # Compared with what the conversation runs under, not with the route before.
+    assert answer_as(llm, ad0=0.4, ad1=0.6)[0]["weight"] == pytest.approx(0.6)
+    assert answer_as(llm, ad0=0.6, ad2=0.4)[1]["name"] == "ad2"
+    exact = logo()
+    assert answer_as(exact, ad0=0.6, ad1=0.4) == first
+    assert answer_as(exact, ad0=0.59, ad1=0.41)[0]["weight"] == pytest.approx(0.59)
 
 
 def test_silent_adapters_leave_the_base_alone(logo, tmp_path):

@@ -121,6 +121,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         "logo_local/generic_prompts.txt",
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
+        *(f"logo_local/bench/{name}" for name in code_files("logo_local/bench")),
         *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),
     }
     assert {name for name in names if name.startswith("logo_local/demo/")} == {

@@ -10,7 +10,7 @@ from logo_local import report
 from logo_local.routing import Route, select
 
 SCORES = {"sort-words": 4.2, "reverse": 3.1, "upper": 2.7, "[red]": 1.0, "silent": 0.0}
-HOW = {"signal": "norm", "probe": "one-pass", "target": "blk.3.attn_q.weight", "mixture": "scales"}
+HOW = {"signal": "norm", "probe": "one-pass", "target": "blk.3.attn_q.weight"}
 
 
 def route(top_k=3, scores=SCORES):

@@ -15,7 +15,7 @@ import click
 from .. import __version__, config, settings
 from ..ask import Engine
 from ..opening import open_by_options
-from ..options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, options
+from ..options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
 from ..profile_store import weights_key
 from ..terminal import ProgressBar, UsageError, say
 from . import metrics
@@ -27,24 +27,6 @@ from .store import Store
 _SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
 # Those of the engine's that scores or answers depend on.
 _ENGINE_SETTINGS = ("probe", "layer", "tap", "self_profile", "mixture", "ctx_size")
-
-
-class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """Values of one kind, separated by commas, each once: a tuple of them."""
-
-    name = "list"
-
-    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
-        self.kind = kind
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Any, ...]:
-        """The values in their order; click's usage error for one that is not of the kind."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
 
 
 @click.command("eval")

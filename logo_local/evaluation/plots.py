@@ -155,34 +155,41 @@ def draw_all(
         drawn["quality"] = _quality(methods, signals, ks, label)
     files = []
     for name, figure in drawn.items():
-        path, unfinished = folder / f"{name}.svg", folder / f".{name}.tmp"
-        # Without the date, the same numbers are the same file.
-        figure.savefig(unfinished, format="svg", metadata={"Date": None})
-        os.replace(unfinished, path)
-        files.append(path)
+        files.append(folder / f"{name}.svg")
+        save(figure, files[-1])
     return files
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    # Without the date, the same numbers are the same file.
+    figure.savefig(unfinished, format="svg", metadata={"Date": None})
+    os.replace(unfinished, path)
 
 
 def load() -> None:
     """Import matplotlib now. Raises SettingsError where it is missing."""
-    _figure(1, 1)
+    figure_of(1, 1)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without pyplot, which would look for a display and keep every figure."""
+def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure, and its panel or panels, in inches; without pyplot, which would look for a display
+    and keep every figure. Raises SettingsError where matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra(error) from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns, sharey=columns > 1)
 
 
 def _heat_map(table: ScoreTable, signal: str) -> Any:
     from matplotlib.patches import Rectangle
 
     n_adapters, n_tasks = table.scores.shape
-    figure, axes = _figure(3 + 0.3 * n_tasks, 2.5 + 0.25 * n_adapters)
+    figure, axes = figure_of(3 + 0.3 * n_tasks, 2.5 + 0.25 * n_adapters)
     image = axes.imshow(by_adapter(table.scores), cmap="viridis", aspect="auto")
     axes.set_xticks(range(n_tasks), table.tasks, rotation=90)
     axes.set_yticks(range(n_adapters), table.adapters)
@@ -199,7 +206,7 @@ def _heat_map(table: ScoreTable, signal: str) -> Any:
 
 def _weights_by_likeness(table: ScoreTable, signal: str, k: int) -> Any:
     alike = likeness(table.scores)
-    figure, axes = _figure(5, 4)
+    figure, axes = figure_of(5, 4)
     n = len(table.tasks)
     pairs = [(i, j) for i in range(n) for j in range(n) if table.own[i] != table.own[j]]
     axes.scatter(
@@ -220,7 +227,7 @@ def _weights_by_likeness(table: ScoreTable, signal: str, k: int) -> Any:
 
 
 def _ranks(adapters: Sequence[str], counts: npt.NDArray[np.int64], signal: str) -> Any:
-    figure, axes = _figure(6, 1.5 + 0.25 * len(adapters))
+    figure, axes = figure_of(6, 1.5 + 0.25 * len(adapters))
     left = np.zeros(len(adapters))
     for rank, name in enumerate(("first", "second", "third")):
         axes.barh(adapters, counts[:, rank], left=left, label=name)
@@ -234,7 +241,7 @@ def _ranks(adapters: Sequence[str], counts: npt.NDArray[np.int64], signal: str) 
 def _quality(
     methods: Mapping[str, Result], signals: Sequence[str], ks: Sequence[int], label: str
 ) -> Any:
-    figure, axes = _figure(8, 5)
+    figure, axes = figure_of(8, 5)
     for i, signal in enumerate((*signals, "random")):
         # Ten colours do not suffice for all signals: the others are dashed.
         _line(axes, methods, {k: at_k(signal, k) for k in ks}, signal, "-" if i < 10 else "--")
@@ -247,7 +254,7 @@ def _quality(
 
 
 def _fusion(methods: Mapping[str, Result], signal: str, ks: Sequence[int], label: str) -> Any:
-    figure, axes = _figure(6, 4)
+    figure, axes = figure_of(6, 4)
     _line(axes, methods, {k: at_k(signal, k) for k in ks}, "mixture of outputs")
     _line(axes, methods, {k: fused(at_k(signal, k)) for k in ks}, "averaged parameters")
     axes.set(xlabel="k", ylabel=label, xticks=list(ks), title=signal)

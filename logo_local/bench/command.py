@@ -1,0 +1,78 @@
+"""`logo-local bench`: the options; everything they ask for is elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ..opening import open_by_options
+from ..options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
+from ..terminal import ProgressBar, say
+
+if TYPE_CHECKING:
+    from ..engine import LoGo
+
+
+@click.command()
+@click.argument("model")
+@options(ADAPTERS, SIGNAL)
+@click.option(
+    "--top-k",
+    "ks",
+    type=Several(click.IntRange(1)),
+    metavar="K,...",
+    default="1,2,3,5,10,20",
+    show_default=True,
+    help="How many adapters to blend.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="How long the prompt is.",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(2),
+    default=32,
+    show_default=True,
+    help="How many tokens are generated.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often everything is measured; medians are reported.",
+)
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the ratios into this SVG file.")
+@options(*ENGINE, JSON)
+@click.pass_context
+def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) -> None:
+    """Measure what mixtures and routing cost on this machine, beside the base model alone.
+
+    Every figure is a ratio to the base, which is measured right before it. The first adapters of
+    the pool are blended, whichever they are. Adapters are not asked what they are for: what that
+    takes, once, is not measured.
+    """
+    from ..evaluation.plots import load
+    from .measure import measure
+    from .report import draw, markdown
+
+    if plot is not None:
+        load()  # what is missing is said before minutes of measuring
+    given |= {"past": False, "seed": 1}
+    if given["self_profile"]:
+        given["self_profile"] = "kept"
+    llm = cast("LoGo", open_by_options(ctx, model, given))
+    with ProgressBar() as progress:
+        names = ("ks", "prompt_tokens", "answer_tokens", "repeats")
+        found = measure(llm, progress=progress, **{name: given[name] for name in names})
+    if plot is not None:
+        draw(found, plot)
+        say(f"the figure is in {plot}", "dim")
+    click.echo(json.dumps(found.as_dict(), indent=2) if given["as_json"] else markdown(found))

@@ -1,0 +1,141 @@
+"""Several adapters as one of a higher rank, exactly: the arithmetic, on arrays.
+
+    sum_i f_i B_i A_i x = [B_1 .. B_k] [f_1 A_1; ..; f_k A_k] x      with f_i = weight_i scaling_i
+
+The factors go into the A's, so that other weights of the same adapters leave the B's as they are.
+In a float16 stack f_i A_i is rounded once, to 11 bits; nothing else is. Knows no llama.cpp.
+
+Source: the identity is elementary; PEFT has it as the combination type "cat" (tuners/lora, 0.21).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .adapter_file import AdapterFile, StoredArray
+
+# llama.cpp multiplies 32 numbers at a time and what is left over one by one, which is slower than
+# the numbers that fill it up; a block of Q8_0 has 32 as well.
+RANK_STEP = 32
+
+TYPES = ("f16", "f32", "q8_0")
+
+
+@dataclass(frozen=True)
+class StackedModule:
+    """The stack at one weight: A is `a_shape`, B is `b_shape`, both with `rank` along one axis.
+
+    `a_axis` is that axis of A, counted from the end: -2, or -1 for an embedding. That of B is -1.
+    """
+
+    rank: int
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+    a_axis: int
+
+    def n_bytes(self, dtype: str) -> int:
+        """What A and B take, stored as `dtype`."""
+        n = math.prod(self.a_shape) + math.prod(self.b_shape)
+        return {"f16": 2 * n, "f32": 4 * n, "q8_0": n // 32 * 34}[dtype]
+
+
+def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]:
+    """The stack of `adapters` by weight, whose ranks are filled up to a multiple of RANK_STEP."""
+    ranks: dict[str, int] = {}
+    modules = {}
+    for adapter in adapters:
+        for target, module in adapter.modules.items():
+            ranks[target] = ranks.get(target, 0) + module.rank
+            modules[target] = module
+    stacks = {}
+    for target, module in modules.items():
+        rank = math.ceil(ranks[target] / RANK_STEP) * RANK_STEP
+        axis = -1 if target.endswith("token_embd.weight") else -2
+        a, b = list(module.a.shape), list(module.b.shape)
+        a[axis] = b[-1] = rank
+        stacks[target] = StackedModule(rank, tuple(a), tuple(b), axis)
+    return stacks
+
+
+def exact_type(adapters: Iterable[AdapterFile]) -> str:
+    """The type that holds what the adapters' files hold: "f16" if all of them do, else "f32"."""
+    types = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+    return "f16" if types <= {"F16"} else "f32"
+
+
+def common_factor(factors: Iterable[float]) -> float:
+    """A power of two, at least 1, by which all |factors| divided are at most 1.
+
+    What is divided by it can be stored as float16 wherever the adapter itself can; llama.cpp
+    multiplies with it again. Mostly 1, so that changed weights seldom change it.
+    """
+    largest = max((abs(factor) for factor in factors), default=0.0)
+    return 2.0 ** max(0, math.ceil(math.log2(largest))) if largest > 1 else 1.0
+
+
+def put_a(
+    stack: npt.NDArray[Any], axis: int, start: int, values: StoredArray, factor: float
+) -> int:
+    """Write factor * A at `start` along `axis` of the stack; returns where the next one begins."""
+    end: int = start + values.shape[axis]
+    part = stack[..., start:end, :] if axis == -2 else stack[..., start:end]
+    if stack.dtype == values.dtype == np.float16:
+        _scale_f16(part, values, factor)
+    else:
+        np.multiply(values, np.float32(factor), out=part, dtype=np.float32, casting="same_kind")
+    return end
+
+
+def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray) -> int:
+    """Write B at `start` along the last axis of the stack; returns where the next one begins."""
+    rank: int = values.shape[-1]
+    if stack.dtype != values.dtype or not stack.flags.c_contiguous:
+        stack[..., start : start + rank] = values
+        return start + rank
+    # As one item of `rank` numbers for each row, which is several times faster.
+    n_rows, width = math.prod(values.shape[:-1]), values.itemsize
+    item = f"V{rank * width}"
+    columns = np.ndarray(
+        (n_rows,), item, buffer=stack, offset=start * width, strides=(stack.shape[-1] * width,)
+    )
+    columns[:] = np.ascontiguousarray(values).reshape(n_rows, rank).view(item)[:, 0]
+    return start + rank
+
+
+def _scale_f16(out: npt.NDArray[np.float16], values: StoredArray, factor: float) -> None:
+    if factor == 1.0:
+        out[...] = values
+        return
+    indices = values.view(np.uint16)
+    if out.flags.c_contiguous:
+        np.take(_products(factor), indices, out=out, mode="clip")
+    else:
+        out[...] = np.take(_products(factor), indices)
+
+
+@lru_cache(maxsize=64)  # of 128 KiB each
+def _products(factor: float) -> npt.NDArray[np.float16]:
+    """factor times each number that float16 can hold, by its bits (65536,): faster than numpy's
+    own arithmetic of float16.
+    """
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(all="ignore"):  # NaN and infinity are among them, and in no checked adapter
+        products: npt.NDArray[np.float16] = (numbers * np.float32(factor)).astype(np.float16)
+    return products
+
+
+def covers(have: Mapping[str, StackedModule], need: Mapping[str, StackedModule]) -> bool:
+    """Whether the stack `have` has room for `need` at every weight."""
+    return all(target in have and have[target].rank >= m.rank for target, m in need.items())
+
+
+def total_bytes(modules: Mapping[str, StackedModule], dtype: str) -> int:
+    """What a stack takes in memory."""
+    return sum(module.n_bytes(dtype) for module in modules.values())
