@@ -139,15 +139,14 @@ class AdapterFile:
             ) from error
         return (np.ascontiguousarray(a.T) if _is_embedding(target) else a), b
 
-    def stored(self, file: BinaryIO, target: str) -> tuple[StoredArray, StoredArray]:
-        """A and B at `target` in their own shapes: float16 where stored so, otherwise float32.
+    def stored(self, file: BinaryIO, target: str, side: str) -> StoredArray:
+        """A or B ("a", "b") at `target` in its own shape: float16 where stored so, else float32.
 
         Read from `file`, which is this adapter's, opened by the caller; does not look whether it
         has changed since it was checked. Threads may share the file where `CAN_SHARE_FILES`.
         """
         module = self.modules[target]
-        start = self.data_start
-        return _stored(file, start, module.a), _stored(file, start, module.b)
+        return _stored(file, self.data_start, module.a if side == "a" else module.b)
 
 
 def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ import llama_cpp
 
 from .adapter_file import AdapterFile
 from .errors import AdapterError, NativeError, PoolError
+from .native import load_adapter
 from .slot import Slot
 from .stacking import StackedModule, covers, exact_type, stacked_modules, total_bytes
 
@@ -93,7 +93,7 @@ class ResidentAdapters:
     def _load(self, adapter: AdapterFile) -> Any:
         if adapter not in self._handles:
             adapter.check_unchanged()  # llama.cpp must not see what was not checked
-            handle = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(adapter.path))
+            handle = load_adapter(self._model, adapter.path)
             if not handle:
                 raise AdapterError(
                     f"llama.cpp refused the adapter {adapter.name} ({adapter.path})",

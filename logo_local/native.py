@@ -10,6 +10,8 @@ says, before anything is read through it.
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -299,6 +301,21 @@ class Tap:
                     hint="use --tap input",
                 )
             self._rows[place] = source.rows()
+
+
+def load_adapter(model: Any, path: Path) -> Any:
+    """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
+
+    llama_cpp prints what llama.cpp says of it, which for a quantised base is a line on every
+    tensor, and goes by a logger of its own: it is silent meanwhile.
+    """
+    logger = logging.getLogger("llama-cpp-python")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+    finally:
+        logger.setLevel(before)
 
 
 class WeightFinder:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import gguf
 import llama_cpp
@@ -26,11 +27,24 @@ import numpy.typing as npt
 
 from .adapter_file import CAN_SHARE_FILES, AdapterFile
 from .errors import AdapterError, NativeError
-from .native import Tensor, WeightFinder, quantized_q8_0
+from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
 from .probe import ProbeContext
 from .stacking import StackedModule, common_factor, put_a, put_b, total_bytes
 
 FINDING_CONTEXT = 32  # tokens; the context that looks for the tensors decodes one
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One adapter of a mixture, opened; it begins at `starts` in each module's stack."""
+
+    adapter: AdapterFile
+    file: BinaryIO
+    weight: float
+    starts: Mapping[str, int]
+
+
+_Rooms: TypeAlias = dict[tuple[str, str], "npt.NDArray[Any]"]  # by target and side
 
 
 class Slot:
@@ -57,7 +71,7 @@ class Slot:
         with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
             path = Path(folder) / "empty.gguf"
             _write_empty(path, architecture, modules, dtype)
-            self.handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+            self.handle = load_adapter(model, path)
         if not self.handle:
             raise NativeError(
                 "llama.cpp could not make an adapter to blend others in",
@@ -65,6 +79,9 @@ class Slot:
             )
         try:
             self._tensors = _find_tensors(model, params, self.handle)
+            self._in_place = dtype != "q8_0" and all(
+                tensor.memory() is not None for tensor in self._tensors.values()
+            )
         except BaseException:
             self.close()
             raise
@@ -77,78 +94,99 @@ class Slot:
         for a file that has changed since it was checked or cannot be read.
         """
         adapters = [adapter for adapter, _ in mixture]
-        same = adapters == self._held and self.dtype != "q8_0"
+        sides = ("a",) if adapters == self._held and self.dtype != "q8_0" else ("a", "b")
         self._held = []
         scale = common_factor(w * one.scaling(t) for one, w in mixture for t in one.modules)
         with ExitStack() as stack:
             sources = []
+            starts = dict.fromkeys(self.modules, 0)
             for adapter, weight in mixture:
                 try:
                     file = stack.enter_context(adapter.path.open("rb", buffering=0))
                 except OSError as error:
                     raise _unreadable(adapter, error) from error
-                sources.append((adapter, weight / scale, file))
+                sources.append(_Source(adapter, file, weight / scale, dict(starts)))
+                for target, module in adapter.modules.items():
+                    starts[target] += module.rank
             workers = stack.enter_context(ThreadPoolExecutor(self._n_threads))
-            tasks = [
-                workers.submit(self._fill_module, target, sources, a_only=same)
-                for target in self.modules
-            ]
-            for task in tasks:
+            if self._in_place:
+                # By adapter: the table that its numbers are scaled by stays in the cache.
+                rooms = self._rooms(self.modules, sides)
+                work = [workers.submit(self._add, source, rooms) for source in sources]
+            else:
+                work = [
+                    workers.submit(self._fill_module, target, sources, sides)
+                    for target in self.modules
+                ]
+            for task in work:
                 task.result()
+            if self._in_place:
+                for target, start in starts.items():
+                    self._end(target, rooms, start)
         for adapter in adapters:
             adapter.check_unchanged()
         self._held = adapters
         return scale
 
-    def _fill_module(
-        self,
-        target: str,
-        sources: Sequence[tuple[AdapterFile, float, BinaryIO]],
-        *,
-        a_only: bool,
-    ) -> None:
-        if f"{target}.lora_a" not in self._tensors:
-            return  # llama.cpp never uses an adapter at this weight
-        module = self.modules[target]
-        a = self._room(f"{target}.lora_a", module.a_shape)
-        b = None if a_only else self._room(f"{target}.lora_b", module.b_shape)
-        start = 0
-        for adapter, weight, file in sources:
+    def _fill_module(self, target: str, sources: Sequence[_Source], sides: Sequence[str]) -> None:
+        rooms = self._rooms([target], sides)
+        for source in sources:
+            self._add(source, rooms)
+        for (_, side), values in rooms.items():
+            stored = quantized_q8_0(values) if self.dtype == "q8_0" else values
+            self._tensors[_name(target, side)].write(stored)
+
+    def _add(self, source: _Source, rooms: _Rooms) -> None:
+        """Write what is one adapter's into `rooms`."""
+        adapter = source.adapter
+        for (target, side), room in rooms.items():
             if target not in adapter.modules:
                 continue
             try:
-                values_a, values_b = adapter.stored(file, target)
+                values = adapter.stored(source.file, target, side)
             except OSError as error:
                 raise _unreadable(adapter, error) from error
-            if b is not None:
-                put_b(b, start, values_b)
-            start = put_a(a, module.a_axis, start, values_a, weight * adapter.scaling(target))
-        # What is left of B is multiplied with zero; it is finite, whatever was there before.
-        left = a[..., start:, :] if module.a_axis == -2 else a[..., start:]
-        left[...] = 0
-        self._put_back(f"{target}.lora_a", a)
-        if b is not None:
-            self._put_back(f"{target}.lora_b", b)
+            start = source.starts[target]
+            if side == "b":
+                put_b(room, start, values)
+            else:
+                factor = source.weight * adapter.scaling(target)
+                put_a(room, self.modules[target].a_axis, start, values, factor)
 
-    def _room(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Where the numbers of a tensor are to be written: its own memory if that can be."""
-        memory = None if self.dtype == "q8_0" else self._tensors[name].memory()
-        if memory is None:
-            return np.zeros(shape, np.float16 if self.dtype == "f16" else np.float32)
-        return memory.view(np.float16 if self.dtype == "f16" else np.float32).reshape(shape)
+    def _end(self, target: str, rooms: _Rooms, start: int) -> None:
+        # What is left of B is multiplied with this; it is finite, whatever was there before.
+        room = rooms.get((target, "a"))
+        if room is not None:
+            left = room[..., start:, :] if self.modules[target].a_axis == -2 else room[..., start:]
+            left[...] = 0
 
-    def _put_back(self, name: str, values: npt.NDArray[Any]) -> None:
-        tensor = self._tensors[name]
-        if self.dtype == "q8_0":
-            tensor.write(quantized_q8_0(values))
-        elif tensor.memory() is None:
-            tensor.write(values)
+    def _rooms(self, targets: Iterable[str], sides: Sequence[str]) -> _Rooms:
+        """Where the numbers are to be written: the tensors' own memory, or zeros to be copied."""
+        rooms = {}
+        for target in targets:
+            module = self.modules[target]
+            for side, shape in (("a", module.a_shape), ("b", module.b_shape)):
+                # llama.cpp never uses an adapter at a weight that is not in its graph.
+                tensor = self._tensors.get(_name(target, side))
+                if tensor is not None and side in sides:
+                    numbers = np.float16 if self.dtype == "f16" else np.float32
+                    memory = tensor.memory() if self._in_place else None
+                    rooms[target, side] = (
+                        np.zeros(shape, numbers)
+                        if memory is None
+                        else memory.view(numbers).reshape(shape)
+                    )
+        return rooms
 
     def close(self) -> None:
         """Free the adapter, which no context may still have."""
         if self.handle is not None:
             llama_cpp.llama_adapter_lora_free(self.handle)
             self.handle = None
+
+
+def _name(target: str, side: str) -> str:
+    return f"{target}.lora_{side}"
 
 
 def _unreadable(adapter: AdapterFile, error: OSError) -> AdapterError:
