@@ -20,7 +20,6 @@ import numpy as np
 
 from .errors import ModelError
 
-
 _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
 
 

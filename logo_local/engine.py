@@ -132,7 +132,7 @@ class LoGo(Llama):  # type: ignore[misc]
         )
         index = None
         if probe == "one-pass":
-            index = current_index(None, self.pool, layer, progress)
+            index = current_index(None, self.pool, layer)
 
         with model_errors(model_path):
             super().__init__(

@@ -1,21 +1,25 @@
 """The routing matrices of a pool: each adapter's A and B at the one projection that is probed.
 
-Built from checked adapter files; holds float32 arrays in memory, from which `scoring` makes the
-paper's scores. Knows nothing of llama.cpp. One adapter's entry is kept for as long as its
-file does not change.
+Made from checked adapter files, from which `scoring` makes the paper's scores. What takes long to
+make is kept in files that are mapped into memory. Knows nothing of llama.cpp.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
 
 from .adapter_file import AdapterFile
 from .base_model import BaseModel
 from .errors import PoolError, SettingsError
-from .signals import FloatArray
+from .signals import FloatArray, Scores, reduced
+from .stack_file import Stack, stacked
 
 log = logging.getLogger(__name__)
 
@@ -75,44 +79,71 @@ class Entry:
 
 @dataclass(frozen=True)
 class RoutingIndex:
-    """What is needed to score a pool at one target.
+    """What is needed to score a pool at one target, made when it is first needed.
 
     `adapters` is the pool's own mapping, by which the engine sees whether the index is still
-    that of the pool. Adapters that do not adapt the target have no entry and no score.
+    that of the pool. `names` are those that adapt the target; the others have no score. `folder`
+    is where what is made is kept, or None.
     """
 
     target: str
     adapters: Mapping[str, AdapterFile]
-    entries: Mapping[str, Entry] = field(repr=False)
+    folder: Path | None = None
 
     @classmethod
     def build(
-        cls,
-        adapters: Mapping[str, AdapterFile],
-        target: str,
-        *,
-        previous: RoutingIndex | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        cls, adapters: Mapping[str, AdapterFile], target: str, folder: Path | None = None
     ) -> RoutingIndex:
-        """Read A and B at `target` from every adapter that has it, about 2 rank d x 4 bytes each.
-
-        Entries of `previous` are taken over where target and file are the same. `progress` is
-        called with (done, total). An adapter without the target is named in the log.
-        """
-        kept = previous if previous is not None and previous.target == target else None
-        entries: dict[str, Entry] = {}
-        for done, (name, adapter) in enumerate(adapters.items(), start=1):
+        """The index of `adapters` at `target`; those without it are named in the log."""
+        for name, adapter in adapters.items():
             if target not in adapter.modules:
                 log.warning(
                     "%s takes no part in routing: it does not adapt %s, which is probed",
                     name,
                     target,
                 )
-            elif kept is not None and kept.adapters.get(name) == adapter:
-                entries[name] = kept.entries[name]
-            else:
-                a, b = adapter.factors(target)
-                entries[name] = Entry(a, b, adapter.scaling(target))
-            if progress is not None:
-                progress(done, len(adapters))
-        return cls(target=target, adapters=adapters, entries=entries)
+        return cls(target, adapters, folder)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that have a score, in the pool's order."""
+        return tuple(name for name, one in self.adapters.items() if self.target in one.modules)
+
+    @cached_property
+    def entries(self) -> Mapping[str, Entry]:
+        """A and B at the target by name, about 2 rank d x 4 bytes each, read from the files."""
+        entries = {}
+        for name in self.names:
+            adapter = self.adapters[name]
+            a, b = adapter.factors(self.target)
+            entries[name] = Entry(a, b, adapter.scaling(self.target))
+        return entries
+
+    def norms(self, h: FloatArray) -> Scores:
+        """||o_i||_2 with o_i = scaling_i B_i A_i h for the hidden vector `h` (d_in,), by name.
+
+        By one product with all `reduced` matrices, which are kept in a mapped file.
+        """
+        if not self.names:
+            return {}
+        squares = (self._stack.matrix @ h) ** 2  # (sum of ranks,)
+        norms = np.sqrt(np.add.reduceat(squares, self._stack.starts))  # (N,)
+        return dict(zip(self.names, norms.tolist(), strict=True))
+
+    @cached_property
+    def _stack(self) -> Stack:
+        adapters = [self.adapters[name] for name in self.names]
+        return stack_of([(adapter, self.target) for adapter in adapters], self.target, self.folder)
+
+
+def stack_of(modules: Sequence[tuple[AdapterFile, str]], name: str, folder: Path | None) -> Stack:
+    """The `reduced` matrices of these adapters' modules, kept in `folder` under `name`."""
+
+    def make(i: int) -> FloatArray:
+        adapter, target = modules[i]
+        return reduced(*adapter.factors(target), adapter.scaling(target))
+
+    ids = [f"{a.path}:{a.n_bytes}:{a.mtime_ns}:{target}" for a, target in modules]
+    first, target = modules[0]
+    path = None if folder is None else folder / f"{name}.stack"
+    return stacked(path, ids, first.modules[target].d_in, make)

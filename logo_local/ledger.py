@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Ledger:
             self._changed = False
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error.strerror)
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
 
     def _as_json(self) -> dict[str, Any]:
         numbers = {id(layout): i for i, layout in enumerate(self._layouts.values())}

@@ -146,6 +146,11 @@ class Pool:
         self._ledger.note_content(origin, content)
         return content
 
+    @property
+    def index_folder(self) -> Path:
+        """Where what routing makes of these adapters is kept; it may not be there yet."""
+        return self.cache / "index" / self._ledger.path.stem
+
     def save(self) -> None:
         """Keep in the cache what was found out about the files since the last scan."""
         self._ledger.save()

@@ -215,12 +215,11 @@ class Router:
         adapters, base = self._pool.adapters, self._pool.base
         scorer = self._scorer
         if scorer is None or scorer.adapters is not adapters:
-            index = self._index = current_index(
-                self._index, self._pool, self._settings.layer, self._progress
-            )
+            index = self._index = current_index(self._index, self._pool, self._settings.layer)
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
-            z_norms = ZNorms(adapters, read_places(base), self._generic, self._past)
+            folder = self._pool.index_folder
+            z_norms = ZNorms(adapters, read_places(base), self._generic, self._past, folder)
             scorer = self._scorer = Scorer(adapters, base, index, place, z_norms, prompts)
             self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
@@ -348,18 +347,12 @@ class Router:
         self._hidden = self._each = self._batch = None
 
 
-def current_index(
-    index: RoutingIndex | None, pool: Pool, layer: int, progress: Progress
-) -> RoutingIndex:
+def current_index(index: RoutingIndex | None, pool: Pool, layer: int) -> RoutingIndex:
     """The index of the pool as it is now; `index` itself unless the pool has changed since."""
     if index is not None and index.adapters is pool.adapters:
         return index
-    return RoutingIndex.build(
-        pool.adapters,
-        choose_target(pool.adapters, pool.base, layer),
-        previous=index,
-        progress=lambda done, total: progress("indexing adapters", done, total),
-    )
+    target = choose_target(pool.adapters, pool.base, layer)
+    return RoutingIndex.build(pool.adapters, target, pool.index_folder)
 
 
 def _common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:

@@ -26,7 +26,6 @@ from .signals import (
     arrow,
     entropy,
     frobenius_norm,
-    norm,
     principal_direction,
     projection_output,
     relative_norm,
@@ -96,11 +95,10 @@ class Scorer:
     def part(self, names: Collection[str]) -> Scorer:
         """The scorer of a smaller pool, with what is known of it."""
         adapters = {name: self.adapters[name] for name in names}
-        entries = {n: entry for n, entry in self.index.entries.items() if n in adapters}
         return replace(
             self,
             adapters=adapters,
-            index=replace(self.index, adapters=adapters, entries=entries),
+            index=RoutingIndex(self.index.target, adapters),
             z_norms=self.z_norms.part(names),
             prompts={n: p for n, p in (self.prompts or {}).items() if n in adapters},
             samples={n: p for n, p in self.samples.items() if n in adapters},
@@ -136,10 +134,10 @@ class Scorer:
 
     # The paper's signals and their rivals: the last token at one place
 
-    def _of_output(self, reading: Reading, measure: Callable[[FloatArray], float]) -> Scores:
+    def _entropy(self, reading: Reading) -> Scores:
         h = reading[self.place][-1]  # (d_in,)
         return {
-            name: measure(projection_output(h, e.a, e.b, e.scaling))
+            name: entropy(projection_output(h, e.a, e.b, e.scaling))
             for name, e in self.index.entries.items()
         }
 
@@ -257,8 +255,8 @@ def sharpened(values: Scores, temperature: float) -> Scores:
 
 ONE_PASS: Mapping[str, Callable[[Scorer, Reading], Scores | Fit]] = MappingProxyType(
     {
-        "norm": lambda scorer, reading: scorer._of_output(reading, norm),
-        "entropy": lambda scorer, reading: scorer._of_output(reading, entropy),
+        "norm": lambda scorer, reading: scorer.index.norms(reading[scorer.place][-1]),
+        "entropy": Scorer._entropy,
         "relative": Scorer._relative,
         "arrow": Scorer._arrow,
         "spectr": Scorer._spectr,

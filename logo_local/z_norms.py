@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .adapter_file import AdapterFile
+from .index import stack_of
 from .native import Place, Reading
-from .signals import FloatArray, Scores, log_rms_norms, reduced
+from .signals import FloatArray, Scores, log_rms_norms
+from .stack_file import Stack
 from .usual import UsualNorms
 
 # The projections that are compared. All receive what attn_q receives: one reading serves.
@@ -26,15 +29,11 @@ KINDS = ("attn_q", "attn_k", "attn_v")
 TOKENS = 64  # of a long prompt, evenly spaced; chosen by the cost
 
 
-class _Stack(NamedTuple):
-    """All modules at one place: their `reduced` matrices (sum of ranks, d_in) one below the other.
-
-    `owners` are the numbers of the adapters that they belong to, `starts` their first rows.
-    """
+class _Modules(NamedTuple):
+    """All modules at one place, one below the other, and the numbers of their adapters."""
 
     owners: list[int]
-    matrices: FloatArray
-    starts: list[int]
+    stack: Stack
 
 
 class ZNorms:
@@ -42,7 +41,7 @@ class ZNorms:
 
     `generic` holds what texts usually do to each adapter, texts that belong to none; `past` the
     same of the user's own prompts, which count instead once there are enough. What is made of the
-    adapters is made at the first use. Not safe to use from two threads at once.
+    adapters is made at the first use, and kept in `folder`. Not for two threads at once.
     """
 
     def __init__(
@@ -51,8 +50,9 @@ class ZNorms:
         places: Sequence[Place],
         generic: UsualNorms | None = None,
         past: UsualNorms | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self._adapters, self._places = adapters, tuple(places)
+        self._adapters, self._places, self._folder = adapters, tuple(places), folder
         self._generic = UsualNorms() if generic is None else generic
         self._past = past
         self._latest: dict[str, FloatArray] = {}  # the log norms of the last prompt, by name
@@ -114,8 +114,8 @@ class ZNorms:
         wanted = np.array([names is None or name in names for name in self._adapters])  # (N,)
         norms = np.concatenate(
             [
-                _stack_norms(_few(reading[place]), stack, wanted[stack.owners])
-                for place, stack in self._stacks.items()
+                _stack_norms(_few(reading[place]), modules.stack, wanted[modules.owners])
+                for place, modules in self._stacks.items()
             ]
         )  # (all modules,), NaN where not wanted
         return {
@@ -128,21 +128,21 @@ class ZNorms:
         return {self._keys[name]: values for name, values in norms.items()}
 
     @cached_property
-    def _stacks(self) -> dict[Place, _Stack]:
+    def _stacks(self) -> dict[Place, _Modules]:
         stacks = {}
         for place in self._places:
             prefix = place.target.rpartition(".weight")[0].rpartition(".")[0]
-            owners, matrices = [], []
+            owners, modules = [], []
             for i, adapter in enumerate(self._adapters.values()):
                 targets = [f"{prefix}.{kind}.weight" for kind in KINDS]
                 adapted = [target for target in targets if target in adapter.modules]
                 # An adapter without any of these is judged by what it has at this place.
                 for target in adapted or [place.target] * (place.target in adapter.modules):
                     owners.append(i)
-                    matrices.append(reduced(*adapter.factors(target), adapter.scaling(target)))
-            if matrices:
-                starts = np.cumsum([0, *(len(matrix) for matrix in matrices[:-1])])
-                stacks[place] = _Stack(owners, np.concatenate(matrices), starts.tolist())
+                    modules.append((adapter, target))
+            if modules:
+                name = f"{prefix}.{'-'.join(KINDS)}"
+                stacks[place] = _Modules(owners, stack_of(modules, name, self._folder))
         return stacks
 
     @cached_property
@@ -170,15 +170,13 @@ def _few(rows: FloatArray) -> FloatArray:
     return few
 
 
-def _stack_norms(rows: FloatArray, stack: _Stack, wanted: npt.NDArray[np.bool_]) -> FloatArray:
+def _stack_norms(rows: FloatArray, stack: Stack, wanted: npt.NDArray[np.bool_]) -> FloatArray:
     """`log_rms_norms` of the stack's modules (n,), NaN where not `wanted` (n,)."""
     if wanted.all():
-        return log_rms_norms(rows, stack.matrices, stack.starts)
+        return log_rms_norms(rows, stack.matrix, stack.starts)
     norms = np.full(len(wanted), np.nan, dtype=np.float32)  # (n,)
-    ends = [*stack.starts[1:], len(stack.matrices)]
-    spans = [slice(stack.starts[i], ends[i]) for i in np.flatnonzero(wanted)]
-    if spans:
-        starts = np.cumsum([0, *(span.stop - span.start for span in spans[:-1])])
-        matrices = np.concatenate([stack.matrices[span] for span in spans])
-        norms[wanted] = log_rms_norms(rows, matrices, starts.tolist())
+    parts = [stack.part(i) for i in np.flatnonzero(wanted)]
+    if parts:
+        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        norms[wanted] = log_rms_norms(rows, np.concatenate(parts), starts.tolist())
     return norms

@@ -2,13 +2,15 @@
 
 import logging
 
+import numpy as np
 import pytest
-from random_gguf import write_adapter
+from random_gguf import WIDTH, write_adapter
 
-from logo_local.adapter_file import read_adapter
+from logo_local.adapter_file import AdapterFile, read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.errors import PoolError, SettingsError
 from logo_local.index import RoutingIndex, block_number, choose_target
+from logo_local.signals import norm, projection_output
 
 
 @pytest.fixture
@@ -72,16 +74,38 @@ def test_an_adapter_without_the_target_is_named_and_has_no_score(pool_of, caplog
     assert "quiet takes no part in routing" in caplog.text
 
 
-def test_entries_of_unchanged_files_are_taken_over(pool_of):
+def test_norms_are_those_of_the_outputs(pool_of):
+    pool, base = pool_of(a={"rank": 3}, b={"rank": 5, "alpha": 2.0}, quiet=K)
+    index = RoutingIndex.build(pool, choose_target(pool, base))
+    h = np.random.default_rng(0).standard_normal(WIDTH).astype(np.float32)
+    expected = {
+        name: norm(projection_output(h, e.a, e.b, e.scaling)) for name, e in index.entries.items()
+    }
+    assert index.norms(h) == pytest.approx(expected, rel=1e-5)
+    assert RoutingIndex("blk.0.nothing.weight", pool).norms(h) == {}
+
+
+def test_what_was_made_is_kept_and_what_is_new_is_added(pool_of, tmp_path, monkeypatch):
     pool, base = pool_of(a={}, b={})
-    target = choose_target(pool, base)
-    seen = []
-    first = RoutingIndex.build(pool, target, progress=lambda *step: seen.append(step))
-    assert seen == [(1, 2), (2, 2)]
-    changed = {"a": pool["a"], **pool_of(b={"rank": 3}, c={})[0]}  # b is written anew
-    second = RoutingIndex.build(changed, target, previous=first)
-    assert second.entries["a"] is first.entries["a"]
-    assert second.entries["b"] is not first.entries["b"]
-    assert second.entries.keys() == {"a", "b", "c"}
-    other = RoutingIndex.build(changed, "blk.0.attn_q.weight", previous=second)
-    assert other.entries["a"] is not first.entries["a"]
+    target, folder = choose_target(pool, base), tmp_path / "index"
+    h = np.ones(WIDTH, np.float32)
+    first = RoutingIndex.build(pool, target, folder).norms(h)
+    made = []
+    factors = AdapterFile.factors
+
+    def noted(self, target):
+        made.append(self.name)
+        return factors(self, target)
+
+    monkeypatch.setattr(AdapterFile, "factors", noted)
+    assert RoutingIndex.build(pool, target, folder).norms(h) == first
+    assert not made
+    grown = {"a": pool["a"], **pool_of(b={"rank": 3}, c={})[0]}  # b is written anew
+    norms = RoutingIndex.build(grown, target, folder).norms(h)
+    assert made == ["b", "c"]
+    assert norms["a"] == pytest.approx(first["a"])
+    assert norms.keys() == {"a", "b", "c"}
+    made.clear()
+    only = RoutingIndex.build({"c": grown["c"]}, target, folder).norms(h)
+    assert only == pytest.approx({"c": norms["c"]})
+    assert not made

@@ -10,13 +10,14 @@ minutes and 3 GB of memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
+from logo_local.adapter_file import Module, TensorPlace
 from logo_local.base_model import BaseModel
 from logo_local.index import RoutingIndex
 from logo_local.native import Place
@@ -40,7 +41,8 @@ class Synthetic:
     """What the scorer asks of an `AdapterFile`, with random factors."""
 
     name: str
-    modules: frozenset[str]
+    modules: Mapping[str, Module]
+    path: Path = Path("random")
     n_bytes: int = 0
     mtime_ns: int = 0
 
@@ -64,7 +66,9 @@ def scorer_of(n: int) -> Scorer:
     targets = [f"blk.{block}.{kind}.weight" for block in range(BLOCKS) for kind in KINDS]
     shapes = {target: (WIDTH, WIDTH) for target in targets}
     base = BaseModel(Path("random"), "llama", "random", BLOCKS, WIDTH, 32, 8, 0, TOKENS, shapes)
-    adapters = {f"{i}": Synthetic(f"{i}", frozenset(targets)) for i in range(n)}
+    place_a = TensorPlace(0, 0, "F32", (RANK, WIDTH))
+    module = Module(RANK, WIDTH, WIDTH, "F32", 0, place_a, place_a)
+    adapters = {f"{i}": Synthetic(f"{i}", dict.fromkeys(targets, module)) for i in range(n)}
     place = Place(f"blk.{BLOCKS - 1}.attn_q.weight")
     places = read_places(base)
     profiles = {name: profile_near(random(len(places), WIDTH)) for name in adapters}
