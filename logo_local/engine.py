@@ -22,13 +22,13 @@ from llama_cpp import Llama
 
 from . import config
 from .base_model import BaseModel
-from .errors import AdapterError, NativeError, PromptError, SettingsError
+from .errors import AdapterError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
 from .mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .pool import Pool
 from .router import Router, current_index
-from .routing import Route, fixed, select
+from .routing import Route, fixed, kept
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,
@@ -262,45 +262,9 @@ class LoGo(Llama):  # type: ignore[misc]
         self._router.ask_adapters()
 
     def _route_tokens(self, tokens: list[int]) -> Route:
-        scored = self._router.scores(tokens, self.signal)
-        bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
-        if bad:
-            raise NativeError(
-                f"the scores of {', '.join(bad)} are not finite for this prompt",
-                hint="leave them out of the folder, or choose another --layer",
-            )
-        scores, strength = scored.scores, scored.strength
-        if self.pool.pinned:  # whoever pins an adapter wants it, whether or not it fits
-            strength = 1.0
-            if not any(score > 0 for score in scores.values()):
-                scores = dict.fromkeys(self.pool.candidates, 1.0)
-        route = select(
-            scores,
-            self.top_k,
-            signal=scored.signal,
-            probe=scored.probe,
-            target=scored.target,
-            strength=strength,
-        )
+        route = self._router.route(tokens, self.signal, self.top_k)
         adapters = [self.pool.adapters[name] for name in route.names]
         return replace(route, mixture=self._mixer.way_of(adapters))
-
-    def _settled(self, route: Route) -> Route:
-        """`route`, with the weights that the conversation goes on under where they are near."""
-        last = self.last_route
-        if last is None or not self._settings.keep_route or set(last.names) != set(route.names):
-            return route
-        then, now = last.applied, route.applied
-        if max((abs(now[n] - then[n]) for n in now), default=0.0) > self._settings.keep_route:
-            return route
-        scores = dict(zip(route.names, route.scores, strict=True))
-        return replace(
-            route,
-            names=last.names,
-            scores=tuple(scores[name] for name in last.names),
-            weights=last.weights,
-            strength=last.strength,
-        )
 
     # Generation
 
@@ -370,7 +334,8 @@ class LoGo(Llama):  # type: ignore[misc]
         if given is not None:
             self._adopt(given)
         else:
-            self._adopt(self._settled(self._route_tokens(prompt)))
+            route = self._route_tokens(prompt)
+            self._adopt(kept(route, self.last_route, self._settings.keep_route))
             self._router.remember()
 
     def _renew_pool(self, *, forced: bool = False) -> bool:

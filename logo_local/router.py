@@ -1,31 +1,32 @@
-"""A prompt's way from tokens to scores: the probes, the scorer, and what both need to be made.
+"""A prompt's way from tokens to its route: the probes, the scorer, and what both need to be made.
 
 `Router` owns the contexts that look at prompts. It reads one pass of the base model, or evaluates
-with each adapter, and hands what it finds to `scoring`. It does not select: see `routing`.
+with each adapter, hands what it finds to `scoring`, and the scores to `routing`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from itertools import takewhile
 from typing import Any
 
 from . import config
-from .adapter_file import AdapterFile
-from .example_prompts import TaughtPrompts, prompts_beside
+from .adapter_profiles import AdapterProfiles
+from .errors import NativeError
 from .index import RoutingIndex, choose_target
 from .mixture import ResidentAdapters
 from .native import Place, Reading
 from .pool import Pool
 from .probe import EachProbe, HiddenProbe
 from .profile_store import ProfileStore
-from .profiles import Profile, embed
+from .profiles import embed
+from .routing import Route, select
 from .sampling import BatchContext
 from .scoring import AT_ONE_PLACE, NEED_PROFILES, Scorer, read_places, sharpened
 from .settings import EACH, RoutingSettings
@@ -37,10 +38,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-# The texts that an adapter is made to write for its self-profile: so many rounds of so many side by
-# side, at most so many tokens each, with the prompt template's head.
-ROUNDS, SIDE_BY_SIDE, SAMPLE_LENGTH = 3, 8, 64
-SEED = 2511
 SHORTLIST = 5  # adapters that the second stage evaluates one by one
 # Differences of a prompt's log-likelihood are in nats, which are a posterior's own unit; halved,
 # since the tokens of a prompt are not as independent as that takes them to be.
@@ -49,9 +46,7 @@ LIKELIHOOD_TEMPERATURE = 2.0
 # Those that ask adapters without examples; "shortlist" begins with "auto".
 ASKING_SIGNALS = NEED_PROFILES - {"profile"} | {"shortlist"}
 
-# What `progress` is told.
-ASKING = "asking adapters what they are for"
-CALIBRATING = "reading generic prompts"
+CALIBRATING = "reading generic prompts"  # what `progress` is told
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,21 @@ class Router:
     ) -> None:
         self._model, self._params = model, params
         self._pool, self._residents, self._settings = pool, residents, settings
-        self._as_prompt, self._as_text = as_prompt, as_text
+        self._as_prompt = as_prompt
         self._progress, self._timings_ms = progress, timings_ms
-        self._keys: dict[AdapterFile, str] = {}
         self._asked: set[str] = set()  # whose self-profile was made, for the scorer's pool
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
-        self._taught = TaughtPrompts(config.data_dir() / "prompts")
+        self._profiles = AdapterProfiles(
+            model,
+            params,
+            pool=pool,
+            residents=residents,
+            store=self._store,
+            embed=self._vector,
+            as_prompt=as_prompt,
+            as_text=as_text,
+            progress=progress,
+        )
         self._generic = UsualNorms(self._store.folder / "generic.npz")
         past = self._store.past_file(config.data_dir())
         self._past = UsualNorms(past) if settings.past else None
@@ -106,6 +110,32 @@ class Router:
         self._hidden: HiddenProbe | None = None
         self._batch: BatchContext | None = None
         self._each: EachProbe | None = None
+
+    def route(self, tokens: list[int], signal: str, top_k: int) -> Route:
+        """The route for a prompt, among the pool's candidates.
+
+        Raises NativeError where an adapter makes of it something that is not finite.
+        """
+        scored = self.scores(tokens, signal)
+        bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
+        if bad:
+            raise NativeError(
+                f"the scores of {', '.join(bad)} are not finite for this prompt",
+                hint="leave them out of the folder, or choose another --layer",
+            )
+        scores, strength = scored.scores, scored.strength
+        if self._pool.pinned:  # whoever pins an adapter wants it, whether or not it fits
+            strength = 1.0
+            if not any(score > 0 for score in scores.values()):
+                scores = dict.fromkeys(self._pool.candidates, 1.0)
+        return select(
+            scores,
+            top_k,
+            signal=scored.signal,
+            probe=scored.probe,
+            target=scored.target,
+            strength=strength,
+        )
 
     def scores(self, tokens: list[int], signal: str) -> Scored:
         """How the pool's candidates score for a prompt, by a signal in `settings.SIGNAL_NAMES`.
@@ -217,19 +247,19 @@ class Router:
         if scorer is None or scorer.adapters is not adapters:
             index = self._index = current_index(self._index, self._pool, self._settings.layer)
             place = Place(index.target, residual=self._settings.tap == "residual")
-            prompts = self._prompt_profiles() if signal in NEED_PROFILES else None
+            prompts = self._profiles.of_prompts() if signal in NEED_PROFILES else None
             folder = self._pool.index_folder
             z_norms = ZNorms(adapters, read_places(base), self._generic, self._past, folder)
             scorer = self._scorer = Scorer(adapters, base, index, place, z_norms, prompts)
             self._asked.clear()
         if signal in NEED_PROFILES and scorer.prompts is None:
-            scorer.prompts = self._prompt_profiles()
+            scorer.prompts = self._profiles.of_prompts()
         if self._settings.self_profile:
             wanted = [name for name in scorer.wants_samples(signal) if name not in self._asked]
             if self._settings.self_profile == "kept":
-                wanted = [name for name in wanted if self._was_asked(name)]
+                wanted = [name for name in wanted if self._profiles.was_asked(name)]
             if wanted:
-                scorer.add_samples(self._sample_profiles(wanted))
+                scorer.add_samples(self._profiles.of_samples(wanted))
                 self._asked.update(wanted)
         if scorer.wants_generic(signal) and scorer.z_norms.unmeasured:
             scorer.z_norms.measure(self._generic_readings())
@@ -240,25 +270,15 @@ class Router:
         reading = self._read(self._as_prompt(text), places)
         return embed([reading[place] for place in places])
 
-    def _key(self, adapter: AdapterFile) -> str:
-        if adapter not in self._keys:
-            self._keys[adapter] = self._pool.content_key(adapter.name)
-        return self._keys[adapter]
-
-    def _taught_for(self, adapter: AdapterFile) -> list[str]:
-        return self._taught.read(self._key(adapter)) if self._taught else []
-
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember example prompts of an adapter for good; how many of them are new."""
-        new = self._taught.add(self._key(self._pool.adapters[name]), prompts)
         self._scorer = None  # profiles are made again; all but the new one are in the cache
-        return new
+        return self._profiles.teach(name, prompts)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
         """Forget what was taught of an adapter, or the `last` prompt; how many went."""
-        gone = self._taught.forget(self._key(self._pool.adapters[name]), last=last)
         self._scorer = None
-        return gone
+        return self._profiles.unteach(name, last=last)
 
     def unasked(self) -> list[str]:
         """The adapters that nobody gave examples for, and that were not asked by anybody yet.
@@ -267,64 +287,11 @@ class Router:
         """
         if not self._settings.self_profile or self._settings.resolved_signal not in ASKING_SIGNALS:
             return []
-        return [
-            name
-            for name, adapter in self._pool.adapters.items()
-            if not (self._given(name, adapter) or self._was_asked(name))
-        ]
-
-    def _was_asked(self, name: str) -> bool:
-        return self._store.has_samples(self._key(self._pool.adapters[name]))
-
-    def _given(self, name: str, adapter: AdapterFile) -> list[str]:
-        return [*prompts_beside(self._pool.origin(name)), *self._taught_for(adapter)]
+        return self._profiles.unasked()
 
     def ask_adapters(self) -> None:
         """Make the self-profiles of all `unasked` adapters, and keep them for every process."""
-        self._sample_profiles(self.unasked())
-
-    def _prompt_profiles(self) -> dict[str, Profile]:
-        """The profiles of all adapters for which somebody gave example prompts."""
-        found = {}
-        for name, adapter in self._pool.adapters.items():
-            given = self._given(name, adapter)
-            if given:
-                found[name] = self._store.of_prompts(given, self._vector)
-        return found
-
-    def _sample_profiles(self, names: Sequence[str]) -> dict[str, Profile]:
-        """The self-profiles of these adapters; one that wrote nothing at all has none."""
-        found = {}
-        for done, name in enumerate(names):
-            self._progress(ASKING, done, len(names))
-            adapter = self._pool.adapters[name]
-            make = partial(self._write_samples, adapter)
-            profile = self._store.of_samples(self._key(adapter), make, self._vector)
-            if profile is not None:
-                found[name] = profile
-        self._progress(ASKING, len(names), len(names))
-        silent = [name for name, profile in found.items() if not profile.tells]
-        if silent:
-            log.info("the samples of %s are no other than the base's", ", ".join(silent))
-        return found
-
-    def _write_samples(self, adapter: AdapterFile) -> tuple[list[str], float]:
-        """Texts that the model writes with this adapter, and their gain in nats a token."""
-        head = _common_start(self._as_prompt("a"), self._as_prompt("7"))
-        context = BatchContext(self._model, self._params, SIDE_BY_SIDE, SAMPLE_LENGTH)
-        try:
-            self._residents.set_on(context.ctx, [(adapter, 1.0)])
-            drawn = [context.sample(head, SEED + i) for i in range(ROUNDS)]
-            samples = [sample for batch in drawn for sample in batch if sample.tokens]
-            self._residents.forget(context.ctx)
-            base = [context.log_likelihood([*head, *s.tokens], len(head)) for s in samples]
-        finally:
-            self._residents.forget(context.ctx)
-            context.close()
-        n_tokens = max(sum(len(sample.tokens) for sample in samples), 1)
-        gain = (sum(sample.log_likelihood for sample in samples) - sum(base)) / n_tokens
-        texts = [self._as_text(sample.tokens) for sample in samples]
-        return [text for text in texts if text], gain
+        self._profiles.of_samples(self.unasked())
 
     def _generic_readings(self) -> Iterator[Reading]:
         """The pass over each of the generic prompts that come with the package."""
@@ -353,11 +320,6 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int) -> Routing
         return index
     target = choose_target(pool.adapters, pool.base, layer)
     return RoutingIndex.build(pool.adapters, target, pool.index_folder)
-
-
-def _common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """What two prompts begin with: the template's head, whatever the prompt."""
-    return [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 
 
 def _ms_since(started: float) -> float:

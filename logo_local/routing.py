@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -115,4 +115,25 @@ def select(
         probe=probe,
         target=target,
         strength=strength if chosen else 1.0,
+    )
+
+
+def kept(route: Route, last: Route | None, tolerance: float) -> Route:
+    """`route`, with the weights of `last` where it has the same adapters and none of what is
+    applied differs by more than `tolerance` >= 0; with 0 always `route`.
+
+    Compared with what a conversation runs under, not with the route before: weights cannot drift.
+    """
+    if last is None or tolerance <= 0 or set(last.names) != set(route.names):
+        return route
+    then, now = last.applied, route.applied
+    if max((abs(now[name] - then[name]) for name in now), default=0.0) > tolerance:
+        return route
+    scores = dict(zip(route.names, route.scores, strict=True))
+    return replace(
+        route,
+        names=last.names,
+        scores=tuple(scores[name] for name in last.names),
+        weights=last.weights,
+        strength=last.strength,
     )
