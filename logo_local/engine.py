@@ -61,14 +61,15 @@ class LoGo(Llama):  # type: ignore[misc]
     end; `top_k` the most adapters that a route holds; `mixture` "scales" (adapters one by one),
     "fused" (as one stack, which is faster) or "auto", stored as `mixture_type` "exact" or "q8_0";
     `keep_route` by how much the weights of a conversation's adapters may change without a new
-    route; `adapter_memory` the bytes of adapters that llama.cpp may hold, as a number, like "512M",
-    or "auto", a quarter of what is free. `self_profile` says whether adapters without example
-    prompts are asked what they are for (True, False, or "kept": only what is known already counts),
-    `past` whether what prompts do to adapters is remembered, in a few numbers and no words.
-    `progress` is called with (stage, done, total) while adapters are read, converted and indexed.
-    Everything else, under a name that
-    it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the
-    model was trained with, whichever is less, and `verbose` is off.
+    route; `prefill` "mixture", or "base", where the prompt is read by the base alone and only what
+    follows is made under the mixture; `adapter_memory` the bytes of adapters that llama.cpp may
+    hold, as a number, like "512M", or "auto", a quarter of what is free. `self_profile` says if
+    adapters without example prompts are asked what they are for (True, False, or "kept": only what
+    is known already counts), `past` whether what prompts do to adapters is remembered, in a few
+    numbers and no words. `progress` is called with (stage, done, total) while adapters are read,
+    converted and indexed. Everything else, under a name that it has there, goes to
+    `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained with,
+    whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason. Not safe to use from two threads at once.
@@ -94,6 +95,7 @@ class LoGo(Llama):  # type: ignore[misc]
         mixture: str = "auto",
         mixture_type: str = "exact",
         keep_route: float = 0.0,
+        prefill: str = "mixture",
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         self_profile: bool | str = True,
         past: bool = True,
@@ -114,6 +116,7 @@ class LoGo(Llama):  # type: ignore[misc]
             mixture=mixture,
             mixture_type=mixture_type,
             keep_route=keep_route,
+            prefill=prefill,
             adapter_memory=adapter_memory,
             self_profile=self_profile,
             past=past,
@@ -331,12 +334,31 @@ class LoGo(Llama):  # type: ignore[misc]
             parent.close()
 
     def _route_and_adopt(self, prompt: list[int], given: Route | None) -> None:
-        if given is not None:
-            self._adopt(given)
-        else:
-            route = self._route_tokens(prompt)
-            self._adopt(kept(route, self.last_route, self._settings.keep_route))
+        route = given
+        if route is None:
+            tolerance = self._settings.keep_route
+            route = kept(self._route_tokens(prompt), self.last_route, tolerance)
+        by_base = self._settings.prefill == "base" and not route.is_base
+        if by_base:
+            self._read_by_base(prompt)
+        self._adopt(route, keys_are_right=by_base)
+        if given is None:
             self._router.remember()
+
+    def _read_by_base(self, prompt: list[int]) -> None:
+        """Fill the context with the base's keys and values of `prompt`.
+
+        They are the probe's where it has them. The parent evaluates the last token once more.
+        """
+        started = time.perf_counter()
+        if self._router.copy_prompt(prompt, self.ctx):
+            self.input_ids[: len(prompt)] = prompt
+            self.n_tokens, self._requires_eval = len(prompt), True
+        else:
+            self._adopt(Route())
+            self.reset()
+            self.eval(prompt)
+        self.timings_ms["prefill"] = _ms_since(started)
 
     def _renew_pool(self, *, forced: bool = False) -> bool:
         """Look at the folder again if something came or went, or if `forced`; whether it did."""
@@ -360,7 +382,7 @@ class LoGo(Llama):  # type: ignore[misc]
         self._adopt(Route())
         return super().embed(*args, **kwargs)
 
-    def _adopt(self, route: Route) -> None:
+    def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
         for name in route.names:
             self.pool.check_name(name)
         mixture: Mixture = [
@@ -368,9 +390,9 @@ class LoGo(Llama):  # type: ignore[misc]
         ]
         started = time.perf_counter()
         key = mixture_key(mixture)
-        if key != self._kv_key:
+        if key != self._kv_key and not keys_are_right:
             self.reset()  # the parent then evaluates the whole prompt
-            self._kv_key = None  # should the mixer fail half-way
+        self._kv_key = None  # should the mixer fail half-way
         way = self._mixer.set(mixture)
         self._kv_key = key
         self.timings_ms["mixture"] = _ms_since(started)

@@ -227,12 +227,13 @@ class Tap:
 
     Between `start` and `take` there must be one `llama_decode` of a single micro-batch. Stopping
     means: what comes after the last place is not computed, nor is the output head, and the
-    decode still returns 0.
+    decode still returns 0. With `whole` all is computed.
     """
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[Place], *, whole: bool = False) -> None:
         check_layout()
         self.places = tuple(places)
+        self._whole = whole
         self._wanted: dict[str, list[Place]] = {}
         for place in self.places:
             self._wanted.setdefault(place.target, []).append(place)
@@ -273,13 +274,19 @@ class Tap:
             if ask:
                 # After the last hit every node is asked for, so that what is left of the pass
                 # ends at its first node, on every backend.
-                return self._done or self._target_of(Tensor(address)) is not None
+                if self._done:
+                    return self._is_over
+                return self._target_of(Tensor(address)) is not None
             if not self._done:
                 self._read(Tensor(address))
                 self._done = len(self._rows) == len(self.places)
         except BaseException as error:  # Ctrl+C too: this is the only Python that runs meanwhile
             self._error, self._done = error, True
-        return not self._done
+        return not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        return self._error is not None or (self._done and not self._whole)
 
     def _target_of(self, node: Tensor) -> str | None:
         weight = node.source(0)

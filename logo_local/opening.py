@@ -51,7 +51,7 @@ _llama_log = cache(_LlamaLog)
 # The options that are the engine's settings under the same name, where a command has them.
 _SAME = (
     *("signal", "top_k", "probe", "layer", "tap", "self_profile", "past"),
-    *("mixture", "mixture_type", "keep_route", "adapter_memory", "n_gpu_layers"),
+    *("mixture", "mixture_type", "keep_route", "prefill", "adapter_memory", "n_gpu_layers"),
 )
 
 

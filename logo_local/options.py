@@ -112,6 +112,12 @@ ENGINE = (  # how the engine works, whatever routes are asked of it
         help="Go on under the same weights while they would change by at most this.",
     ),
     _shared(
+        "--prefill",
+        type=click.Choice(settings.PREFILLS),
+        default="mixture",
+        help="Read the prompt under the mixture, or take it from the base's pass: sooner, worse.",
+    ),
+    _shared(
         "--adapter-memory",
         type=Size(),
         default=settings.DEFAULT_ADAPTER_MEMORY,

@@ -7,6 +7,7 @@ Neither touches the context that generates, which therefore carries no callback.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,13 @@ class ProbeContext:
             if self.tap is not None:
                 self.tap.check()
 
+    def copy_to(self, ctx: Any) -> bool:
+        """Give another context of the same model these keys and values; False if it refuses."""
+        size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
+        state = (ctypes.c_uint8 * size)()
+        n = llama_cpp.llama_state_seq_get_data(self.ctx, state, size, 0)
+        return bool(n == size == llama_cpp.llama_state_seq_set_data(ctx, state, size, 0))
+
     def close(self) -> None:
         """Free the context. It must not outlive its model."""
         if self.ctx is not None:
@@ -88,12 +96,15 @@ class HiddenProbe:
     """One pass of the base model over a prompt: yields what the weights at `places` receive.
 
     Keys and values stay, so that a longer version of the same prompt costs only its new tokens.
-    The pass ends at the last of the places.
+    The pass ends at the last of the places; `whole` ones go through all blocks, so that their
+    keys and values are of use to others.
     """
 
-    def __init__(self, model: Any, params: Any, places: Sequence[Place]) -> None:
-        self.places = tuple(places)
-        self._tap = Tap(places)
+    def __init__(
+        self, model: Any, params: Any, places: Sequence[Place], *, whole: bool = False
+    ) -> None:
+        self.places, self.whole = tuple(places), whole
+        self._tap = Tap(places, whole=whole)
         self._context = ProbeContext(model, params, self._tap)
         self._seen: list[int] = []
         self._rows: dict[Place, FloatArray] = {}
@@ -124,6 +135,10 @@ class HiddenProbe:
         self._rows = {place: np.concatenate(rows) for place, rows in pieces.items()}
         self._seen = prompt
         return self._rows
+
+    def copy_to(self, ctx: Any, tokens: Sequence[int]) -> bool:
+        """Give `ctx` the keys and values of `tokens`; False unless these were read last, whole."""
+        return self.whole and list(tokens) == self._seen and self._context.copy_to(ctx)
 
     def close(self) -> None:
         """Free the context."""

@@ -191,8 +191,18 @@ class Router:
             if probe is not None:
                 probe.close()
             wanted = dict.fromkeys([*known, *places])
-            self._hidden = probe = HiddenProbe(self._model, self._params, tuple(wanted))
+            whole = self._settings.prefill == "base"
+            self._hidden = probe = HiddenProbe(
+                self._model, self._params, tuple(wanted), whole=whole
+            )
         return probe.read(tokens)
+
+    def copy_prompt(self, tokens: Sequence[int], ctx: Any) -> bool:
+        """Give `ctx` the base's keys and values of the prompt that was read last.
+
+        False where another one was, or its pass did not go through all blocks.
+        """
+        return self._hidden is not None and self._hidden.copy_to(ctx, tokens)
 
     # Evaluating with each adapter
 

@@ -28,6 +28,7 @@ PROBES = ("one-pass", "each")
 TAPS = ("input", "residual")
 MIXTURES = ("auto", "fused", "scales")
 MIXTURE_TYPES = ("exact", "q8_0")
+PREFILLS = ("mixture", "base")
 SELF_PROFILES = (True, False, "kept")  # make what is missing, do without, or use what is there
 
 DEFAULT_TOP_K = 3
@@ -48,6 +49,7 @@ class RoutingSettings:
     mixture: str = "auto"
     mixture_type: str = "exact"
     keep_route: float = 0.0
+    prefill: str = "mixture"
     adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY
     self_profile: bool | str = True
     past: bool = True
@@ -78,6 +80,7 @@ class RoutingSettings:
                 ("tap", self.tap, TAPS),
                 ("mixture", self.mixture, MIXTURES),
                 ("mixture_type", self.mixture_type, MIXTURE_TYPES),
+                ("prefill", self.prefill, PREFILLS),
             )
             if value not in allowed
         ]

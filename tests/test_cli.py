@@ -153,6 +153,7 @@ ALL_OPTIONS = {
     "mixture": "scales",
     "mixture_type": "q8_0",
     "keep_route": 0.25,
+    "prefill": "base",
     "adapter_memory": 512 * 2**20,
     "n_gpu_layers": -1,
 }

@@ -12,6 +12,7 @@ from random_gguf import CHAT_TEMPLATE, write_adapter
 from logo_local import native, router
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
+from logo_local.mixture import set_adapters
 from logo_local.router import Scored
 
 A, B = "alpha beta gamma", "one two three four five six"
@@ -503,6 +504,48 @@ def test_a_route_that_hardly_changes_is_kept_where_that_is_wished(logo, monkeypa
     exact = logo()
     assert answer_as(exact, ad0=0.6, ad1=0.4) == first
     assert answer_as(exact, ad0=0.59, ad1=0.41)[0]["weight"] == pytest.approx(0.59)
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_a_prompt_that_the_base_has_read(logo, random_base, random_adapters, routed):
+    """Only the last token of the prompt, and what follows, is under the mixture."""
+    llm = logo(prefill="base", top_k=1, mixture="scales", signal="norm")
+    alone = Llama(str(random_base), n_ctx=256, verbose=False)
+    for prompt in (A, A + " and more of it", B, B):
+        name = llm.route(prompt).names[0]
+        if routed:
+            found = prompt_logits(llm, prompt)
+        else:
+            with llm.under({name: 1.0}):
+                found = prompt_logits(llm, prompt)
+        tokens = alone.tokenize(prompt.encode())
+        handle = native.load_adapter(alone.model, random_adapters / f"{name}.gguf")
+        expected = []
+        for under_base in (len(tokens) - 1, 0):
+            set_adapters(alone.ctx, [], [])
+            alone.reset()
+            alone.eval(tokens[:under_base])
+            set_adapters(alone.ctx, [handle], [1.0])
+            alone.eval(tokens[under_base:])
+            expected.append(last_logits(alone))
+        set_adapters(alone.ctx, [], [])
+        llama_cpp.llama_adapter_lora_free(handle)
+        np.testing.assert_allclose(found, expected[0], atol=0.01)
+        assert np.abs(found - expected[1]).max() > 0.1
+    alone.close()
+
+
+def test_a_conversation_whose_prompts_the_base_has_read(logo):
+    llm = logo(prefill="base", top_k=2)
+    messages = [{"role": "user", "content": A}]
+    first = llm.create_chat_completion(messages, max_tokens=4, temperature=0.0)
+    assert first["logo"]["route"]["adapters"]
+    messages += [first["choices"][0]["message"], {"role": "user", "content": B}]
+    second = llm.create_chat_completion(messages, max_tokens=4, temperature=0.0)
+    llm.close()
+    fresh = logo(prefill="base", top_k=2)
+    again = fresh.create_chat_completion(messages, max_tokens=4, temperature=0.0)
+    assert second["choices"] == again["choices"]
 
 
 def test_silent_adapters_leave_the_base_alone(logo, tmp_path):

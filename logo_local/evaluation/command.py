@@ -26,7 +26,10 @@ from .store import Store
 
 _SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
 # Those of the engine's that scores or answers depend on.
-_ENGINE_SETTINGS = ("probe", "layer", "tap", "self_profile", "mixture", "ctx_size")
+_ENGINE_SETTINGS = (
+    *("probe", "layer", "tap", "self_profile"),
+    *("mixture", "mixture_type", "prefill", "ctx_size"),
+)
 
 
 @click.command("eval")
