@@ -34,6 +34,7 @@ class Engine(Protocol):
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
     def unasked(self) -> list[str]: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
+    def read_ahead(self, prompt: Any) -> None: ...  # noqa: D102
     def signal_scores(  # noqa: D102
         self, prompt: Any, signals: Sequence[str]
     ) -> dict[str, dict[str, float]]: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread
 
 from . import report
 from .ask import Answer, Engine, Message, Prompt, Sampling, has_chat_template, stream
@@ -43,7 +44,11 @@ def chat(
     `raw`, each line is completed by itself. `explain` shows the scores after each answer. `read`
     returns the next line and raises EOFError at the end; the default is `input`.
     """
-    _Session(llm, sampling, explain, raw or not has_chat_template(llm), read or _read()).run()
+    session = _Session(llm, sampling, explain, raw or not has_chat_template(llm), read or _read())
+    try:
+        session.run()
+    finally:
+        session.stop_reading()
 
 
 def _read() -> Callable[[str], str]:
@@ -63,6 +68,7 @@ class _Session:
         self.read = read
         self.messages: list[Message] = []
         self.last = ""  # the last message, which /teach is about
+        self.ahead: Thread | None = None  # reads the conversation while nobody asks
 
     def run(self) -> None:
         say("Send a message (/? for help)", "dim")
@@ -77,12 +83,30 @@ class _Session:
             except KeyboardInterrupt:
                 say("\nCtrl+D or /bye leaves", "dim")
                 continue
+            self.stop_reading()
             if line == "/bye":
                 return
             if line.startswith("/"):
                 self.command(line)
             elif line:
                 self.turn(line)
+
+    def read_ahead(self) -> None:
+        """Use the time in which the answer is read: the next route will cost less."""
+
+        def read(messages: list[Message]) -> None:
+            with suppress(LogoError):  # whatever it is, the next message will meet it too
+                self.llm.read_ahead(messages)
+
+        self.ahead = Thread(target=read, args=(list(self.messages),), daemon=True)
+        self.ahead.start()
+
+    def stop_reading(self) -> None:
+        """Wait until the engine is free."""
+        while self.ahead is not None and self.ahead.is_alive():
+            with suppress(KeyboardInterrupt):  # nothing may be freed under its feet
+                self.ahead.join()
+        self.ahead = None
 
     def command(self, line: str) -> None:
         if line in ("/?", "/help"):
@@ -152,6 +176,8 @@ class _Session:
             self.messages.append({"role": "assistant", "content": answer.text})
         else:  # nothing was said: two messages of the user in a row would upset some templates
             self.messages.pop()
+        if self.messages:
+            self.read_ahead()
         if stopped:
             say("stopped", "dim")
         elif self.llm.last_route is not None:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from .base_model import BaseModel
 from .errors import AdapterError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
+from .mixed_llama import MixedLlama
+from .mixture import Mixer, Mixture, ResidentAdapters
 from .pool import Pool
 from .router import Router, current_index
 from .routing import Route, fixed, kept
@@ -43,15 +45,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
-class _PromptSeen(Exception):
-    """Carries a prompt's tokens out of the parent, when only they are wanted."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        super().__init__(tokens)
-        self.tokens = tokens
-
-
-class LoGo(Llama):  # type: ignore[misc]
+class LoGo(MixedLlama):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
     `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
@@ -78,9 +72,6 @@ class LoGo(Llama):  # type: ignore[misc]
     before they are loaded. Adapters that come into the folder, or go, are noticed at the next
     prompt, with a line in the log.
     """
-
-    _seed: int  # the parent's, and so is the next
-    cache: Any
 
     def __init__(
         self,
@@ -145,7 +136,7 @@ class LoGo(Llama):  # type: ignore[misc]
                 **llama,
             )
         self._residents = ResidentAdapters(self.model, routing.memory)
-        self._mixer = Mixer(
+        self.mixer = Mixer(
             self.model,
             self.context_params,
             self.ctx,
@@ -164,21 +155,18 @@ class LoGo(Llama):  # type: ignore[misc]
             pool=self.pool,
             residents=self._residents,
             settings=routing,
-            as_prompt=lambda text: _alive(myself)._tokens_of_text(text),
-            as_text=lambda tokens: _alive(myself)._text_of(tokens),
+            as_prompt=lambda text: _alive(myself).tokens_of_text(text),
+            as_text=lambda tokens: _alive(myself).text_of(tokens),
             progress=progress,
             timings_ms=self.timings_ms,
             index=index,
         )
-        self._stack.callback(_free, self._residents, self._router, self._mixer)
+        self._stack.callback(_free, self._residents, self._router, self.mixer)
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
-        # What the context's keys and values were made under; None when that is unknown.
-        self._kv_key: MixtureKey | None = mixture_key(())
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
-        self._tokens_only = False
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -190,10 +178,19 @@ class LoGo(Llama):  # type: ignore[misc]
         template. The cached conversation stays as it is. Raises PromptError for a prompt that is
         empty or longer than the context.
         """
-        tokens = self._tokens_of(prompt)
+        tokens = self.tokens_of(prompt)
         self._forget_timings()
         self._renew_pool()
         return self._route_tokens(tokens)
+
+    def read_ahead(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> None:
+        """Read a conversation so far, so that the route of what follows costs only what is new.
+
+        For the time in which somebody reads an answer and types: it takes as long as the probe
+        needs for the answer. Changes nothing else. May run in another thread, while nothing else
+        is asked of this engine. Does nothing where the probe is "each".
+        """
+        self._router.read_ahead(self.tokens_of(prompt), self.signal)
 
     @contextmanager
     def under(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -234,7 +231,7 @@ class LoGo(Llama):  # type: ignore[misc]
                 f"there is no signal {', '.join(unknown)}",
                 hint=f"the signals are: {', '.join(SIGNAL_NAMES)}",
             )
-        tokens = self._tokens_of(prompt)
+        tokens = self.tokens_of(prompt)
         self._forget_timings()
         return {signal: self._router.scores(tokens, signal).scores for signal in signals}
 
@@ -267,19 +264,19 @@ class LoGo(Llama):  # type: ignore[misc]
     def _route_tokens(self, tokens: list[int]) -> Route:
         route = self._router.route(tokens, self.signal, self.top_k)
         adapters = [self.pool.adapters[name] for name in route.names]
-        return replace(route, mixture=self._mixer.way_of(adapters))
+        return replace(route, mixture=self.mixer.way_of(adapters))
 
     # Generation
 
     @property
     def mixture(self) -> str:
         """How mixtures are made, as it was asked for; may be changed between prompts."""
-        return self._mixer.way
+        return self.mixer.way
 
     @mixture.setter
     def mixture(self, way: str) -> None:
         replace(self._settings, mixture=way).check()
-        self._mixer.way = way
+        self.mixer.way = way
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
@@ -300,8 +297,7 @@ class LoGo(Llama):  # type: ignore[misc]
     def _generate(
         self, prompt: list[int], given: Route | None, options: Mapping[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
-        if self._tokens_only:
-            raise _PromptSeen(prompt)
+        self.stop_at(prompt)
         self._turn += 1
         turn = self._turn
         self._forget_timings()
@@ -340,25 +336,12 @@ class LoGo(Llama):  # type: ignore[misc]
             route = kept(self._route_tokens(prompt), self.last_route, tolerance)
         by_base = self._settings.prefill == "base" and not route.is_base
         if by_base:
-            self._read_by_base(prompt)
+            started = time.perf_counter()
+            self.read_by_base(prompt, partial(self._router.copy_prompt, prompt))
+            self.timings_ms["prefill"] = _ms_since(started)
         self._adopt(route, keys_are_right=by_base)
         if given is None:
             self._router.remember()
-
-    def _read_by_base(self, prompt: list[int]) -> None:
-        """Fill the context with the base's keys and values of `prompt`.
-
-        They are the probe's where it has them. The parent evaluates the last token once more.
-        """
-        started = time.perf_counter()
-        if self._router.copy_prompt(prompt, self.ctx):
-            self.input_ids[: len(prompt)] = prompt
-            self.n_tokens, self._requires_eval = len(prompt), True
-        else:
-            self._adopt(Route())
-            self.reset()
-            self.eval(prompt)
-        self.timings_ms["prefill"] = _ms_since(started)
 
     def _renew_pool(self, *, forced: bool = False) -> bool:
         """Look at the folder again if something came or went, or if `forced`; whether it did."""
@@ -377,11 +360,6 @@ class LoGo(Llama):  # type: ignore[misc]
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo(super().create_chat_completion, *args, **kwargs)
 
-    def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, by the base model alone."""
-        self._adopt(Route())
-        return super().embed(*args, **kwargs)
-
     def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
         for name in route.names:
             self.pool.check_name(name)
@@ -389,26 +367,9 @@ class LoGo(Llama):  # type: ignore[misc]
             (self.pool.adapters[name], weight) for name, weight in route.applied.items()
         ]
         started = time.perf_counter()
-        key = mixture_key(mixture)
-        if key != self._kv_key and not keys_are_right:
-            self.reset()  # the parent then evaluates the whole prompt
-        self._kv_key = None  # should the mixer fail half-way
-        way = self._mixer.set(mixture)
-        self._kv_key = key
+        way = self.set_mixture(mixture, keys_are_right=keys_are_right)
         self.timings_ms["mixture"] = _ms_since(started)
         self.last_route = replace(route, mixture=way)
-
-    def save_state(self) -> Any:
-        """As in the parent; the state remembers the mixture that made it."""
-        state = super().save_state()
-        state.logo_mixture = self._kv_key
-        return state
-
-    def load_state(self, state: Any) -> None:
-        """As in the parent; under another mixture the state's keys and values are not reused."""
-        self._kv_key = None  # should the parent fail half-way
-        super().load_state(state)
-        self._kv_key = getattr(state, "logo_mixture", None)
 
     def _with_logo(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with prompt_errors():
@@ -443,33 +404,6 @@ class LoGo(Llama):  # type: ignore[misc]
     def _logo(self) -> dict[str, Any]:
         route = self.last_route or Route()
         return {"route": route.as_dict(), "timings_ms": dict(self.timings_ms)}
-
-    def _tokens_of(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
-        """The tokens that generation would see; the parent makes them and is stopped there."""
-        if not isinstance(prompt, str) and not (len(prompt) and isinstance(prompt[0], Mapping)):
-            return [int(token) for token in prompt]  # type: ignore[arg-type]
-        # A completion draws a new seed, and may load a cached state before it generates.
-        seed, cache = self._seed, self.cache
-        self._tokens_only, self.cache = True, None
-        try:
-            if isinstance(prompt, str):
-                self.create_completion(prompt, max_tokens=1)
-            else:
-                self.create_chat_completion(messages=prompt, max_tokens=1)
-        except _PromptSeen as seen:
-            return seen.tokens
-        finally:
-            self._seed, self.cache, self._tokens_only = seed, cache, False
-        raise AssertionError("the parent answered without generating")
-
-    def _tokens_of_text(self, text: str) -> list[int]:
-        """The tokens of a text as one chat message where the model has a template."""
-        has_template = "tokenizer.chat_template" in self.metadata
-        return self._tokens_of([{"role": "user", "content": text}] if has_template else text)
-
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        text: str = self.detokenize(list(tokens)).decode("utf-8", "replace")
-        return text.strip()
 
     # Lifecycle
 

@@ -53,7 +53,8 @@ class FakeLoGo:
     text or an exception to raise when it is reached. They may also be a function from the prompt's
     text and the route to the text.
     `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
-    and `opened`, a factory with `LoGo`'s parameters, keeps those in `settings`.
+    those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
+    `settings`.
 
     Token counts are numbers of words. Does not sample: temperature and seed are only recorded.
     """
@@ -87,6 +88,7 @@ class FakeLoGo:
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
         self.history: list[Call] = []
+        self.ahead: list[Call] = []
         self.taught: dict[str, list[str]] = {}
         self.asks: list[str] = []
         self.settings: dict[str, Any] = {}
@@ -123,6 +125,10 @@ class FakeLoGo:
         """The route by the scripted scores among the pool's candidates."""
         self.history.append(Call("route", *_seen(prompt)))
         return self._route(_seen(prompt)[0])
+
+    def read_ahead(self, prompt: Any) -> None:
+        """Kept in `ahead`: it is no question."""
+        self.ahead.append(Call("read_ahead", *_seen(prompt)))
 
     def signal_scores(self, prompt: Any, signals: Sequence[str]) -> dict[str, dict[str, float]]:
         """The scripted scores of the pool's candidates by each of `signals`."""

@@ -197,6 +197,13 @@ class Router:
             )
         return probe.read(tokens)
 
+    def read_ahead(self, tokens: list[int], signal: str) -> None:
+        """Let the pass read a prompt that the next one will begin with."""
+        if signal not in EACH:
+            first = "auto" if signal == "shortlist" else signal
+            scorer = self._scorer_for(first)
+            self._read(tokens, scorer.places(scorer.resolved(first)))
+
     def copy_prompt(self, tokens: Sequence[int], ctx: Any) -> bool:
         """Give `ctx` the base's keys and values of the prompt that was read last.
 

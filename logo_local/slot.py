@@ -68,10 +68,16 @@ class Slot:
         self._held: list[AdapterFile] = []  # whose B's lie in the slot, in this order
         self._n_threads = max(1, params.n_threads_batch) if CAN_SHARE_FILES else 1
         self.handle: Any = None
-        with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
-            path = Path(folder) / "empty.gguf"
-            _write_empty(path, architecture, modules, dtype)
-            self.handle = load_adapter(model, path)
+        try:
+            with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
+                path = Path(folder) / "empty.gguf"
+                _write_empty(path, architecture, modules, dtype)
+                self.handle = load_adapter(model, path)
+        except OSError as error:
+            raise NativeError(
+                f"no file can be made in {tempfile.gettempdir()}: {error.strerror}",
+                hint="set TMPDIR to a folder with space, or use --mixture scales",
+            ) from error
         if not self.handle:
             raise NativeError(
                 "llama.cpp could not make an adapter to blend others in",
@@ -89,12 +95,12 @@ class Slot:
     def fill(self, mixture: Sequence[tuple[AdapterFile, float]]) -> float:
         """Make the slot the blend of `mixture`; returns the scale to set it with.
 
-        Where it holds the same adapters, only the A's are written. Should reading them fail, the
-        slot holds no mixture, and must be filled again before it is used. Raises AdapterError
-        for a file that has changed since it was checked or cannot be read.
+        Where it holds the same adapters, only what the weights are in is written. Should reading
+        them fail, the slot holds no mixture, and must be filled again before it is used. Raises
+        AdapterError for a file that has changed since it was checked or cannot be read.
         """
         adapters = [adapter for adapter, _ in mixture]
-        sides = ("a",) if adapters == self._held and self.dtype != "q8_0" else ("a", "b")
+        same = adapters == self._held
         self._held = []
         scale = common_factor(w * one.scaling(t) for one, w in mixture for t in one.modules)
         with ExitStack() as stack:
@@ -111,11 +117,11 @@ class Slot:
             workers = stack.enter_context(ThreadPoolExecutor(self._n_threads))
             if self._in_place:
                 # By adapter: the table that its numbers are scaled by stays in the cache.
-                rooms = self._rooms(self.modules, sides)
+                rooms = self._rooms(self.modules, scaled_only=same)
                 work = [workers.submit(self._add, source, rooms) for source in sources]
             else:
                 work = [
-                    workers.submit(self._fill_module, target, sources, sides)
+                    workers.submit(self._fill_module, target, sources, scaled_only=same)
                     for target in self.modules
                 ]
             for task in work:
@@ -128,8 +134,8 @@ class Slot:
         self._held = adapters
         return scale
 
-    def _fill_module(self, target: str, sources: Sequence[_Source], sides: Sequence[str]) -> None:
-        rooms = self._rooms([target], sides)
+    def _fill_module(self, target: str, sources: Sequence[_Source], *, scaled_only: bool) -> None:
+        rooms = self._rooms([target], scaled_only=scaled_only)
         for source in sources:
             self._add(source, rooms)
         for (_, side), values in rooms.items():
@@ -146,12 +152,12 @@ class Slot:
                 values = adapter.stored(source.file, target, side)
             except OSError as error:
                 raise _unreadable(adapter, error) from error
-            start = source.starts[target]
+            start, module = source.starts[target], self.modules[target]
+            factor = source.weight * adapter.scaling(target) if side == module.scaled else 1.0
             if side == "b":
-                put_b(room, start, values)
+                put_b(room, start, values, factor)
             else:
-                factor = source.weight * adapter.scaling(target)
-                put_a(room, self.modules[target].a_axis, start, values, factor)
+                put_a(room, module.a_axis, start, values, factor)
 
     def _end(self, target: str, rooms: _Rooms, start: int) -> None:
         # What is left of B is multiplied with this; it is finite, whatever was there before.
@@ -160,7 +166,7 @@ class Slot:
             left = room[..., start:, :] if self.modules[target].a_axis == -2 else room[..., start:]
             left[...] = 0
 
-    def _rooms(self, targets: Iterable[str], sides: Sequence[str]) -> _Rooms:
+    def _rooms(self, targets: Iterable[str], *, scaled_only: bool) -> _Rooms:
         """Where the numbers are to be written: the tensors' own memory, or zeros to be copied."""
         rooms = {}
         for target in targets:
@@ -168,7 +174,7 @@ class Slot:
             for side, shape in (("a", module.a_shape), ("b", module.b_shape)):
                 # llama.cpp never uses an adapter at a weight that is not in its graph.
                 tensor = self._tensors.get(_name(target, side))
-                if tensor is not None and side in sides:
+                if tensor is not None and not (scaled_only and side != module.scaled):
                     numbers = np.float16 if self.dtype == "f16" else np.float32
                     memory = tensor.memory() if self._in_place else None
                     rooms[target, side] = (

@@ -2,8 +2,9 @@
 
     sum_i f_i B_i A_i x = [B_1 .. B_k] [f_1 A_1; ..; f_k A_k] x      with f_i = weight_i scaling_i
 
-The factors go into the A's, so that other weights of the same adapters leave the B's as they are.
-In a float16 stack f_i A_i is rounded once, to 11 bits; nothing else is. Knows no llama.cpp.
+Each factor goes into A or B, whichever has fewer numbers at the weight, so that other weights of
+the same adapters leave the larger ones as they are. In a float16 stack f_i A_i, or f_i B_i, is
+rounded once, to 11 bits; nothing else is. Knows no llama.cpp.
 
 Source: the identity is elementary; PEFT has it as the combination type "cat" (tuners/lora, 0.21).
 """
@@ -39,6 +40,11 @@ class StackedModule:
     a_shape: tuple[int, ...]
     b_shape: tuple[int, ...]
     a_axis: int
+
+    @property
+    def scaled(self) -> str:
+        """Which side holds the factors: "a" or "b", the smaller one."""
+        return "a" if math.prod(self.a_shape) <= math.prod(self.b_shape) else "b"
 
     def n_bytes(self, dtype: str) -> int:
         """What A and B take, stored as `dtype`."""
@@ -87,18 +93,21 @@ def put_a(
     end: int = start + values.shape[axis]
     part = stack[..., start:end, :] if axis == -2 else stack[..., start:end]
     if stack.dtype == values.dtype == np.float16:
-        _scale_f16(part, values, factor)
+        _scale_f16(values, factor, out=part)
     else:
         np.multiply(values, np.float32(factor), out=part, dtype=np.float32, casting="same_kind")
     return end
 
 
-def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray) -> int:
-    """Write B at `start` along the last axis of the stack; returns where the next one begins."""
+def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray, factor: float) -> int:
+    """Write factor * B at `start` along the last axis; returns where the next one begins."""
     rank: int = values.shape[-1]
     if stack.dtype != values.dtype or not stack.flags.c_contiguous:
-        stack[..., start : start + rank] = values
-        return start + rank
+        return put_a(stack, -1, start, values, factor)
+    if values.dtype == np.float16:
+        values = _scale_f16(values, factor)
+    elif factor != 1.0:
+        values = values * np.float32(factor)
     # As one item of `rank` numbers for each row, which is several times faster.
     n_rows, width = math.prod(values.shape[:-1]), values.itemsize
     item = f"V{rank * width}"
@@ -109,25 +118,35 @@ def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray) -> int:
     return start + rank
 
 
-def _scale_f16(out: npt.NDArray[np.float16], values: StoredArray, factor: float) -> None:
+def _scale_f16(
+    values: StoredArray, factor: float, out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    """factor * values, all float16, into `out` where there is one."""
+    if factor == 1.0 and out is None:
+        return values
     if factor == 1.0:
-        out[...] = values
-        return
-    indices = values.view(np.uint16)
-    if out.flags.c_contiguous:
-        np.take(_products(factor), indices, out=out, mode="clip")
-    else:
-        out[...] = np.take(_products(factor), indices)
+        out[...] = values  # type: ignore[index]
+        return values
+    scaled = _products(factor)
+    if out is None or not out.flags.c_contiguous:
+        found: npt.NDArray[Any] = np.take(scaled, values.view(np.uint16))
+        if out is not None:
+            out[...] = found
+        return found
+    return np.take(scaled, values.view(np.uint16), out=out, mode="clip")
+
+
+@lru_cache(maxsize=1)
+def _all_f16() -> npt.NDArray[np.float32]:
+    """Each number that float16 can hold, by its bits (65536,)."""
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 @lru_cache(maxsize=64)  # of 128 KiB each
 def _products(factor: float) -> npt.NDArray[np.float16]:
-    """factor times each number that float16 can hold, by its bits (65536,): faster than numpy's
-    own arithmetic of float16.
-    """
-    numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    """factor times each of them: looking them up is faster than numpy's arithmetic of float16."""
     with np.errstate(all="ignore"):  # NaN and infinity are among them, and in no checked adapter
-        products: npt.NDArray[np.float16] = (numbers * np.float32(factor)).astype(np.float16)
+        products: npt.NDArray[np.float16] = (_all_f16() * np.float32(factor)).astype(np.float16)
     return products
 
 

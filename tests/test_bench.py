@@ -48,14 +48,14 @@ def test_every_way_at_every_k_and_growing_parts_of_the_pool(llm):
 
 def test_the_two_ways_are_really_taken(llm, monkeypatch):
     seen = []
-    adopt = llm._mixer.set
+    adopt = llm.mixer.set
 
     def noted(mixture):
         way = adopt(mixture)
         seen.append((way, len(mixture)))
         return way
 
-    monkeypatch.setattr(llm._mixer, "set", noted)
+    monkeypatch.setattr(llm.mixer, "set", noted)
     measure(llm, ks=(2,), **{**QUICK, "repeats": 1})
     assert {("scales", 2), ("fused", 2), ("none", 0)} <= set(seen)
 

@@ -1,5 +1,7 @@
 """The conversation on a terminal, with scripted lines and a stand-in engine."""
 
+import time
+
 import pytest
 
 from logo_local.ask import Sampling
@@ -133,3 +135,47 @@ def test_an_unknown_adapter_is_an_error_that_keeps_the_session(talk, command):
     out, err = talk(FakeLoGo(SCORES, ["hi"]), "one", f"{command} revers", "two")
     assert "did you mean reverse" in err
     assert out == "hi\nhi\n"
+
+
+def test_the_conversation_is_read_while_nobody_asks(talk):
+    llm = FakeLoGo(SCORES, ["apple", "pear"])
+    talk(llm, "one", "two", "/bye")
+    assert [[m["content"] for m in call.messages] for call in llm.ahead] == [
+        ["one", "apple"],
+        ["one", "apple", "two", "pear"],
+    ]
+
+
+def test_nothing_is_asked_before_the_reading_is_over(talk):
+    class Slow(FakeLoGo):
+        def read_ahead(self, prompt):
+            time.sleep(0.05)
+            super().read_ahead(prompt)
+
+        def create_chat_completion(self, *args, **kwargs):
+            assert len(self.ahead) == len(self.history)
+            return super().create_chat_completion(*args, **kwargs)
+
+        def teach(self, *args):
+            assert len(self.ahead) == len(self.history)
+            return super().teach(*args)
+
+    llm = Slow(SCORES, ["apple", "pear"])
+    talk(llm, "one", KeyboardInterrupt(), "two", "/teach reverse", "three")
+    assert len(llm.ahead) == len(llm.history) == 3  # the last one is waited for as well
+
+
+def test_what_goes_wrong_while_reading_is_for_the_next_message_to_say(talk):
+    class Broken(FakeLoGo):
+        def read_ahead(self, prompt):
+            raise PromptError("too long")
+
+    out, err = talk(Broken(SCORES, ["apple", "pear"]), "one", "two")
+    assert out == "apple\npear\n"
+    assert "too long" not in err
+
+
+def test_a_line_by_itself_is_not_read_ahead(talk):
+    llm = FakeLoGo(SCORES, ["apple"])
+    talk(llm, "one", raw=True)
+    assert not llm.ahead

@@ -13,6 +13,7 @@ from logo_local import native, router
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
 from logo_local.mixture import set_adapters
+from logo_local.probe import ProbeContext
 from logo_local.router import Scored
 
 A, B = "alpha beta gamma", "one two three four five six"
@@ -548,6 +549,35 @@ def test_a_conversation_whose_prompts_the_base_has_read(logo):
     assert second["choices"] == again["choices"]
 
 
+@pytest.mark.parametrize("signal", ["norm", "auto"])
+def test_reading_ahead_leaves_only_what_is_new(logo, monkeypatch, signal):
+    llm = logo(signal=signal, self_profile=False)
+    tokens = llm.tokenize(A.encode())
+    expected = llm.route([*tokens, 70, 71])
+    llm.route(B)
+    evaluated = []
+    decode = ProbeContext.decode
+    monkeypatch.setattr(
+        ProbeContext,
+        "decode",
+        lambda self, tokens: (evaluated.append(list(tokens)), decode(self, tokens))[1],
+    )
+    llm.read_ahead(tokens)
+    llm.read_ahead(tokens)
+    (first,) = evaluated  # but for what it has in common with the prompt before, and only once
+    assert first == tokens[-len(first) :]
+    route = llm.route([*tokens, 70, 71])
+    assert evaluated[1:] == [[70, 71]]
+    assert route.names == expected.names
+    assert route.weights == pytest.approx(expected.weights, rel=1e-4)
+
+
+def test_reading_ahead_is_nothing_where_every_adapter_is_evaluated(logo):
+    llm = logo(probe="each")
+    llm.read_ahead([{"role": "user", "content": A}])
+    assert llm._router._hidden is None
+
+
 def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
     write_adapter(tmp_path / "zero.gguf", 1, loudness=0.0)
     llm = logo(adapters=tmp_path)
@@ -563,11 +593,13 @@ def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
         ({"layer": 3}, SettingsError, "layer 3"),
         ({"layer": -4}, SettingsError, "layer -4"),
         ({"tap": "x", "mixture": "y"}, SettingsError, "tap.*mixture"),
-        ({"adapter_memory": 10}, PoolError, "bytes"),
+        ({"adapter_memory": 10}, PoolError, "10 are allowed"),
         ({"adapters": None}, SettingsError, "adapters"),
         ({"adapters": "nowhere"}, PoolError, "nowhere"),
         ({"lora_path": "x.gguf"}, SettingsError, "lora_path"),
         ({"topk": 3}, SettingsError, "topk"),
+        ({"mixture_type": "q4_0", "prefill": "none"}, SettingsError, "mixture_type.*prefill"),
+        ({"keep_route": -0.1}, SettingsError, "keep_route"),
         ({"adapter_memory": "lots"}, SettingsError, "adapter_memory"),
     ],
 )

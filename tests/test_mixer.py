@@ -1,12 +1,14 @@
 """Mixtures as one stack: equal to the adapters one by one, within the bound, whatever happens."""
 
+import tempfile
+
 import numpy as np
 import pytest
 from llama_cpp import Llama
 from random_gguf import EXPERTS, SMALL, write_adapter, write_base
 
 from logo_local import mixture as mixture_module
-from logo_local.adapter_file import read_adapter
+from logo_local.adapter_file import AdapterFile, read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.errors import AdapterError, NativeError, PoolError
 from logo_local.mixture import Mixer, ResidentAdapters
@@ -135,10 +137,19 @@ def test_one_mixture_after_another_leaves_nothing_behind(bench):
 def test_other_weights_of_the_same_adapters_leave_the_larger_part_as_it_is(bench, monkeypatch):
     mixer = bench.mixer("fused")
     bench.logits(mixer, {"all": 0.5, "late": 0.5})
-    written = []
-    monkeypatch.setattr("logo_local.slot.put_b", lambda *args: written.append(args))
+    read = []
+    stored = AdapterFile.stored
+
+    def noted(self, file, target, side):
+        read.append((target.split(".")[2], side))
+        return stored(self, file, target, side)
+
+    monkeypatch.setattr(AdapterFile, "stored", noted)
     again = bench.logits(mixer, {"late": 0.9, "all": 0.1})
-    assert not written
+    assert set(read) == {
+        *(("attn_q", "a"), ("attn_k", "b"), ("attn_v", "b"), ("attn_output", "a")),
+        *(("ffn_gate", "a"), ("ffn_up", "a"), ("ffn_down", "b")),
+    }
     mixer.set([])
     expected = bench.logits(bench.mixer("scales"), {"late": 0.9, "all": 0.1})
     assert off_by(again, expected) < 1e-5
@@ -247,3 +258,15 @@ def test_where_llama_cpp_is_another_adapters_are_set_one_by_one(bench, monkeypat
     assert not caplog.text  # said once
     with pytest.raises(NativeError):
         bench.logits(bench.mixer("fused"), WEIGHTS[0])
+
+
+def test_without_room_for_a_file_adapters_are_set_one_by_one(bench, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    expected = bench.logits(bench.mixer("scales"), WEIGHTS[1])
+    bench.close_mixers()
+    np.testing.assert_array_equal(bench.logits(bench.mixer("auto"), WEIGHTS[1]), expected)
+    assert bench.way == "scales"
+    assert "no file can be made in" in caplog.text
+    with pytest.raises(NativeError) as caught:
+        bench.logits(bench.mixer("fused"), WEIGHTS[1])
+    assert "TMPDIR" in caught.value.hint

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logo_local.routing import Route, fixed, select
+from logo_local.routing import Route, fixed, kept, select
 
 scores = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
@@ -118,3 +118,34 @@ def test_given_weights_are_kept_as_they_are():
 def test_a_route_is_a_value():
     assert Route(names=("a",), scores=(1.0,), weights=(1.0,)) == Route(("a",), (1.0,), (1.0,))
     assert Route().is_base
+
+
+BEFORE = Route(names=("a", "b"), scores=(3.0, 2.0), weights=(0.6, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("scores", "tolerance", "weights"),
+    [
+        ({"a": 0.58, "b": 0.42}, 0.1, {"a": 0.6, "b": 0.4}),
+        ({"a": 0.45, "b": 0.55}, 0.2, {"a": 0.6, "b": 0.4}),  # the other one is first now
+        ({"a": 0.45, "b": 0.55}, 0.1, {"b": 0.55, "a": 0.45}),
+        ({"a": 0.58, "b": 0.42}, 0.0, {"a": 0.58, "b": 0.42}),
+        ({"a": 0.6}, 1.0, {"a": 1.0}),
+        ({"a": 0.6, "c": 0.4}, 1.0, {"a": 0.6, "c": 0.4}),
+        ({}, 1.0, {}),
+    ],
+)
+def test_a_route_is_kept_within_the_tolerance(scores, tolerance, weights):
+    found = kept(select(scores, 2), BEFORE, tolerance)
+    assert found.applied == pytest.approx(weights)
+    assert list(found.applied) == list(weights)
+    assert found.all_scores == scores
+    assert dict(zip(found.names, found.scores, strict=True)) == scores
+
+
+def test_a_kept_route_keeps_its_strength_too():
+    half = replace(BEFORE, strength=0.5)
+    now = select({"a": 0.6, "b": 0.4}, 2)
+    assert kept(now, half, 0.1) == now
+    assert kept(now, half, 0.4).applied == pytest.approx({"a": 0.3, "b": 0.2})
+    assert kept(now, None, 0.4) == now

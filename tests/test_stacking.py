@@ -20,15 +20,16 @@ from logo_local.stacking import (
 )
 
 
-def stacked(pairs, factors, dtype=np.float32):
-    """A and B of the stack of `pairs`, and the scale it is to be set with."""
+def stacked(pairs, factors, side, dtype=np.float32):
+    """A and B of the stack of `pairs`, with the factors in `side`, and the scale to set it with."""
     rank = sum(len(a) for a, _ in pairs)
     a_stack = np.zeros((rank, pairs[0][0].shape[1]), dtype)
     b_stack = np.zeros((len(pairs[0][1]), rank), dtype)
     scale, at_a, at_b = common_factor(factors), 0, 0
     for (a, b), factor in zip(pairs, factors, strict=True):
-        at_a = put_a(a_stack, -2, at_a, a, factor / scale)
-        at_b = put_b(b_stack, at_b, b)
+        of_a, of_b = (factor / scale, 1.0) if side == "a" else (1.0, factor / scale)
+        at_a = put_a(a_stack, -2, at_a, a, of_a)
+        at_b = put_b(b_stack, at_b, b, of_b)
     assert at_a == at_b == rank
     return a_stack, b_stack, scale
 
@@ -36,8 +37,9 @@ def stacked(pairs, factors, dtype=np.float32):
 @given(
     st.lists(st.tuples(st.integers(1, 7), st.floats(-4, 4, width=32)), min_size=1, max_size=5),
     st.integers(0, 99),
+    st.sampled_from("ab"),
 )
-def test_a_stack_is_the_weighted_sum_of_the_adapters(parts, seed):
+def test_a_stack_is_the_weighted_sum_of_the_adapters(parts, seed, side):
     rng = np.random.default_rng(seed)
     pairs = [
         (rng.standard_normal((r, 6), np.float32), rng.standard_normal((5, r), np.float32))
@@ -46,17 +48,20 @@ def test_a_stack_is_the_weighted_sum_of_the_adapters(parts, seed):
     factors = [factor for _, factor in parts]
     x = rng.standard_normal(6, np.float32)
     expected = sum(f * (b @ (a @ x)) for f, (a, b) in zip(factors, pairs, strict=True))
-    a, b, scale = stacked(pairs, factors)
+    a, b, scale = stacked(pairs, factors, side)
     np.testing.assert_allclose(scale * (b @ (a @ x)), expected, atol=1e-4)
 
 
 def test_a_stack_by_hand():
     one = (np.array([[1, 2]], np.float32), np.array([[3], [4]], np.float32))
     two = (np.array([[5, 6], [7, 8]], np.float32), np.array([[1, 0], [0, 1]], np.float32))
-    a, b, scale = stacked([one, two], [0.5, 3.0])
+    a, b, scale = stacked([one, two], [0.5, 3.0], "a")
     assert scale == 4.0
     np.testing.assert_array_equal(a * scale, [[0.5, 1], [15, 18], [21, 24]])
     np.testing.assert_array_equal(b, [[3, 1, 0], [4, 0, 1]])
+    a, b, scale = stacked([one, two], [0.5, 3.0], "b")
+    np.testing.assert_array_equal(a, [[1, 2], [5, 6], [7, 8]])
+    np.testing.assert_array_equal(b * scale, [[1.5, 3, 0], [2, 0, 3]])
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, -0.7, 1e-3])
@@ -68,6 +73,10 @@ def test_float16_is_rounded_once(factor):
     expected = (a.astype(np.float32) * np.float32(factor)).astype(np.float16)
     np.testing.assert_array_equal(stack[1:4], expected)
     assert not stack[[0, 4]].any()
+    stack = np.zeros((3, 50), np.float16)
+    put_b(stack, 7, a, factor)
+    np.testing.assert_array_equal(stack[:, 7:47], expected)
+    assert np.count_nonzero(stack) == np.count_nonzero(expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -76,8 +85,8 @@ def test_any_type_goes_into_any_stack_at_any_rank(dtype, stack_dtype):
     rng = np.random.default_rng(0)
     b = rng.integers(-9, 9, (2, 4, 3)).astype(dtype)  # exact in both
     stack = np.zeros((2, 4, 11), stack_dtype)
-    assert put_b(stack, 5, b) == 8
-    np.testing.assert_array_equal(stack[..., 5:8], b)
+    assert put_b(stack, 5, b, 2.0) == 8
+    np.testing.assert_array_equal(stack[..., 5:8], 2 * b)
     a = rng.integers(-9, 9, (2, 3, 6)).astype(dtype)
     stack = np.zeros((2, 11, 6), stack_dtype)
     assert put_a(stack, -2, 5, a, 0.5) == 8
@@ -119,6 +128,10 @@ def test_ranks_add_up_and_are_filled_up(adapters):
     embedding = both["token_embd.weight"]
     assert (embedding.a_shape, embedding.b_shape) == ((SMALL.vocab, 64), (q, 64))
     assert embedding.a_axis == -1
+    assert {target.split(".")[-2]: module.scaled for target, module in both.items()} == {
+        "attn_q": "a", "attn_k": "b", "attn_v": "b", "attn_output": "a",
+        "ffn_gate": "a", "ffn_up": "a", "ffn_down": "b", "token_embd": "b", "output": "a",
+    }  # fmt: skip
 
 
 def test_a_stack_of_experts_keeps_its_first_axis(tmp_path):

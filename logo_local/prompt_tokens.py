@@ -1,0 +1,64 @@
+"""From a prompt of any kind to the tokens that generation would see.
+
+llama_cpp makes them on its way to `generate`: templates, special tokens, chat handlers. Rather than
+do all that again, the way is gone until there, and no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_cpp import Llama
+
+
+class PromptSeen(Exception):
+    """Carries a prompt's tokens out of the parent, when only they are wanted."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+class PromptTokens(Llama):  # type: ignore[misc]
+    """A `llama_cpp.Llama` that can say what it would evaluate.
+
+    Whoever overrides `generate` calls `stop_at` with the prompt, first of all.
+    """
+
+    _seed: int  # the parent's, and so is the next
+    cache: Any
+    _tokens_only = False
+
+    def stop_at(self, prompt: list[int]) -> None:
+        """Do not go on to generate where only the tokens are wanted."""
+        if self._tokens_only:
+            raise PromptSeen(prompt)
+
+    def tokens_of(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens of a string, of chat messages or of token ids, as generation would see it."""
+        if not isinstance(prompt, str) and not (len(prompt) and isinstance(prompt[0], Mapping)):
+            return [int(token) for token in prompt]  # type: ignore[arg-type]
+        # A completion draws a new seed, and may load a cached state before it generates.
+        seed, cache = self._seed, self.cache
+        self._tokens_only, self.cache = True, None
+        try:
+            if isinstance(prompt, str):
+                self.create_completion(prompt, max_tokens=1)
+            else:
+                self.create_chat_completion(messages=prompt, max_tokens=1)
+        except PromptSeen as seen:
+            return seen.tokens
+        finally:
+            self._seed, self.cache, self._tokens_only = seed, cache, False
+        raise AssertionError("the parent answered without generating")
+
+    def tokens_of_text(self, text: str) -> list[int]:
+        """The tokens of a text as one chat message where the model has a template."""
+        has_template = "tokenizer.chat_template" in self.metadata
+        return self.tokens_of([{"role": "user", "content": text}] if has_template else text)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without white space around it."""
+        text: str = self.detokenize(list(tokens)).decode("utf-8", "replace")
+        return text.strip()
