@@ -89,7 +89,10 @@ def common_factor(factors: Iterable[float]) -> float:
 def put_a(
     stack: npt.NDArray[Any], axis: int, start: int, values: StoredArray, factor: float
 ) -> int:
-    """Write factor * A at `start` along `axis` of the stack; returns where the next one begins."""
+    """Write factor * A at `start` along `axis` of the stack; returns where the next one begins.
+
+    A factor beyond [-1, 1] may leave what float16 can hold: see `common_factor`.
+    """
     end: int = start + values.shape[axis]
     part = stack[..., start:end, :] if axis == -2 else stack[..., start:end]
     if stack.dtype == values.dtype == np.float16:
@@ -129,24 +132,27 @@ def _scale_f16(
         return values
     scaled = _products(factor)
     if out is None or not out.flags.c_contiguous:
-        found: npt.NDArray[Any] = np.take(scaled, values.view(np.uint16))
+        found: npt.NDArray[Any] = np.take(scaled, values.view(np.uint16), mode="clip")
         if out is not None:
             out[...] = found
         return found
     return np.take(scaled, values.view(np.uint16), out=out, mode="clip")
 
 
-@lru_cache(maxsize=1)
-def _all_f16() -> npt.NDArray[np.float32]:
-    """Each number that float16 can hold, by its bits (65536,)."""
-    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+_SIGN, _FIRST_INFINITE = 0x8000, 0x7C00  # of float16's bits
 
 
 @lru_cache(maxsize=64)  # of 128 KiB each
 def _products(factor: float) -> npt.NDArray[np.float16]:
-    """factor times each of them: looking them up is faster than numpy's arithmetic of float16."""
-    with np.errstate(all="ignore"):  # NaN and infinity are among them, and in no checked adapter
-        products: npt.NDArray[np.float16] = (_all_f16() * np.float32(factor)).astype(np.float16)
+    """factor times each number that float16 can hold, by its bits (65536,); |factor| <= 1.
+
+    Looking products up is faster than numpy's arithmetic of float16. Infinite numbers and NaN,
+    which are in no checked adapter, come out as zero.
+    """
+    positive = np.arange(_FIRST_INFINITE, dtype=np.uint16).view(np.float16).astype(np.float32)
+    products = np.zeros(1 << 16, np.float16)
+    products[:_FIRST_INFINITE] = positive * np.float32(factor)
+    products[_SIGN : _SIGN + _FIRST_INFINITE] = -products[:_FIRST_INFINITE]
     return products
 
 

@@ -85,16 +85,16 @@ def test_any_type_goes_into_any_stack_at_any_rank(dtype, stack_dtype):
     rng = np.random.default_rng(0)
     b = rng.integers(-9, 9, (2, 4, 3)).astype(dtype)  # exact in both
     stack = np.zeros((2, 4, 11), stack_dtype)
-    assert put_b(stack, 5, b, 2.0) == 8
-    np.testing.assert_array_equal(stack[..., 5:8], 2 * b)
+    assert put_b(stack, 5, b, 0.5) == 8
+    np.testing.assert_array_equal(stack[..., 5:8], b / 2)
     a = rng.integers(-9, 9, (2, 3, 6)).astype(dtype)
     stack = np.zeros((2, 11, 6), stack_dtype)
     assert put_a(stack, -2, 5, a, 0.5) == 8
     np.testing.assert_array_equal(stack[:, 5:8], a / 2)
     embedding = rng.integers(-9, 9, (7, 3)).astype(dtype)
     stack = np.zeros((7, 11), stack_dtype)
-    assert put_a(stack, -1, 5, embedding, 2.0) == 8
-    np.testing.assert_array_equal(stack[:, 5:8], 2 * embedding)
+    assert put_a(stack, -1, 5, embedding, -0.5) == 8
+    np.testing.assert_array_equal(stack[:, 5:8], -embedding / 2)
     assert np.count_nonzero(stack) == np.count_nonzero(embedding)
 
 
