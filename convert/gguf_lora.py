@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConversionError
-from .layouts import interleave_halves
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
 # Part of the key under which converted adapters are cached: raise it whenever the same adapter
@@ -96,8 +95,8 @@ def _stored(conversion: Conversion) -> Iterator[npt.NDArray[np.generic]]:
     for row in conversion.rows:
         a = row.module.a.read()  # (rank, d_in)
         b = row.module.b.read()  # (d_out, rank)
-        if row.heads:
-            b = interleave_halves(b, row.heads)
+        if row.order is not None:
+            b = row.order.apply(b)
         if row.factor != 1.0:  # one rounding, not two
             b = (b.astype(np.float64) * row.factor).astype(np.float32)
         for values, type_name in zip((a, b), row.types, strict=True):

@@ -26,8 +26,6 @@ _UNSUPPORTED = {
     "use_dora": "DoRA (use_dora) has no counterpart in llama.cpp",
     "modules_to_save": "modules_to_save: whole layers were trained beside LoRA",
     "lora_bias": "lora_bias: the adapter adds biases",
-    "fan_in_fan_out": "fan_in_fan_out: the adapter was made for layers stored transposed, "
-    "which this architecture does not have",
     "trainable_token_indices": "trainable_token_indices: new or changed tokens were trained",
     "target_parameters": "target_parameters: LoRA on bare parameters is not supported",
     "layer_replication": "layer_replication: the adapter was made for a base with repeated layers",
@@ -173,7 +171,7 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
 def _check_config(config: dict[str, Any], findings: Findings) -> None:
     for key, text in _UNSUPPORTED.items():
         if config.get(key) not in (None, False, "", [], {}):
-            findings.add(text, "" if key == "fan_in_fan_out" else MERGE_HINT)
+            findings.add(text, MERGE_HINT)
     if config.get("bias") not in (None, "none"):
         findings.add(f"bias is {config['bias']!r}: the adapter changes biases", MERGE_HINT)
     # Each variant that PEFT has added so far came with such a switch: better to stop at the next.

@@ -37,6 +37,11 @@ _LORA_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
 )
 
+# What PEFT saves along when the output layer is adapted: the base's own, as it was and is.
+_OUTPUT_COPY = re.compile(
+    r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out)\.base_layer\.weight"
+)
+
 # Tensors that are not a LoRA factor, told apart so that the message can say what they are.
 _FOREIGN = (
     (r"\.lora_magnitude_vector\b", "DoRA magnitudes"),
@@ -118,11 +123,16 @@ def read_peft(folder: Path) -> PeftAdapter:
     """
     findings = Findings()
     config = read_config(folder, findings)
-    pairs = _pair(_read_header(folder, findings), findings)
+    tensors = _read_header(folder, findings)
+    copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
+    pairs = _pair([tensor for tensor in tensors if tensor.name not in copies], findings)
     modules = _with_scalings(pairs, config, findings)
     if not pairs and not findings.problems:
         findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")
     notes = config.pattern_notes([module.name for module in modules])
+    notes += [
+        f"{name}: the base's own output layer, which is taken from the base" for name in copies
+    ]
     if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
     name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base_model import BaseModel
 from ..errors import ConversionError
-from .layouts import LAYOUTS, rotary_heads
+from .layouts import LAYOUTS, RowOrder, row_order
 from .peft_config import Findings
 from .peft_reader import PeftAdapter, PeftModule, read_peft
 from .tensor_names import TensorNames
@@ -31,14 +31,14 @@ class Row:
     """One adapted layer: where it comes from, where it goes, what is done on the way.
 
     A has shape (rank, d_in), B (d_out, rank). `factor` is what B is multiplied with when written
-    (1.0: left as it is), `heads` the number of heads within which B's rows are reordered (0: left
-    as they are), `types` the GGUF types of A and B as written.
+    (1.0: left as it is), `order` the one that B's rows are put in (None: left as they are), `types`
+    the GGUF types of A and B as written.
     """
 
     module: PeftModule
     target: str
     factor: float
-    heads: int
+    order: RowOrder | None
     types: tuple[str, str]
 
     @property
@@ -70,8 +70,8 @@ class Row:
     def transform(self) -> str:
         """What is done to B, in words for a table; empty when it is left as it is."""
         parts = []
-        if self.heads:
-            parts.append(f"rotary rows, {self.heads} heads")
+        if self.order is not None:
+            parts.append(self.order.text)
         if self.factor != 1.0:
             parts.append(f"B x {self.factor:.6g}")
         return ", ".join(parts)
@@ -137,11 +137,11 @@ def plan_conversion(
     rows = []
     broken: list[str] = []
     largest_b = 0.0
-    for done, (module, target, heads) in enumerate(placed):
+    for done, (module, target, order) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
         factor = 1.0 if same else module.effective_alpha / lora_alpha
         types = _gguf_type(module.a.shape, outtype), _gguf_type(module.b.shape, outtype)
-        row = Row(module, target, factor, heads, types)
+        row = Row(module, target, factor, order, types)
         largest_b = max(largest_b, _check_values(row, findings, broken))
         rows.append(row)
         if progress:
@@ -161,8 +161,8 @@ def plan_conversion(
         notes.append("every lora_B is zero: the adapter changes nothing (was it trained?)")
     if outtype == "q8_0" and any("f16" in row.types for row in rows):
         notes.append("rows whose length is no multiple of 32 are stored as f16, not q8_0")
-    order = {name: place for place, name in enumerate(base.tensors)}
-    rows.sort(key=lambda row: order[row.target])
+    places = {name: place for place, name in enumerate(base.tensors)}
+    rows.sort(key=lambda row: places[row.target])
     return Conversion(
         source=source,
         out=out,
@@ -199,8 +199,8 @@ def _check_destination(source: Path, base: BaseModel, out: Path, findings: Findi
 
 def _place(
     adapter: PeftAdapter, base: BaseModel, findings: Findings
-) -> list[tuple[PeftModule, str, int]]:
-    """Each module with its GGUF weight and its number of rotary heads, as far as they fit."""
+) -> list[tuple[PeftModule, str, RowOrder | None]]:
+    """Each module with its GGUF weight and the order of its rows there, as far as they fit."""
     if base.architecture not in LAYOUTS:
         findings.add(
             f"the base's architecture {base.architecture!r} is not supported; "
@@ -208,7 +208,7 @@ def _place(
         )
         return []
     names = TensorNames(base)
-    placed: list[tuple[PeftModule, str, int]] = []
+    placed: list[tuple[PeftModule, str, RowOrder | None]] = []
     taken: dict[str, str] = {}
     wrong_base = "is this the base model that the adapter was trained on?"
     for module in adapter.modules:
@@ -233,11 +233,10 @@ def _place(
                 wrong_base,
             )
             continue
-        heads = rotary_heads(base, module.name)
-        if heads and shape[0] % (2 * heads):
-            findings.add(f"{module.name}: {shape[0]} rows do not form {heads} heads of even width")
-            continue
-        placed.append((module, target, heads))
+        try:
+            placed.append((module, target, row_order(base, module.name, shape[0])))
+        except ValueError as error:
+            findings.add(f"{module.name}: {error}")
     return placed
 
 

@@ -1,11 +1,13 @@
 """Fixtures that several test modules share."""
 
 import os
+from pathlib import Path
 
+import families as families_module
 import hypothesis
 import pytest
 from random_gguf import write_adapter, write_base
-from tiny import TinyModel, cached_models, cached_sources
+from tiny import TinyModel, cached_build, cached_models, cached_sources
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -56,6 +58,16 @@ def tiny_folder(request):
     if sources is None:
         pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
     return cached_models(cache, sources)
+
+
+@pytest.fixture(scope="session")
+def families(request):
+    """Where the tiny models of many architectures lie (families.py), built once and kept."""
+    cache = request.config.cache.mkdir("tiny")
+    sources = cached_sources(cache)
+    if sources is None:
+        pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
+    return cached_build(cache, sources, Path(families_module.__file__), "families")
 
 
 @pytest.fixture(scope="session")

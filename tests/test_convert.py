@@ -16,7 +16,7 @@ from peft_folder import factor_name, factors, read_lora, save_as, write_peft
 
 from logo_local.base_model import BaseModel
 from logo_local.convert import OUTTYPES, convert_adapter, plan_conversion
-from logo_local.convert.layouts import LAYOUTS, interleave_halves
+from logo_local.convert.layouts import LAYOUTS, halves_interleaved, parts_apart
 from logo_local.errors import ConversionError, ModelError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,21 +53,33 @@ def listing(out):
 
 
 def test_halves_of_each_head_are_interleaved():
-    rows = np.arange(8)[:, None] * np.ones((1, 2), int)
     # two heads of width 4: rows 0 1 | 2 3 and 4 5 | 6 7 become pairs (0, 2) (1, 3) and so on
-    assert interleave_halves(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert interleave_halves(rows, 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert halves_interleaved(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert halves_interleaved(8, 1).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    with pytest.raises(ValueError, match="6 rows do not form 2 heads of even width"):
+        halves_interleaved(6, 2)
+
+
+def test_queries_keys_and_values_are_put_apart():
+    # two heads of width 2, each q k v
+    assert parts_apart(12, 2, (1, 1, 1)).tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+    # two groups of two queries, a key and a value, of width 1
+    assert parts_apart(8, 2, (2, 1, 1)).tolist() == [0, 1, 4, 5, 2, 6, 3, 7]
+    with pytest.raises(ValueError, match="7 rows do not form 8 heads"):
+        parts_apart(7, 2, (2, 1, 1))
 
 
 def test_llama_reorders_only_the_rows_of_q_and_k(adapter, base, out):
     conversion = convert_adapter(adapter, base, out, "f32")
     tensors = factors(SHAPES)
     _, converted = read_lora(out)
-    assert {row.peft_name: row.heads for row in conversion.rows} == {Q0: 4, K1: 2, V2: 0, UP: 0}
+    assert {row.peft_name: row.transform for row in conversion.rows} == {
+        Q0: "rotary rows, 4 heads", K1: "rotary rows, 2 heads", V2: "", UP: "",
+    }  # fmt: skip
     for row in conversion.rows:
         a, b = (tensors[factor_name(row.peft_name, part)] for part in "AB")
-        if row.heads:
-            b = interleave_halves(b, row.heads)
+        if heads := {Q0: 4, K1: 2}.get(row.peft_name):
+            b = b[halves_interleaved(len(b), heads)]
             assert not np.array_equal(b, tensors[factor_name(row.peft_name, "B")])
         np.testing.assert_array_equal(converted[row.target][0], a)
         np.testing.assert_array_equal(converted[row.target][1], b)
@@ -141,7 +153,7 @@ def test_types_keep_their_precision(outtype, relative, base, tmp_path, out):
     for got, part in ((a, "A"), (b, "B")):
         exact = tensors[factor_name(Q0, part)]
         if part == "B":
-            exact = interleave_halves(exact, 4)
+            exact = exact[halves_interleaved(len(exact), 4)]
         # q8_0 rounds by the largest of 32 numbers, in steps that are f16; the others one by one
         blocks = np.abs(exact.reshape(-1, 32)).max(1).repeat(32).reshape(exact.shape)
         size = blocks if outtype == "q8_0" else np.abs(exact)
@@ -335,7 +347,6 @@ REFUSALS = {
         "weights of the base model itself",
     ),
     "a tensor of no known kind": ({}, {"something": ones(3)}, "something: not LoRA factors"),
-    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out: the adapter was made for"),
     "qalora": ({"use_qalora": True}, {}, "QALoRA"),
     "a switch of the future": ({"use_magic": True}, {}, "use_magic is set"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, {}, "changed the base's own weights"),
@@ -459,8 +470,10 @@ def test_everything_wrong_is_said_at_once(base, tmp_path, out):
 
 
 def test_an_unsupported_architecture_is_named(adapter, base, out):
-    with pytest.raises(ConversionError, match="'gpt2' is not supported; supported: llama, qwen2"):
-        convert_adapter(adapter, dataclasses.replace(base, architecture="gpt2"), out)
+    with pytest.raises(
+        ConversionError, match=r"'rwkv6' is not supported; supported: .*llama.*qwen2"
+    ):
+        convert_adapter(adapter, dataclasses.replace(base, architecture="rwkv6"), out)
 
 
 def test_output_layer_of_a_base_that_shares_its_embedding(base, tmp_path, out):

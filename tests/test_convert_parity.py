@@ -12,7 +12,7 @@ from tiny import ADAPTERS, ORACLE_ADAPTERS, known_warnings
 
 from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
-from logo_local.convert.layouts import interleave_halves
+from logo_local.convert.layouts import halves_interleaved
 from logo_local.convert.peft_config import pattern_key
 
 # llama.cpp's converter
@@ -137,7 +137,7 @@ def test_every_update_equals_pefts(skeleton_base, tmp_path, **settings_drawn):
         layer = model.base_model.model.get_submodule(row.peft_name)
         expected = layer.get_delta_weight("default").detach().numpy()  # (d_out, d_in)
         if heads := {"q_proj": 4, "k_proj": 2}.get(row.peft_name.rpartition(".")[2]):
-            expected = interleave_halves(expected, heads)
+            expected = expected[halves_interleaved(len(expected), heads)]
         a, b = converted[row.target]
         got = (alpha / a.shape[0]) * (b.astype(np.float64) @ a)
         assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()

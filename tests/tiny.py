@@ -151,13 +151,18 @@ def cached_sources(cache: Path) -> Path | None:
 
 def cached_models(cache: Path, sources: Path) -> Path:
     """The folder with one folder for each of `ARCHITECTURES`, built where it is not there yet."""
+    return cached_build(cache, sources, Path(__file__), "tiny")
+
+
+def cached_build(cache: Path, sources: Path, script: Path, name: str) -> Path:
+    """The folder that `script` makes when called with it and with llama.cpp's `sources`."""
     versions = [importlib.metadata.version(p) for p in ("torch", "transformers", "peft")]
-    key = hashlib.sha256(Path(__file__).read_bytes() + "".join(versions).encode()).hexdigest()[:12]
-    folder = cache / f"tiny-{key}"
+    key = hashlib.sha256(script.read_bytes() + "".join(versions).encode()).hexdigest()[:12]
+    folder = cache / f"{name}-{key}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             done = subprocess.run(
-                [sys.executable, __file__, f"{scratch}/tiny", str(sources)],
+                [sys.executable, str(script), f"{scratch}/{name}", str(sources)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -166,7 +171,7 @@ def cached_models(cache: Path, sources: Path) -> Path:
             )
             if done.returncode:
                 raise RuntimeError(f"the tiny models could not be built:\n{done.stderr[-3000:]}")
-            _move(Path(scratch, "tiny"), folder)
+            _move(Path(scratch, name), folder)
     return folder
 
 

@@ -1,0 +1,228 @@
+"""Tiny random models of many architectures with PEFT adapters, for the converter to be proved on.
+
+Everything is made by others: the models by transformers, the adapters by PEFT, the base GGUF files
+by llama.cpp's own converter, the logits by PEFT. Only the vocabulary, which has nothing to do with
+adapters, is a dummy. Built once, in a process of its own (`python tests/families.py OUT SOURCES`),
+and kept in pytest's cache; the fixture `families` in conftest.py hands it out.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+BLOCKS, WIDTH, HEADS, KV_HEADS, FFN, VOCAB, CONTEXT = 2, 64, 4, 2, 96, 300, 128
+TOKENS = [5, 17, 80, 33, 201, 44, 9, 150, 71, 260, 3, 18]
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": FFN,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.12,  # far from linear: attention must have something to choose
+}
+_ONE_KV = {name: value for name, value in _SHAPE.items() if name != "num_key_value_heads"}
+_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_PLAIN = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+_GPT2 = {
+    "vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS,
+    "n_positions": CONTEXT, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.12,
+}  # fmt: skip
+
+# llama.cpp's name -> transformers' model, its settings, the adapted layers
+FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "llama": ("Llama", _SHAPE | {"tie_word_embeddings": False}, [*_ALL, "lm_head"]),
+    "granite": ("Granite", _SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "smollm3": ("SmolLM3", _SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "olmo": ("Olmo", _SHAPE | {"tie_word_embeddings": False}, _ALL),
+    "qwen2": ("Qwen2", _SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "qwen3": ("Qwen3", _SHAPE | {"tie_word_embeddings": True, "head_dim": 16}, _ALL),
+    "gemma": ("Gemma", _SHAPE | {"head_dim": 16}, _ALL),
+    "gemma2": (
+        "Gemma2", _SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}, _ALL
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        _SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+        _ALL,
+    ),
+    "olmo2": ("Olmo2", _SHAPE | {"tie_word_embeddings": False}, _ALL),
+    "phi2": (
+        "Phi",
+        _SHAPE | {"num_key_value_heads": HEADS, "intermediate_size": 4 * WIDTH},
+        ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
+    ),
+    "phi3": (
+        "Phi3",
+        _SHAPE | {"sliding_window": None, "tie_word_embeddings": False},
+        ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    ),
+    "stablelm": (
+        "StableLm", _SHAPE | {"num_key_value_heads": HEADS, "partial_rotary_factor": 0.5}, _ALL
+    ),
+    "starcoder2": (
+        "Starcoder2",
+        _SHAPE | {"sliding_window": None},
+        ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
+    ),
+    "command-r": ("Cohere", _SHAPE, _ALL),
+    "cohere2": ("Cohere2", _SHAPE | {"head_dim": 16, "sliding_window": 64}, _ALL),
+    "glm4": (
+        "Glm4",
+        _SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
+    ),
+    "exaone4": ("Exaone4", _SHAPE | {"sliding_window": 64, "tie_word_embeddings": False}, _ALL),
+    "nemotron": ("Nemotron", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "seed_oss": ("SeedOss", _SHAPE | {"head_dim": 16, "tie_word_embeddings": False}, _ALL),
+    "gpt2": ("GPT2", _GPT2, ["c_attn", "c_proj", "c_fc"]),
+    "gptneox": (
+        "GPTNeoX",
+        _ONE_KV | {"tie_word_embeddings": False},
+        ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    ),
+    "bloom": (
+        "Bloom",
+        {"vocab_size": VOCAB, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS,
+         "initializer_range": 0.12},
+        ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    ),
+    "falcon": (
+        "Falcon",
+        _ONE_KV | {"new_decoder_architecture": True, "num_kv_heads": KV_HEADS, "alibi": False,
+                   "bias": False, "ffn_hidden_size": 4 * WIDTH},
+        ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    ),
+    "mpt": (
+        "Mpt",
+        {"vocab_size": VOCAB, "d_model": WIDTH, "n_layers": BLOCKS, "n_heads": HEADS,
+         "max_seq_len": CONTEXT, "expansion_ratio": 4, "initializer_range": 0.12},
+        ["Wqkv", "out_proj", "up_proj", "down_proj"],
+    ),
+}  # fmt: skip
+
+
+# What llama.cpp's converter looks for in a config, and transformers writes no more, or otherwise.
+MISSING: dict[str, dict[str, Any]] = {
+    "cohere2": {"rotary_pct": 1.0},
+    "gpt2": {"n_ctx": CONTEXT},
+    "gptneox": {"rotary_pct": 0.25},
+    "mpt": {"architectures": ["MPTForCausalLM"]},
+}
+
+
+def _make_model(name: str, folder: Path) -> Any:
+    import torch
+    import transformers
+
+    kind, how, _ = FAMILIES[name]
+    torch.manual_seed(list(FAMILIES).index(name))
+    config = getattr(transformers, f"{kind}Config")(**how)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():  # transformers starts norms at one and biases at zero: no test for either
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "ln" in parameter_name or "bias" in parameter_name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | MISSING.get(name, {})))
+    if name == "gemma3":  # there the vocabulary is counted by what the tokenizer says
+        pieces = {f"w{i}": i for i in range(VOCAB)}
+        tokenizer = {"model": {"vocab": pieces}, "added_tokens": []}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return model.eval()
+
+
+def _make_adapters(model: Any, name: str, folder: Path) -> dict[str, Any]:
+    """Two adapters, saved; their logits (n_tokens, n_vocab) by PEFT, and the base's."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    modules = FAMILIES[name][2]
+    first = modules[0]
+    tokens = torch.tensor([TOKENS])
+    logits = {}
+    with torch.no_grad():
+        logits["base"] = model(tokens).logits[0].float().numpy()
+        for adapter, how in (
+            ("plain", {"r": 8, "lora_alpha": 16}),
+            (
+                "patterns",
+                {"r": 6, "lora_alpha": 12, "rank_pattern": {first: 3},
+                 "alpha_pattern": {modules[-1]: 5}, "use_rslora": True},
+            ),
+        ):  # fmt: skip
+            torch.manual_seed(7)
+            config = LoraConfig(
+                task_type="CAUSAL_LM", target_modules=modules, fan_in_fan_out=name == "gpt2", **how
+            )
+            peft = get_peft_model(model, config)
+            for parameter_name, parameter in peft.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(std=0.1)
+            peft.eval()
+            logits[adapter] = peft(tokens).logits[0].float().numpy()
+            peft.save_pretrained(folder / adapter)
+            model = peft.unload()
+    return logits
+
+
+def _convert(folder: Path, out: Path) -> None:
+    """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies."""
+    import conversion
+    import gguf
+    from conversion import ModelBase, get_model_architecture, get_model_class
+    from conversion.base import ModelType
+
+    hparams = ModelBase.load_hparams(folder, False)
+    converter = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+
+    class Dummy(converter):  # type: ignore[valid-type, misc]
+        model_arch = converter.model_arch
+
+        def set_vocab(self) -> None:
+            pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
+            pieces += [f"w{i}" for i in range(VOCAB - len(pieces))]
+            self.gguf_writer.add_tokenizer_model("llama")
+            self.gguf_writer.add_tokenizer_pre("default")
+            self.gguf_writer.add_token_list(pieces)
+            self.gguf_writer.add_token_scores([0.0] * VOCAB)
+            self.gguf_writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (VOCAB - 259))
+            self.gguf_writer.add_bos_token_id(1)
+            self.gguf_writer.add_eos_token_id(2)
+
+    assert conversion is not None
+    hparams |= MISSING.get(folder.parent.name, {})
+    Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams).write()
+
+
+def _build(out: Path, sources: Path) -> None:
+    import numpy as np
+    import torch
+
+    sys.path[:0] = [str(sources), str(sources / "gguf-py")]
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    failures = {}
+    for name in FAMILIES:
+        folder = out / name
+        folder.mkdir(parents=True)
+        try:
+            model = _make_model(name, folder / "model")
+            logits = _make_adapters(model, name, folder)
+            np.savez(folder / "logits.npz", **logits)
+            _convert(folder / "model", folder / "base.gguf")
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}"
+    (out / "failures.json").write_text(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    _build(Path(sys.argv[1]), Path(sys.argv[2]))
