@@ -48,8 +48,9 @@ def halves_interleaved(d_out: int, n_heads: int) -> npt.NDArray[np.intp]:
     """In each head row i is followed by row i + d/2; d is the head's width d_out / n_heads."""
     if d_out % (2 * n_heads):
         raise ValueError(f"{d_out} rows do not form {n_heads} heads of even width")
-    rows: npt.NDArray[np.intp] = np.arange(d_out).reshape(n_heads, 2, -1)  # (head, half, pair)
-    return rows.swapaxes(1, 2).ravel()
+    rows = np.arange(d_out).reshape(n_heads, 2, -1)  # (head, half, pair)
+    ordered: npt.NDArray[np.intp] = rows.swapaxes(1, 2).ravel()
+    return ordered
 
 
 def parts_apart(d_out: int, n_groups: int, sizes: tuple[int, ...]) -> npt.NDArray[np.intp]:
@@ -96,17 +97,26 @@ _ROTARY = Layout(
 _AS_IT_IS = Layout()
 
 LAYOUTS: dict[str, Layout] = {
-    **dict.fromkeys(("llama", "granite", "mistral3", "olmo", "smollm3"), _ROTARY),
+    **dict.fromkeys(
+        ("arcee", "granite", "granitemoe", "llama", "mistral3", "olmo", "smollm3"), _ROTARY
+    ),
     **dict.fromkeys(("bloom", "gptneox"), Layout({"query_key_value": _qkv_by_head})),
     "falcon": Layout({"query_key_value": _qkv_by_group}),
     **dict.fromkeys(
         (
-            *("cohere2", "command-r", "exaone", "exaone4", "gemma", "gemma2", "gemma3", "glm4"),
-            *("gpt2", "mpt", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3"),
-            *("seed_oss", "stablelm", "starcoder2"),
+            *("apertus", "chatglm", "cohere2", "command-r", "ernie4_5", "exaone"),
+            *("exaone4", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "hunyuan-dense", "jais2"),
+            *("lfm2", "mpt", "nemotron", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe"),
+            *("qwen3", "qwen3moe", "seed_oss", "stablelm", "starcoder", "starcoder2"),
         ),
         _AS_IT_IS,
     ),
+}
+
+
+# Architectures that were tried and cannot be used, and why.
+REFUSED: dict[str, str] = {
+    "deepseek2": "llama.cpp's graph for it (latent attention) makes no use of adapters",
 }
 
 

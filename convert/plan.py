@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base_model import BaseModel
 from ..errors import ConversionError
-from .layouts import LAYOUTS, RowOrder, row_order
+from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
 from .peft_config import Findings
 from .peft_reader import PeftAdapter, PeftModule, read_peft
 from .tensor_names import TensorNames
@@ -201,6 +201,9 @@ def _place(
     adapter: PeftAdapter, base: BaseModel, findings: Findings
 ) -> list[tuple[PeftModule, str, RowOrder | None]]:
     """Each module with its GGUF weight and the order of its rows there, as far as they fit."""
+    if base.architecture in REFUSED:
+        findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
+        return []
     if base.architecture not in LAYOUTS:
         findings.add(
             f"the base's architecture {base.architecture!r} is not supported; "

@@ -11,6 +11,7 @@ llama-cpp-python 0.3.36, src/llama-adapter.cpp).
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ from .errors import AdapterError, NativeError
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
 from .probe import ProbeContext
 from .stacking import StackedModule, common_factor, put_a, put_b, total_bytes
+
+log = logging.getLogger(__name__)
 
 FINDING_CONTEXT = 32  # tokens; the context that looks for the tensors decodes one
 
@@ -85,6 +88,14 @@ class Slot:
             )
         try:
             self._tensors = _find_tensors(model, params, self.handle)
+            idle = [target for target in modules if _name(target, "a") not in self._tensors]
+            if idle:
+                log.warning(
+                    "llama.cpp makes no use of adapters at %d of %d weights, such as %s",
+                    len(idle),
+                    len(modules),
+                    idle[0],
+                )
             self._in_place = dtype != "q8_0" and all(
                 tensor.memory() is not None for tensor in self._tensors.values()
             )

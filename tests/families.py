@@ -31,6 +31,11 @@ _SHAPE: dict[str, Any] = {
 _ONE_KV = {name: value for name, value in _SHAPE.items() if name != "num_key_value_heads"}
 _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _PLAIN = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_MOE = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1, "tie_word_embeddings": False,
+}  # fmt: skip
 _GPT2 = {
     "vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS,
     "n_positions": CONTEXT, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.12,
@@ -106,6 +111,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
          "max_seq_len": CONTEXT, "expansion_ratio": 4, "initializer_range": 0.12},
         ["Wqkv", "out_proj", "up_proj", "down_proj"],
     ),
+    "apertus": ("Apertus", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "arcee": ("Arcee", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "chatglm": (
+        "Glm",
+        _SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
+    ),
+    "ernie4_5": ("Ernie4_5", _SHAPE | {"tie_word_embeddings": False, "head_dim": 16}, _ALL),
+    "granitemoe": ("GraniteMoe", _SHAPE | {"num_local_experts": 4} | _MOE, _ATTENTION),
+    "hunyuan-dense": ("HunYuanDenseV1", _SHAPE | {"head_dim": 16}, _ALL),
+    "jais2": ("Jais2", _SHAPE, _PLAIN),
+    "lfm2": (
+        "Lfm2",
+        _SHAPE | {"layer_types": ["full_attention", "conv"]},
+        ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
+    ),
+    "olmoe": ("Olmoe", _SHAPE | _MOE | {"num_key_value_heads": HEADS}, _ATTENTION),
+    "qwen2moe": (
+        "Qwen2Moe",
+        _SHAPE | _MOE | {"shared_expert_intermediate_size": 48},
+        [*_ATTENTION, *(f"shared_expert.{kind}_proj" for kind in ("gate", "up", "down"))],
+    ),
+    "qwen3moe": (
+        "Qwen3Moe", _SHAPE | _MOE | {"head_dim": 16, "norm_topk_prob": True}, _ATTENTION
+    ),
+    "starcoder": ("GPTBigCode", _GPT2, ["c_attn", "c_proj", "c_fc"]),
 }  # fmt: skip
 
 

@@ -476,6 +476,19 @@ def test_an_unsupported_architecture_is_named(adapter, base, out):
         convert_adapter(adapter, dataclasses.replace(base, architecture="rwkv6"), out)
 
 
+def test_an_architecture_that_llama_cpp_adapts_nothing_of_is_refused(adapter, base, out):
+    with pytest.raises(ConversionError, match="makes no use of adapters"):
+        convert_adapter(adapter, dataclasses.replace(base, architecture="deepseek2"), out)
+
+
+def test_the_copy_of_the_output_layer_that_peft_saves_is_left_out(base, tmp_path, out):
+    head = factors({"lm_head": base.tensors["output.weight"]})
+    copy = {"base_model.model.lm_head.base_layer.weight": np.ones((3, 4), np.float32)}
+    conversion = convert_adapter(write_peft(tmp_path / "head", head | copy), base, out)
+    assert [row.target for row in conversion.rows] == ["output.weight"]
+    assert any("the base's own output layer" in note for note in conversion.notes)
+
+
 def test_output_layer_of_a_base_that_shares_its_embedding(base, tmp_path, out):
     tied = {n: s for n, s in base.tensors.items() if n != "output.weight"}
     folder = write_peft(tmp_path / "head", factors({"lm_head": base.tensors["token_embd.weight"]}))
