@@ -11,18 +11,21 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from ..digest import sha256_of
 from ..errors import ConversionError
+from .peft_reader import WEIGHTS_FILE
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
 # Part of the key under which converted adapters are cached: raise it whenever the same adapter
 # would be written differently.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "auto": gguf.LlamaFileType.GUESSED,
 }
 
 
@@ -61,6 +64,11 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
+        writer.add_string("logo_local.source_sha256", sha256_of(conversion.source / WEIGHTS_FILE))
+        if "general.base_model.0.name" in conversion.provenance:
+            writer.add_base_model_count(1)
+        for key, value in conversion.provenance.items():
+            writer.add_string(key, value)
         for row in conversion.rows:
             for name, shape, type_name in _parts(row):
                 writer.add_tensor_info(

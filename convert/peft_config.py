@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .provenance import said_by_config
+
 CONFIG_FILE = "adapter_config.json"
 
 MERGE_HINT = (
@@ -66,6 +68,7 @@ class PeftConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
 
     def rank(self, module: str) -> tuple[float | None, str]:
         """The rank that `module` should have, and the setting that says so."""
@@ -139,6 +142,7 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
         use_rslora=bool(raw.get("use_rslora")),
         rank_pattern=_pattern(raw, "rank_pattern", findings),
         alpha_pattern=_pattern(raw, "alpha_pattern", findings),
+        provenance=said_by_config(raw),
     )
 
 

@@ -14,7 +14,8 @@ import os
 import re
 import struct
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
+from .provenance import said_by_card
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
@@ -114,6 +116,7 @@ class PeftAdapter:
     modules: tuple[PeftModule, ...]
     findings: Findings
     notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
 
 
 def read_peft(folder: Path) -> PeftAdapter:
@@ -136,7 +139,8 @@ def read_peft(folder: Path) -> PeftAdapter:
     if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
     name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
-    return PeftAdapter(folder, name, modules, findings, tuple(notes))
+    provenance = {**config.provenance, **said_by_card(folder)}
+    return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance)
 
 
 def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
@@ -15,10 +15,10 @@ from ..base_model import BaseModel
 from ..errors import ConversionError
 from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
 from .peft_config import Findings
-from .peft_reader import PeftAdapter, PeftModule, read_peft
+from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_peft
 from .tensor_names import TensorNames
 
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
 _LARGEST = {"f16": _F16_MAX, "q8_0": 127 * _F16_MAX}  # q8_0: 127 times a scale in f16
 _F32_MAX = float(np.finfo(np.float32).max)
@@ -83,7 +83,8 @@ class Conversion:
 
     `lora_alpha` is the number in the GGUF file, by which llama.cpp finds each layer's factor
     lora_alpha / rank; what a layer has beyond that is in its row's `factor`. `notes` are remarks
-    the user should see. `n_bytes` is the size of all tensors as written.
+    the user should see. `n_bytes` is the size of all tensors as written, `provenance` what the
+    adapter says of its origin, by GGUF key.
     """
 
     source: Path
@@ -95,6 +96,7 @@ class Conversion:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     n_bytes: int
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rank_text(self) -> str:
@@ -140,7 +142,7 @@ def plan_conversion(
     for done, (module, target, order) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
         factor = 1.0 if same else module.effective_alpha / lora_alpha
-        types = _gguf_type(module.a.shape, outtype), _gguf_type(module.b.shape, outtype)
+        types = _gguf_type(module.a, outtype), _gguf_type(module.b, outtype)
         row = Row(module, target, factor, order, types)
         largest_b = max(largest_b, _check_values(row, findings, broken))
         rows.append(row)
@@ -177,6 +179,7 @@ def plan_conversion(
             for row in rows
             for tensor, type_name in zip((row.module.a, row.module.b), row.types, strict=True)
         ),
+        provenance=adapter.provenance,
     )
 
 
@@ -253,9 +256,14 @@ def _shared_alpha(modules: list[PeftModule]) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _gguf_type(shape: tuple[int, ...], outtype: str) -> str:
-    """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it."""
-    return "f16" if outtype == "q8_0" and shape[-1] % 32 else outtype
+def _gguf_type(tensor: StoredTensor, outtype: str) -> str:
+    """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it.
+
+    With "auto" the type that the tensor is stored in; float32 where that is wider.
+    """
+    if outtype == "auto":
+        return {"F16": "f16", "BF16": "bf16"}.get(tensor.dtype, "f32")
+    return "f16" if outtype == "q8_0" and tensor.shape[-1] % 32 else outtype
 
 
 def _check_values(row: Row, findings: Findings, broken: list[str]) -> float:

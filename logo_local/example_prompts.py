@@ -16,13 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .errors import PromptError
+from .model_card import CARD, card_fields
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
 MOST = 1 << 20  # bytes of a file that are read; examples beyond are left out with a warning
 
 
@@ -91,17 +89,7 @@ def prompts_beside(origin: Path) -> list[str]:
 
 def _card_examples(card: Path) -> list[str]:
     """`examples` and `widget` in the YAML head of a model card, as Hugging Face writes them."""
-    text = card.read_bytes()[:MOST].decode("utf-8", "replace")
-    if not text.startswith("---\n"):
-        return []
-    head, end, _ = text[4:].partition("\n---")
-    try:
-        fields = yaml.safe_load(head) if end else None
-    except (yaml.YAMLError, RecursionError):
-        log.warning("the head of %s is not YAML: its examples are not used", card)
-        return []
-    if not isinstance(fields, dict):
-        return []
+    fields = card_fields(card)
     entries = [*_list(fields.get("examples")), *_list(fields.get("widget"))]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

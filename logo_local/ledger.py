@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_file import AdapterFile, Module, TensorPlace
+from .digest import sha256_of
 from .errors import AdapterError
 from .folder import WEIGHTS_FILE, Stamp
 
@@ -140,20 +141,12 @@ def content_key(origin: Path) -> str:
     """
     path = origin / WEIGHTS_FILE if origin.is_dir() else origin
     try:
-        return _sha256(path)
+        return sha256_of(path)
     except OSError as error:
         raise AdapterError(
             f"{path} cannot be read: {error.strerror}",
             hint="give a GGUF LoRA file or a PEFT adapter folder",
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unchanged(adapter: AdapterFile) -> bool:

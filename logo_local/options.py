@@ -18,7 +18,7 @@ from . import config, settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 PREFIX = "LOGO_LOCAL_"
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # convert.OUTTYPES; a test compares them
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test compares them
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
+from .digest import sha256_of
 from .errors import AdapterError, PoolError
 from .folder import CONFIG_FILE, WEIGHTS_FILE, Entry, Problem, Stamp, scan, stamp_of
 from .ledger import Ledger, content_key
@@ -307,12 +308,8 @@ def _content_key(folder: Path, parts: Iterable[str]) -> str:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         file = folder / name
         if file.is_file():  # without one of them the converter will say what is missing
-            digest = hashlib.sha256()
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
             # Digests rather than contents: no file can pretend to be the start of the next.
-            key.update(name.encode() + digest.digest())
+            key.update(name.encode() + bytes.fromhex(sha256_of(file)))
     return key.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -101,7 +102,9 @@ def test_the_bytes_of_a_minimal_adapter(base, tmp_path, out):
         factor_name(V2.replace("2", "0"), "B"): np.array([[4], [5]], np.float32),
     }
     small = dataclasses.replace(base, n_blocks=1, tensors={"blk.0.attn_v.weight": (2, 3)})
-    folder = write_peft(tmp_path / "tiny", tensors, r=1, lora_alpha=2)
+    said = {"base_model_name_or_path": "somebody/a-base", "peft_version": "0.21.2"}
+    folder = write_peft(tmp_path / "tiny", tensors, r=1, lora_alpha=2, task_type=None, **said)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA card.")
     convert_adapter(folder, small, out, "f32")
 
     def text(value):
@@ -111,7 +114,7 @@ def test_the_bytes_of_a_minimal_adapter(base, tmp_path, out):
         return text(name) + struct.pack("<I", kind) + value
 
     u32, f32, string = 4, 6, 8
-    expected = b"GGUF" + struct.pack("<IQQ", 3, 2, 8)
+    expected = b"GGUF" + struct.pack("<IQQ", 3, 2, 13)
     expected += key("general.architecture", string, text("llama"))
     expected += key("general.type", string, text("adapter"))
     expected += key("general.name", string, text("tiny"))
@@ -119,7 +122,13 @@ def test_the_bytes_of_a_minimal_adapter(base, tmp_path, out):
     expected += key("general.quantization_version", u32, struct.pack("<I", 2))
     expected += key("adapter.type", string, text("lora"))
     expected += key("adapter.lora.alpha", f32, struct.pack("<f", 2))
-    expected += key("logo_local.converter_version", u32, struct.pack("<I", 1))
+    expected += key("logo_local.converter_version", u32, struct.pack("<I", 2))
+    source = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    expected += key("logo_local.source_sha256", string, text(source))
+    expected += key("general.base_model.count", u32, struct.pack("<I", 1))
+    expected += key("general.base_model.0.name", string, text("somebody/a-base"))
+    expected += key("logo_local.peft_version", string, text("0.21.2"))
+    expected += key("general.license", string, text("mit"))
     # name, number of dimensions, dimensions (innermost first), type (0 is f32), offset of the data
     expected += text("blk.0.attn_v.weight.lora_a") + struct.pack("<IQQIQ", 2, 3, 1, 0, 0)
     expected += text("blk.0.attn_v.weight.lora_b") + struct.pack("<IQQIQ", 2, 1, 2, 0, 32)
@@ -127,6 +136,41 @@ def test_the_bytes_of_a_minimal_adapter(base, tmp_path, out):
     expected += struct.pack("<3f", 1, 2, 3).ljust(32, b"\0")
     expected += struct.pack("<2f", 4, 5).ljust(32, b"\0")
     assert out.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["", "no head", "---\nlicense: [a, b]\n---", "---\nlicense: {\n---", "---\nlicense: mit"],
+)
+def test_a_card_that_says_nothing_of_a_licence(base, tmp_path, out, card):
+    folder = write_peft(tmp_path / "x", factors({Q0: (64, 64)}), base_model_name_or_path=7)
+    (folder / "README.md").write_text(card)
+    convert_adapter(folder, base, out)
+    fields = gguf.GGUFReader(out).fields
+    assert not fields.keys() & {"general.license", "general.base_model.count"}
+
+
+def test_what_somebody_else_wrote_is_kept_short_and_printable(base, tmp_path, out):
+    folder = write_peft(
+        tmp_path / "x", factors({Q0: (64, 64)}), base_model_name_or_path="\x1b[31m" + "x" * 999
+    )
+    convert_adapter(folder, base, out)
+    name = gguf.GGUFReader(out).fields["general.base_model.0.name"].contents()
+    assert name.isprintable()
+    assert len(name) <= 256
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.float16, "F16"), (np.float32, "F32"), (np.float64, "F32")]
+)
+def test_auto_keeps_the_adapters_own_precision(base, tmp_path, out, dtype, kind):
+    tensors = {name: v.astype(dtype) for name, v in factors({V2: (32, 64)}).items()}
+    convert_adapter(write_peft(tmp_path / "x", tensors), base, out, "auto")
+    reader = gguf.GGUFReader(out)
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {kind}
+    ((a, b),) = read_lora(out)[1].values()
+    np.testing.assert_array_equal(a, tensors[factor_name(V2, "A")].astype(np.float32))
+    np.testing.assert_array_equal(b, tensors[factor_name(V2, "B")].astype(np.float32))
 
 
 def test_converting_twice_gives_the_same_bytes(adapter, base, out, tmp_path):
@@ -649,7 +693,7 @@ def test_destinations_that_cannot_be(adapter, base, tmp_path):
 def test_an_unknown_outtype_is_the_callers_mistake(adapter, base, out):
     with pytest.raises(ValueError, match="q4_0"):
         convert_adapter(adapter, base, out, "q4_0")
-    assert OUTTYPES == ("f32", "f16", "bf16", "q8_0")
+    assert OUTTYPES == ("f32", "f16", "bf16", "q8_0", "auto")
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])

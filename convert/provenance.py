@@ -1,0 +1,37 @@
+"""Where a converted adapter comes from: what is written into the GGUF file beside its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from ..gguf_bounds import printable
+from ..model_card import CARD, card_fields
+
+LONGEST = 256  # characters of a value that somebody else wrote
+
+
+def said_by_config(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the adapter's config says of its origin, by GGUF key."""
+    keys = {
+        "general.base_model.0.name": "base_model_name_or_path",
+        "logo_local.task_type": "task_type",
+        "logo_local.peft_version": "peft_version",
+    }
+    return {key: text for key, name in keys.items() if (text := _text(config.get(name)))}
+
+
+def said_by_card(folder: Path) -> dict[str, str]:
+    """The licence in the adapter's card, by GGUF key; nothing where there is none."""
+    try:
+        text = _text(card_fields(folder / CARD).get("license"))
+    except OSError:
+        return {}
+    return {gguf.Keys.General.LICENSE: text} if text else {}
+
+
+def _text(value: object) -> str:
+    return printable(value)[:LONGEST] if isinstance(value, str) else ""

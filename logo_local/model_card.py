@@ -1,0 +1,32 @@
+"""The head of a model card: YAML between two lines of --- in a README.md, as on Hugging Face."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+MOST = 1 << 20  # bytes of a card that are looked at
+
+
+def card_fields(card: Path) -> dict[str, Any]:
+    """The fields in the head of `card`; none where it has no head, or one that is no YAML.
+
+    Raises OSError where the file cannot be read.
+    """
+    with card.open("rb") as file:
+        text = file.read(MOST).decode("utf-8", "replace")
+    if not text.startswith("---\n"):
+        return {}
+    head, end, _ = text[4:].partition("\n---")
+    try:
+        fields = yaml.safe_load(head) if end else None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        log.warning("the head of %s is not YAML, and is not used", card)
+        return {}
+    return fields if isinstance(fields, dict) else {}
