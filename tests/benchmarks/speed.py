@@ -295,12 +295,13 @@ def report(found: dict[str, Any], repeats: int) -> str:
         "|---|---|---|",
         *lines,
         "",
-        "What bounds the three that are missed. A token under k = 3 takes hardly more than one under "
-        "k = 1: most of it is not the numbers but 448 more steps in llama.cpp's graph, four for each "
-        "module, at which its threads wait for each other; with one thread the figures are 1.12 and "
-        "1.08. Other weights of 20 adapters mean reading and scaling some 115 MB. In a follow-up "
-        "what is new is read twice, by the base for its route and under the mixture; at once, the "
-        "base has the answer to read, too, which in a chat it does while the answer is being read.",
+        "What bounds the three that are missed. A token under k = 3 takes hardly more than one "
+        "under k = 1: most of it is not the numbers but 448 more steps in llama.cpp's graph, four "
+        "for each module, at which its threads wait for each other; with one thread the figures "
+        "are 1.12 and 1.08. Other weights of 20 adapters mean reading and scaling some 115 MB. In "
+        "a follow-up what is new is read twice, by the base for its route and under the mixture; "
+        "at once, the base has the answer to read, too, which in a chat it does while the user "
+        "reads it.",
         "",
         "With `--prefill base` (the prompt is read by the base alone, and only what follows is "
         f"made under the mixture) the first token takes {wait['base: prompt']:.2f} of the base's, "
