@@ -19,7 +19,14 @@ from .adapter_file import AdapterFile
 from .errors import AdapterError, NativeError, PoolError
 from .native import load_adapter
 from .slot import Slot
-from .stacking import StackedModule, covers, exact_type, stacked_modules, total_bytes
+from .stacking import (
+    StackedModule,
+    covers,
+    exact_type,
+    stacked_modules,
+    storable_type,
+    total_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +197,14 @@ class Mixer:
         return way
 
     def _type_of(self, adapters: Sequence[AdapterFile]) -> str:
-        return exact_type(adapters) if self._stored_as == "exact" else self._stored_as
+        exact = exact_type(adapters)
+        if self._stored_as == "exact":
+            return exact
+        found = storable_type(self._stored_as, stacked_modules(adapters), exact)
+        if found != self._stored_as:
+            log.warning("the mixture is stored exactly: its rows are no multiples of 32")
+            self._stored_as = "exact"
+        return found
 
     def _set_slot(self, mixture: Mixture) -> None:
         key = mixture_key(mixture)

@@ -26,8 +26,6 @@ from .adapter_file import AdapterFile, StoredArray
 # the numbers that fill it up; a block of Q8_0 has 32 as well.
 RANK_STEP = 32
 
-TYPES = ("f16", "f32", "q8_0")
-
 
 @dataclass(frozen=True)
 class StackedModule:
@@ -74,6 +72,12 @@ def exact_type(adapters: Iterable[AdapterFile]) -> str:
     """The type that holds what the adapters' files hold: "f16" if all of them do, else "f32"."""
     types = {module.dtype for adapter in adapters for module in adapter.modules.values()}
     return "f16" if types <= {"F16"} else "f32"
+
+
+def storable_type(wanted: str, modules: Mapping[str, StackedModule], exact: str) -> str:
+    """`wanted`, or `exact` where the rows of a stack do not fill the blocks of Q8_0."""
+    rows = [n for m in modules.values() for n in (m.a_shape[-1], m.b_shape[-1])]
+    return exact if wanted == "q8_0" and any(n % RANK_STEP for n in rows) else wanted
 
 
 def common_factor(factors: Iterable[float]) -> float:

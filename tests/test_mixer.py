@@ -1,6 +1,7 @@
 """Mixtures as one stack: equal to the adapters one by one, within the bound, whatever happens."""
 
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_q8_0_is_near(bench):
     # The last weights are there, not the first.
     bench.logits(mixer, {"all": 1.0})
     np.testing.assert_array_equal(bench.logits(mixer, WEIGHTS[1]), rounded)
+
+
+def test_rows_that_do_not_fill_the_blocks_of_q8_0_are_stored_exactly(tmp_path, caplog):
+    for bench in bench_in(tmp_path, shape=replace(SMALL, ffn=80)):
+        expected = bench.logits(bench.mixer("scales"), WEIGHTS[1])
+        mixer = bench.mixer("fused", stored_as="q8_0")
+        assert off_by(bench.logits(mixer, WEIGHTS[1]), expected) < 1e-5
+        bench.logits(mixer, WEIGHTS[0])
+        assert caplog.text.count("is stored exactly") == 1
 
 
 def test_auto_is_fused_where_the_stack_is_within_the_bound(bench):
