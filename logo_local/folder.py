@@ -1,8 +1,8 @@
 """What lies in a folder of adapters, unread: what can be an adapter, and what only looks like one.
 
-Only the folder's own level is looked at. A `.gguf` file is an adapter, and so is a folder with an
-adapter_config.json in it (PEFT). Hidden names and other files (notes, data) are no adapters and
-are passed over. Links may lead anywhere. Nothing is opened here.
+The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
+with an adapter_config.json in it (PEFT), whose inside is not searched. Hidden names and other files
+(notes, data) are no adapters and are passed over. Links may lead anywhere. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -56,27 +58,64 @@ def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        paths = _inside(folder)
     except OSError as error:
         raise PoolError(
             f"the folder {folder} cannot be read: {error.strerror}", hint="may you read it?"
         ) from error
-    # Files first: where an adapter lies there in both forms, the converted one is taken.
-    for path in sorted(paths, key=lambda path: (os.path.isdir(path), path.name)):
-        try:
-            entry = _classify(path)
-        except _NotUsableError as error:
-            problems.append(Problem(path.stem, path, str(error)))
-            continue
-        if entry is None:
-            log.debug("%s is no adapter", path)
-        elif entry.name in entries:
-            taken = entries[entry.name].path.name
-            reason = f"{taken} has the same name, {entry.name}, and comes first"
-            problems.append(Problem(entry.name, path, reason, "rename one of them"))
+    for path, found in _adapters(paths, within=folder.resolve()):
+        if isinstance(found, str):
+            problems.append(Problem(path.stem, path, found))
+        elif found.name in entries:
+            taken = entries[found.name].path.relative_to(folder)
+            reason = f"{taken} has the same name, {found.name}, and comes first"
+            problems.append(Problem(found.name, path, reason, "rename one of them"))
         else:
-            entries[entry.name] = entry
+            entries[found.name] = found
     return list(entries.values()), problems
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder but for hidden names; files first: where an adapter lies there in both
+    forms, the converted one is taken.
+    """
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(paths, key=lambda path: (os.path.isdir(path), path.name))
+
+
+def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[Path, Entry | str]]:
+    """The adapters among `paths`, and what looks like one with the reason why it cannot be used.
+
+    One level below is looked at, too, if they are `within` a folder; a link back to it is not.
+    """
+    for path in paths:
+        try:
+            entry = _classify(path, last=within is None)
+            searched = entry is None and within is not None and path.is_dir()
+            back = searched and within is not None and within.is_relative_to(path.resolve())
+            below = _inside(path) if searched and not back else []
+        except _NotUsableError as error:
+            yield path, str(error)
+            continue
+        except OSError as error:
+            yield path, f"it cannot be read: {error.strerror}"
+            continue
+        if entry is not None:
+            yield path, entry
+        elif not below:
+            log.debug("%s is no adapter", path)
+        yield from _adapters(below, within=None)
+
+
+def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
+    """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
+    found: list[Path] = []
+    for path in folder.iterdir():
+        if path not in used and path.is_dir():
+            found.append(path)
+            with suppress(OSError):  # one that cannot be read is a problem, and known as such
+                found += [child for child in path.iterdir() if child.is_dir()]
+    return [path for path in found if path not in used]
 
 
 def _check_folder(folder: Path) -> None:
@@ -109,14 +148,14 @@ def stamp_of(path: Path) -> Stamp | None:
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
-def _classify(path: Path) -> Entry | None:
+def _classify(path: Path, *, last: bool) -> Entry | None:
     """What `path` is: an adapter, nothing to do with adapters (None), or a _NotUsableError."""
     if not path.name.isprintable():
         raise _NotUsableError("its name holds characters that cannot be shown")
     try:
         stat = path.stat()
         if path.is_dir():
-            return _classify_folder(path)
+            return _classify_folder(path, last=last)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _NotUsableError("a link that leads back to itself") from error
@@ -136,7 +175,7 @@ def _classify(path: Path) -> Entry | None:
     return None
 
 
-def _classify_folder(path: Path) -> Entry | None:
+def _classify_folder(path: Path, *, last: bool) -> Entry | None:
     inside = sorted(child.name for child in path.iterdir())
     if CONFIG_FILE in inside:
         stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE) if name in inside]
@@ -146,8 +185,6 @@ def _classify_folder(path: Path) -> Entry | None:
         raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
     if path.suffix.lower() == ".gguf":
         raise _NotUsableError("it is a folder, not a file")
-    if any(name.lower().endswith(".gguf") for name in inside):
-        raise _NotUsableError(
-            "it holds .gguf files, but folders within the folder are not searched"
-        )
+    if last and any(name.lower().endswith(".gguf") for name in inside):
+        raise _NotUsableError("it holds .gguf files, but folders that deep are not searched")
     return None

@@ -21,7 +21,16 @@ from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
 from .errors import AdapterError, PoolError
-from .folder import CONFIG_FILE, WEIGHTS_FILE, Entry, Problem, Stamp, scan, stamp_of
+from .folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Entry,
+    Problem,
+    Stamp,
+    other_folders,
+    scan,
+    stamp_of,
+)
 from .ledger import Ledger, content_key
 
 log = logging.getLogger(__name__)
@@ -195,7 +204,7 @@ class Pool:
         stamp = stamp_of(self.folder)
         entries, problems = scan(self.folder)
         used = {entry.path for entry in entries}
-        unused = {p: stamp_of(p) for p in self.folder.iterdir() if p.is_dir() and p not in used}
+        unused = {path: stamp_of(path) for path in other_folders(self.folder, used)}
         unused |= {problem.path: stamp_of(problem.path) for problem in problems}
         known = {
             entry.path: old

@@ -173,11 +173,49 @@ def test_what_looks_like_an_adapter_and_is_none_has_a_line(name, make, words, fo
     assert len(pool.names) == 4
 
 
-def test_adapters_in_a_folder_within_the_folder_are_mentioned(folder):
-    (folder / "more").mkdir()
+def test_adapters_one_level_below_are_found_and_deeper_ones_are_mentioned(folder):
+    (folder / "more" / "still-more").mkdir(parents=True)
     write_gguf(folder / "more" / "deep.gguf")
+    write_peft(folder / "more" / "deep-peft", seed=7)
+    write_gguf(folder / "more" / "still-more" / "deeper.gguf")
+    (folder / "more" / "notes.txt").write_text("nothing")
+    pool = open_pool(folder)
+    assert {"deep", "deep-peft"} < set(pool.names)
+    assert "deeper" not in pool.names
+    (problem,) = pool.problems
+    assert problem.name == "still-more"
+    assert "folders that deep are not searched" in problem.reason
+    assert pool.origin("deep") == folder / "more" / "deep.gguf"
+
+
+def test_a_name_that_is_there_on_both_levels_counts_once(folder):
+    (folder / "more").mkdir()
+    name = open_pool(folder).names[0]
+    write_gguf(folder / "more" / f"{name}.gguf", seed=8)
     (problem,) = open_pool(folder).problems
-    assert "folders within the folder are not searched" in problem.reason
+    assert f"has the same name, {name}, and comes first" in problem.reason
+
+
+def test_the_inside_of_an_adapter_is_not_searched(folder):
+    peft = write_peft(folder / "trained", seed=7)
+    write_peft(peft / "checkpoint-500", seed=8)
+    pool = open_pool(folder)
+    assert "trained" in pool.names
+    assert "checkpoint-500" not in pool.names
+    assert not pool.problems
+
+
+def test_what_comes_one_level_below_is_noticed(folder):
+    (folder / "more" / "coming").mkdir(parents=True)
+    pool = open_pool(folder)
+    assert not pool.has_changed()
+    write_peft(folder / "more" / "coming", seed=9)
+    assert pool.has_changed()
+    assert pool.rescan().added == ("coming",)
+    write_gguf(folder / "more" / "another.gguf")
+    assert pool.has_changed()
+    assert pool.rescan().added == ("another",)
+    assert not pool.has_changed()
 
 
 def test_links_to_adapters_elsewhere_are_followed(folder, tmp_path):
@@ -191,7 +229,7 @@ def test_a_link_to_a_folder_above_is_harmless(folder):
     (folder / "here").symlink_to(".")
     pool = open_pool(folder)
     assert len(pool.names) == 4
-    assert [problem.name for problem in pool.problems] == ["here"]
+    assert not pool.problems
 
 
 def test_of_two_with_one_name_the_gguf_file_is_used(folder):
