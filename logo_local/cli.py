@@ -185,7 +185,7 @@ def _read_base(base: str) -> BaseModel:
 
 
 @cli.command()
-@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, type=FOLDER)
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=FOLDER)
 @BASE_OPTION
 @click.option("--out", required=True, type=FOLDER, help="The file to write, or a folder for it.")
 @click.option(
@@ -195,12 +195,22 @@ def _read_base(base: str) -> BaseModel:
     show_default=True,
     help="How the numbers are stored.",
 )
+@click.option(
+    "--merge",
+    "merged",
+    multiple=True,
+    metavar="ADAPTER=WEIGHT",
+    help="Write the weighted sum of several, GGUF or PEFT, as one file; give it for each.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1), help="With --merge: at most this rank, the nearest."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def convert(
-    adapters: tuple[Path, ...], base: str, out: Path, outtype: str, dry_run: bool, force: bool,
-    as_json: bool,
+    adapters: tuple[Path, ...], base: str, out: Path, outtype: str, merged: tuple[str, ...],
+    rank: int | None, dry_run: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert PEFT LoRA folders to GGUF LoRA files.
 
@@ -208,6 +218,17 @@ def convert(
     them, --out is an existing folder, and each file gets its adapter's name. All are checked
     before the first is written.
     """
+    if merged:
+        if adapters or dry_run or as_json:
+            raise UsageError(
+                "--merge goes with --base, --out, --outtype, --rank and --force only",
+                "name every adapter by --merge ADAPTER=WEIGHT",
+            )
+        _merge(merged, base, out, outtype, rank, force=force)
+        return
+    if not adapters or rank is not None:
+        missing = "--rank goes with --merge" if adapters else "no adapter is given"
+        raise UsageError(missing, "logo-local convert --help shows how it is used")
     from .convert import Conversion, plan_conversion
     from .convert.gguf_lora import write_gguf_lora
 
@@ -245,6 +266,21 @@ def convert(
             click.echo(report.plan_line(plan))
     if dry_run:
         say("dry run: nothing was written", "dim")
+
+
+def _merge(
+    merged: tuple[str, ...], base: str, out: Path, outtype: str, rank: int | None, *, force: bool
+) -> None:
+    from .merging import OUTTYPES as MERGED_TYPES
+    from .merging import merge, parsed
+
+    if outtype not in MERGED_TYPES:
+        types = " or ".join(MERGED_TYPES)
+        raise UsageError(f"--merge writes {types}, not {outtype}", f"--outtype {MERGED_TYPES[-1]}")
+    if not force:
+        _refuse_existing([out])
+    parts = [parsed(text) for text in merged]
+    click.echo(merge(parts, _read_base(base), out, outtype=outtype, rank=rank).line)
 
 
 def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
