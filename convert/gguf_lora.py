@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..digest import sha256_of
 from ..errors import ConversionError
-from .peft_reader import WEIGHTS_FILE
+from ..folder import weights_in
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
 # Part of the key under which converted adapters are cached: raise it whenever the same adapter
@@ -64,7 +64,7 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
-        writer.add_string("logo_local.source_sha256", sha256_of(conversion.source / WEIGHTS_FILE))
+        writer.add_string("logo_local.source_sha256", sha256_of(weights_in(conversion.source)))
         if "general.base_model.0.name" in conversion.provenance:
             writer.add_base_model_count(1)
         for key, value in conversion.provenance.items():

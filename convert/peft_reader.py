@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from ..folder import WEIGHTS_FILE
 from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
 from .provenance import said_by_card
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
 # Stored types that become float32 without loss (F64 is the one that is rounded).
@@ -66,13 +66,17 @@ _RESAVE_HINT = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a safetensors file that has been checked; its data is not held."""
+    """Where one tensor lies in a safetensors file that has been checked; its data is not held.
+
+    `shape` is the one it is used in, the other way round in the file where it is `transposed`.
+    """
 
     path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    transposed: bool = False
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor as float32 (shape `self.shape`), read from the file now.
@@ -88,6 +92,8 @@ class StoredTensor:
         else:
             with np.errstate(over="ignore"):  # too large for float32: seen later as not finite
                 values = raw.astype(np.float32)
+        if self.transposed:
+            return np.ascontiguousarray(values.reshape(self.shape[::-1]).T)
         return values.reshape(self.shape)
 
 
@@ -126,7 +132,7 @@ def read_peft(folder: Path) -> PeftAdapter:
     """
     findings = Findings()
     config = read_config(folder, findings)
-    tensors = _read_header(folder, findings)
+    tensors = read_header(folder / WEIGHTS_FILE, findings) if _has_weights(folder, findings) else []
     copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
     pairs = _pair([tensor for tensor in tensors if tensor.name not in copies], findings)
     modules = _with_scalings(pairs, config, findings)
@@ -143,21 +149,25 @@ def read_peft(folder: Path) -> PeftAdapter:
     return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance)
 
 
-def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        if (folder / PICKLE_FILE).exists():
-            findings.add(
-                f"{PICKLE_FILE} is a pickle, which can run code when loaded: refused", _RESAVE_HINT
-            )
-        elif shards := sorted(folder.glob("adapter_model-*.safetensors")):
-            findings.add(
-                f"the weights are split over {len(shards)} files",
-                "save it again in one file: model.save_pretrained(folder, max_shard_size='50GB')",
-            )
-        elif folder.is_dir():
-            findings.add(f"no {WEIGHTS_FILE} in it")
-        return []
+def _has_weights(folder: Path, findings: Findings) -> bool:
+    if (folder / WEIGHTS_FILE).is_file():
+        return True
+    if (folder / PICKLE_FILE).exists():
+        findings.add(
+            f"{PICKLE_FILE} is a pickle, which can run code when loaded: refused", _RESAVE_HINT
+        )
+    elif shards := sorted(folder.glob("adapter_model-*.safetensors")):
+        findings.add(
+            f"the weights are split over {len(shards)} files",
+            "save it again in one file: model.save_pretrained(folder, max_shard_size='50GB')",
+        )
+    elif folder.is_dir():
+        findings.add(f"no {WEIGHTS_FILE} in it")
+    return False
+
+
+def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
+    """The tensors of a safetensors file, checked and unread; what is wrong goes to `findings`."""
     try:
         with safe_open(str(path), framework="numpy"):
             pass  # the library checks the header: sizes, offsets, gaps, and the file's length
@@ -166,7 +176,7 @@ def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:
             header = json.loads(file.read(length))
     except (OSError, ValueError, SafetensorError) as error:
         findings.add(
-            f"{WEIGHTS_FILE} cannot be read: {error}",
+            f"{path.name} cannot be read: {error}",
             "the file may be damaged or only half downloaded",
         )
         return []
@@ -182,7 +192,7 @@ def _read_header(folder: Path, findings: Findings) -> list[StoredTensor]:
                 "only F32, F16, BF16 and F64 can be converted"
             )
     if not header:
-        findings.add(f"{WEIGHTS_FILE} holds no tensors")
+        findings.add(f"{path.name} holds no tensors")
     return tensors
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..base_model import BaseModel
 from ..errors import ConversionError
 from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
+from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
 from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_peft
 from .tensor_names import TensorNames
@@ -112,7 +113,7 @@ def plan_conversion(
     outtype: str = "f16",
     progress: Progress | None = None,
 ) -> Conversion:
-    """Work out how the PEFT adapter in folder `source` becomes the GGUF LoRA file `out`.
+    """Work out how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
 
     Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
     nothing. `progress` is called with the number of tensors checked and their total.
@@ -131,7 +132,7 @@ def plan_conversion(
             f"cannot convert {source}: it {what}",
             hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
         )
-    adapter = read_peft(source)
+    adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
     findings = adapter.findings
     _check_destination(source, base, out, findings)
     placed = _place(adapter, base, findings)

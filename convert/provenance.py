@@ -24,6 +24,12 @@ def said_by_config(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: text for key, name in keys.items() if (text := _text(config.get(name)))}
 
 
+def said_by_mlx(config: Mapping[str, Any]) -> dict[str, str]:
+    """The same of an mlx-lm adapter's config."""
+    text = _text(config.get("model"))
+    return {"general.base_model.0.name": text} if text else {}
+
+
 def said_by_card(folder: Path) -> dict[str, str]:
     """The licence in the adapter's card, by GGUF key; nothing where there is none."""
     try:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MLX_WEIGHTS_FILE = "adapters.safetensors"  # of adapters that mlx-lm trained
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE)  # of a folder that is an adapter
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
@@ -107,6 +109,12 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
         yield from _adapters(below, within=None)
 
 
+def weights_in(folder: Path) -> Path:
+    """The file with the weights of the adapter that `folder` is, PEFT's or mlx-lm's."""
+    path = folder / WEIGHTS_FILE
+    return path if path.exists() else folder / MLX_WEIGHTS_FILE
+
+
 def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
     """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
     found: list[Path] = []
@@ -141,7 +149,7 @@ def stamp_of(path: Path) -> Stamp | None:
     """What changes when the file, or what a PEFT folder is read from, does; None if it is gone."""
     try:
         stat = path.stat()
-        inside = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        inside = [path / name for name in _FILES]
         stats = [child.stat() for child in inside if child.is_file()] or [stat]
     except OSError:
         return None
@@ -178,7 +186,7 @@ def _classify(path: Path, *, last: bool) -> Entry | None:
 def _classify_folder(path: Path, *, last: bool) -> Entry | None:
     inside = sorted(child.name for child in path.iterdir())
     if CONFIG_FILE in inside:
-        stats = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE) if name in inside]
+        stats = [(path / name).stat() for name in _FILES if name in inside]
         stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
         return Entry(path.name, path, is_peft=True, stamp=stamp)
     if any(name.startswith("adapter_model.") for name in inside):

@@ -22,7 +22,7 @@ from typing import Any
 from .adapter_file import AdapterFile, Module, TensorPlace
 from .digest import sha256_of
 from .errors import AdapterError
-from .folder import WEIGHTS_FILE, Stamp
+from .folder import Stamp, weights_in
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def content_key(origin: Path) -> str:
 
     `origin` is a GGUF file or a PEFT folder. Raises AdapterError where it cannot be read.
     """
-    path = origin / WEIGHTS_FILE if origin.is_dir() else origin
+    path = weights_in(origin) if origin.is_dir() else origin
     try:
         return sha256_of(path)
     except OSError as error:

@@ -23,13 +23,13 @@ from .digest import sha256_of
 from .errors import AdapterError, PoolError
 from .folder import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
     Entry,
     Problem,
     Stamp,
     other_folders,
     scan,
     stamp_of,
+    weights_in,
 )
 from .ledger import Ledger, content_key
 
@@ -314,11 +314,10 @@ class Pool:
 def _content_key(folder: Path, parts: Iterable[str]) -> str:
     """Sixty-four hex digits for the adapter's two files and `parts`."""
     key = hashlib.sha256("\n".join(parts).encode())
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        file = folder / name
+    for file in (folder / CONFIG_FILE, weights_in(folder)):
         if file.is_file():  # without one of them the converter will say what is missing
             # Digests rather than contents: no file can pretend to be the start of the next.
-            key.update(name.encode() + bytes.fromhex(sha256_of(file)))
+            key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
     return key.hexdigest()
 
 

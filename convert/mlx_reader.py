@@ -1,0 +1,108 @@
+"""Reading an adapter that mlx-lm trained: adapter_config.json beside adapters.safetensors.
+
+There a layer adds scale * (x A) B with A (d_in, rank) and B (rank, d_out): both are transposed
+here, and scale is what PEFT calls scaling. As `peft_reader`, this never raises for a bad adapter.
+
+Source of the format: ml-explore/mlx-lm, mlx_lm/tuner/lora.py and mlx_lm/lora.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..folder import MLX_WEIGHTS_FILE, WEIGHTS_FILE
+from .peft_config import CONFIG_FILE, Findings
+from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_header
+from .provenance import said_by_card, said_by_mlx
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ab])")
+
+
+def is_mlx(folder: Path) -> bool:
+    """Whether the weights in `folder` are named as mlx-lm does, and not as PEFT does."""
+    return (folder / MLX_WEIGHTS_FILE).is_file() and not (folder / WEIGHTS_FILE).exists()
+
+
+def read_mlx(folder: Path) -> PeftAdapter:
+    """Read the mlx-lm adapter in `folder`, in PEFT's terms."""
+    findings = Findings()
+    config = _read_config(folder, findings)
+    scale = _scale(config, findings)
+    parts: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
+    for tensor in read_header(folder / MLX_WEIGHTS_FILE, findings):
+        match = _FACTOR.fullmatch(tensor.name)
+        if match is None:
+            findings.add(f"{tensor.name}: not a LoRA factor")
+        else:
+            parts[match["module"]][match["part"]] = tensor
+    modules = [
+        module
+        for name, pair in sorted(parts.items())
+        if (module := _module(name, pair, scale, findings)) is not None
+    ]
+    if not parts and not findings.problems:
+        findings.add(f"{MLX_WEIGHTS_FILE} holds no LoRA factors")
+    provenance = {**said_by_mlx(config), **said_by_card(folder)}
+    name = os.path.basename(os.path.abspath(folder))
+    return PeftAdapter(folder, name, tuple(modules), findings, provenance=provenance)
+
+
+def _read_config(folder: Path, findings: Findings) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        findings.add(f"{CONFIG_FILE} cannot be read: {error}")
+        return {}
+    if not isinstance(config, dict):
+        findings.add(f"{CONFIG_FILE} is not a JSON object")
+        return {}
+    kind = config.get("fine_tune_type", "lora")
+    if kind != "lora" or config.get("use_dora"):
+        kind = "dora" if config.get("use_dora") else kind
+        findings.add(
+            f"fine_tune_type is {kind!r}; only lora can be converted",
+            "mlx_lm.fuse merges it into the base, which can then be converted as a whole",
+        )
+    return config
+
+
+def _scale(config: dict[str, Any], findings: Findings) -> float:
+    parameters = config.get("lora_parameters")
+    found = parameters.get("scale") if isinstance(parameters, dict) else None
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    scale = float(found) if number and found is not None else 0.0
+    if 1e-20 < abs(scale) < 1e20:
+        return scale
+    if not findings.problems:  # a config that cannot be read has no scale either
+        findings.add(f"lora_parameters: scale is {found!r}; it must be a number other than 0")
+    return 1.0
+
+
+def _module(
+    name: str, pair: dict[str, StoredTensor], scale: float, findings: Findings
+) -> PeftModule | None:
+    if len(pair) < 2:
+        (there,) = pair
+        findings.add(f"{name} has lora_{there} without lora_{'b' if there == 'a' else 'a'}")
+        return None
+    a, b = pair["a"], pair["b"]
+    shapes = f"lora_a {a.shape}, lora_b {b.shape}"
+    if len(a.shape) == 3:
+        findings.add(f"{name}: LoRA of a stack of experts is not supported")
+    elif name.endswith("embed_tokens"):
+        findings.add(f"{name}: LoRA of an embedding, which is not supported")
+    elif len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
+        findings.add(f"{name}: {shapes}: they do not belong together")
+    elif 0 in a.shape or 0 in b.shape:
+        findings.add(f"{name}: {shapes}: a dimension is 0")
+    else:
+        rank = a.shape[1]
+        turned = [replace(t, shape=t.shape[::-1], transposed=True) for t in (a, b)]
+        return PeftModule(name, turned[0], turned[1], rank, scale, scale * rank)
+    return None
