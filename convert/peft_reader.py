@@ -15,7 +15,7 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,18 @@ _ALPHA_RANGE = (1e-30, 1e30)
 _LORA_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
 )
+_EMBEDDING_NAME = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?"
+)
 
-# What PEFT saves along when the output layer is adapted: the base's own, as it was and is.
+# What PEFT saves along when one of these is adapted: the base's own, as it was and is.
 _OUTPUT_COPY = re.compile(
-    r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out)\.base_layer\.weight"
+    r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out|embed_tokens|wte|word_embeddings)\.base_layer\.weight"
 )
 
 # Tensors that are not a LoRA factor, told apart so that the message can say what they are.
 _FOREIGN = (
     (r"\.lora_magnitude_vector\b", "DoRA magnitudes"),
-    (r"\.lora_embedding_[AB]\b", "LoRA of an embedding, which is not supported"),
     (r"\.lora_B(\.[^.]+)?\.bias$", "biases of lora_B (lora_bias)"),
     (r"\.base_layer\.", "weights of the base model itself"),
     (r"\.modules_to_save\.", "whole layers trained beside LoRA (modules_to_save)"),
@@ -101,8 +103,9 @@ class StoredTensor:
 class PeftModule:
     """One adapted layer. Its output gains `scaling * B @ A @ x`.
 
-    `a` has shape (rank, d_in), `b` (d_out, rank). `effective_alpha` is scaling * rank, kept
-    beside it because it is often an exact number where scaling is not.
+    `a` has shape (rank, d_in), `b` (d_out, rank); of an `embedding`, whose input is a token, `a`
+    has a row for each: (n_vocab, rank). `effective_alpha` is scaling * rank, kept beside it because
+    it is often an exact number where scaling is not.
     """
 
     name: str
@@ -111,6 +114,14 @@ class PeftModule:
     rank: int
     scaling: float
     effective_alpha: float
+    embedding: bool = False
+
+    @property
+    def layer_shape(self) -> tuple[int, int]:
+        """The shape of the layer's weight: (d_out, d_in), of an embedding (n_vocab, d)."""
+        if self.embedding:
+            return self.a.shape[0], self.b.shape[0]
+        return self.b.shape[0], self.a.shape[1]
 
 
 @dataclass(frozen=True)
@@ -139,9 +150,7 @@ def read_peft(folder: Path) -> PeftAdapter:
     if not pairs and not findings.problems:
         findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")
     notes = config.pattern_notes([module.name for module in modules])
-    notes += [
-        f"{name}: the base's own output layer, which is taken from the base" for name in copies
-    ]
+    notes += [f"{name}: the base's own layer, which is taken from the base" for name in copies]
     if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
     name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
@@ -205,7 +214,7 @@ def _pair(
     adapters = set()
     twice = []
     for tensor in tensors:
-        match = _LORA_NAME.fullmatch(tensor.name)
+        match = _LORA_NAME.fullmatch(tensor.name) or _EMBEDDING_NAME.fullmatch(tensor.name)
         if match is None:
             kind = next(text for pattern, text in _FOREIGN if re.search(pattern, tensor.name))
             foreign[kind].append(tensor.name)
@@ -260,5 +269,8 @@ def _with_scalings(
             findings.add(f"{name}: lora_alpha {alpha:g} is too small or too large to be stored")
             continue
         scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-        modules.append(PeftModule(name, a, b, rank, scaling, effective))
+        embedding = _EMBEDDING_NAME.fullmatch(a.name) is not None
+        if embedding:
+            a = replace(a, shape=a.shape[::-1], transposed=True)
+        modules.append(PeftModule(name, a, b, rank, scaling, effective, embedding))
     return tuple(modules)

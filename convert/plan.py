@@ -31,9 +31,9 @@ Progress = Callable[[int, int], None]
 class Row:
     """One adapted layer: where it comes from, where it goes, what is done on the way.
 
-    A has shape (rank, d_in), B (d_out, rank). `factor` is what B is multiplied with when written
-    (1.0: left as it is), `order` the one that B's rows are put in (None: left as they are), `types`
-    the GGUF types of A and B as written.
+    A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding. `factor` is what B
+    is multiplied with when written (1.0: left as it is), `order` the one that B's rows are put in
+    (None: left as they are), `types` the GGUF types of A and B as written.
     """
 
     module: PeftModule
@@ -60,7 +60,7 @@ class Row:
     @property
     def d_in(self) -> int:
         """The width of the layer's input."""
-        return self.module.a.shape[1]
+        return self.module.layer_shape[0 if self.module.embedding else 1]
 
     @property
     def d_out(self) -> int:
@@ -232,7 +232,13 @@ def _place(
             findings.add(f"{module.name} and {taken[target]} are both {target}")
             continue
         taken[target] = module.name
-        shape = (module.b.shape[0], module.a.shape[1])  # (d_out, d_in)
+        shape = module.layer_shape
+        if module.embedding and "output.weight" not in base.tensors:
+            findings.add(
+                f"{module.name}: the base's embedding is its output layer, too, of which "
+                "llama.cpp cannot adapt one alone"
+            )
+            continue
         if base.tensors[target] != shape:
             findings.add(
                 f"{module.name}: made for a layer of shape {shape}, "

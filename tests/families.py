@@ -43,7 +43,7 @@ _GPT2 = {
 
 # llama.cpp's name -> transformers' model, its settings, the adapted layers
 FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "llama": ("Llama", _SHAPE | {"tie_word_embeddings": False}, [*_ALL, "lm_head"]),
+    "llama": ("Llama", _SHAPE | {"tie_word_embeddings": False}, [*_ALL, "lm_head", "embed_tokens"]),
     "granite": ("Granite", _SHAPE | {"tie_word_embeddings": True}, _ALL),
     "smollm3": ("SmolLM3", _SHAPE | {"tie_word_embeddings": True}, _ALL),
     "olmo": ("Olmo", _SHAPE | {"tie_word_embeddings": False}, _ALL),

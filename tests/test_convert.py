@@ -359,13 +359,18 @@ REFUSALS = {
         {"base_model.model.model.embed_tokens.weight": ones(310, 64)},
         "a whole embedding or output layer (new tokens?)",
     ),
-    "lora of an embedding": (
+    "lora of an embedding with more tokens": (
         {},
         {
-            "base_model.model.model.embed_tokens.lora_embedding_A": ones(4, 300),
+            "base_model.model.model.embed_tokens.lora_embedding_A": ones(4, 310),
             "base_model.model.model.embed_tokens.lora_embedding_B": ones(64, 4),
         },
-        "lora_embedding_A and 1 more: LoRA of an embedding",
+        "made for a layer of shape (310, 64), but the base's token_embd.weight has (300, 64)",
+    ),
+    "half of an embedding": (
+        {},
+        {"base_model.model.model.embed_tokens.lora_embedding_A": ones(4, 300)},
+        "model.embed_tokens has lora_A without lora_B",
     ),
     "new tokens": ({"trainable_token_indices": [5]}, {}, "trainable_token_indices"),
     "bias": ({"bias": "all"}, {}, "bias is 'all'"),
@@ -530,7 +535,32 @@ def test_the_copy_of_the_output_layer_that_peft_saves_is_left_out(base, tmp_path
     copy = {"base_model.model.lm_head.base_layer.weight": np.ones((3, 4), np.float32)}
     conversion = convert_adapter(write_peft(tmp_path / "head", head | copy), base, out)
     assert [row.target for row in conversion.rows] == ["output.weight"]
-    assert any("the base's own output layer" in note for note in conversion.notes)
+    assert any("the base's own layer" in note for note in conversion.notes)
+
+
+EMBEDDING = {
+    "base_model.model.model.embed_tokens.lora_embedding_A": np.arange(1200.0).reshape(4, 300),
+    "base_model.model.model.embed_tokens.lora_embedding_B": np.arange(256.0).reshape(64, 4),
+    "base_model.model.model.embed_tokens.base_layer.weight": np.ones((300, 64)),
+}
+
+
+def test_an_embedding_has_a_row_for_each_token(base, tmp_path, out):
+    conversion = convert_adapter(write_peft(tmp_path / "x", EMBEDDING), base, out, "f32")
+    (row,) = conversion.rows
+    assert (row.target, row.rank, row.d_in, row.d_out) == ("token_embd.weight", 4, 300, 64)
+    ((a, b),) = read_lora(out)[1].values()
+    np.testing.assert_array_equal(a, np.arange(1200.0).reshape(4, 300).T)
+    np.testing.assert_array_equal(b, np.arange(256.0).reshape(64, 4))
+    assert any("the base's own layer" in note for note in conversion.notes)
+
+
+def test_an_embedding_that_is_the_output_too(base, tmp_path, out):
+    tied = {n: s for n, s in base.tensors.items() if n != "output.weight"}
+    with pytest.raises(ConversionError, match="cannot adapt one alone"):
+        convert_adapter(
+            write_peft(tmp_path / "x", EMBEDDING), dataclasses.replace(base, tensors=tied), out
+        )
 
 
 def test_output_layer_of_a_base_that_shares_its_embedding(base, tmp_path, out):
