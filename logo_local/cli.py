@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,11 @@ from . import __version__, chat, config, report
 from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from .background import asking
 from .bench.command import bench
-from .errors import ConversionError, LogoError
+from .convert_command import BASE_OPTION, convert, read_base
 from .evaluation.command import evaluate
 from .opening import open_by_options, open_engine
 from .options import (
     FOLDER,
-    OUTTYPES,
     ROUTING,
     SAMPLING,
     checks,
@@ -43,7 +42,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .base_model import BaseModel
+    pass
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,6 +112,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         with _asking(llm, given):
             chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
         return
+    _announce_asking(llm, given)
     asked = as_prompt(llm, text, raw=given["raw"])
     if given["as_json"]:
         answer = ask(llm, asked, sampling)
@@ -132,6 +132,17 @@ def _asking(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[obj
     say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
     settings = {name: given[name] for name in ("signal", "adapter_memory")}
     return asking(str(llm.base.path), str(llm.pool.folder), settings)
+
+
+def _announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:
+    """Say what the first prompt will wait for; what is done of it stays done."""
+    unasked = llm.unasked() if given["self_profile"] is True else []
+    if unasked:
+        say(
+            f"{len(unasked)} adapters have no example prompts: each is asked once what it is for, "
+            "which takes seconds to minutes (--no-self-profile leaves it out)",
+            "dim",
+        )
 
 
 def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
@@ -158,6 +169,7 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
     text = _prompt_text(prompt)
     llm = open_by_options(ctx, model, given)
+    _announce_asking(llm, given)
     route = llm.route(as_prompt(llm, text, raw=given["raw"]))
     if given["as_json"]:
         _print_json(report.score_json(route, llm.timings_ms))
@@ -173,160 +185,6 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
         say(report.strength_line(route), "dim")
 
 
-BASE_OPTION = click.option(
-    "--base", required=True, metavar="MODEL", help="The GGUF model that the adapters are for."
-)
-
-
-def _read_base(base: str) -> BaseModel:
-    from .base_model import BaseModel
-
-    return BaseModel.read(config.demo_model() if base == "demo" else base)
-
-
-@cli.command()
-@click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=FOLDER)
-@BASE_OPTION
-@click.option("--out", required=True, type=FOLDER, help="The file to write, or a folder for it.")
-@click.option(
-    "--outtype",
-    type=click.Choice(OUTTYPES),
-    default="f16",
-    show_default=True,
-    help="How the numbers are stored.",
-)
-@click.option(
-    "--merge",
-    "merged",
-    multiple=True,
-    metavar="ADAPTER=WEIGHT",
-    help="Write the weighted sum of several, GGUF or PEFT, as one file; give it for each.",
-)
-@click.option(
-    "--rank", type=click.IntRange(1), help="With --merge: at most this rank, the nearest."
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def convert(
-    adapters: tuple[Path, ...], base: str, out: Path, outtype: str, merged: tuple[str, ...],
-    rank: int | None, dry_run: bool, force: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Convert PEFT LoRA folders to GGUF LoRA files.
-
-    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors. With several of
-    them, --out is an existing folder, and each file gets its adapter's name. All are checked
-    before the first is written.
-    """
-    if merged:
-        if adapters or dry_run or as_json:
-            raise UsageError(
-                "--merge goes with --base, --out, --outtype, --rank and --force only",
-                "name every adapter by --merge ADAPTER=WEIGHT",
-            )
-        _merge(merged, base, out, outtype, rank, force=force)
-        return
-    if not adapters or rank is not None:
-        missing = "--rank goes with --merge" if adapters else "no adapter is given"
-        raise UsageError(missing, "logo-local convert --help shows how it is used")
-    from .convert import Conversion, plan_conversion
-    from .convert.gguf_lora import write_gguf_lora
-
-    outs = _outs(adapters, out)
-    if not (force or dry_run):
-        _refuse_existing(outs)
-    model = _read_base(base)
-    plans: list[Conversion] = []
-    failures: list[ConversionError] = []
-    with ProgressBar() as progress:
-
-        def show(stage: str, name: str) -> Callable[[int, int], None]:
-            return lambda done, total: progress(f"{stage} {name}", done, total)
-
-        for source, path in zip(adapters, outs, strict=True):
-            try:
-                plans.append(
-                    plan_conversion(source, model, path, outtype, show("checking", path.stem))
-                )
-            except ConversionError as error:
-                failures.append(error)
-        if failures:
-            raise _all_of(failures, len(adapters))
-        if not dry_run:
-            for plan in plans:
-                write_gguf_lora(plan, show("writing", plan.out.stem))
-    if as_json:
-        _print_json([report.plan_json(plan) for plan in plans])
-    for plan in plans:
-        for note in plan.notes:
-            say(f"note: {plan.source}: {note}")
-        if dry_run and not as_json:
-            out_console().print(report.plan_table(plan))
-        if not as_json:
-            click.echo(report.plan_line(plan))
-    if dry_run:
-        say("dry run: nothing was written", "dim")
-
-
-def _merge(
-    merged: tuple[str, ...], base: str, out: Path, outtype: str, rank: int | None, *, force: bool
-) -> None:
-    from .merging import OUTTYPES as MERGED_TYPES
-    from .merging import merge, parsed
-
-    if outtype not in MERGED_TYPES:
-        types = " or ".join(MERGED_TYPES)
-        raise UsageError(f"--merge writes {types}, not {outtype}", f"--outtype {MERGED_TYPES[-1]}")
-    if not force:
-        _refuse_existing([out])
-    parts = [parsed(text) for text in merged]
-    click.echo(merge(parts, _read_base(base), out, outtype=outtype, rank=rank).line)
-
-
-def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
-    """The file that each adapter becomes."""
-    if len(adapters) == 1 and not out.is_dir():
-        return [out]
-    if not out.is_dir():
-        raise UsageError(
-            f"--out must be an existing folder for {len(adapters)} adapters, and {out} is none",
-            f"make it first: mkdir {out}",
-        )
-    # The name is that of the folder, also when it is given as "." or with a final slash.
-    outs = [out / f"{adapter.resolve().name}.gguf" for adapter in adapters]
-    twice = sorted({path.name for path in outs if outs.count(path) > 1})
-    if twice:
-        raise UsageError(
-            f"several adapters would be written to {', '.join(twice)}",
-            "convert them one by one, with a file name as --out",
-        )
-    return outs
-
-
-def _refuse_existing(outs: list[Path]) -> None:
-    existing = [path for path in outs if path.exists()]
-    if existing:
-        raise ConversionError(
-            "nothing was converted, since a file would be replaced",
-            problems=[f"{path} exists" for path in existing],
-            hint="add --force to replace it, or choose another --out",
-        )
-
-
-def _all_of(failures: list[ConversionError], n_adapters: int) -> LogoError:
-    if n_adapters == 1:
-        return failures[0]
-    return ConversionError(
-        f"{len(failures)} of {n_adapters} adapters cannot be converted; nothing was written",
-        problems=[
-            f"{failure.message}: {problem}" if problem else failure.message
-            for failure in failures
-            for problem in failure.problems or ("",)
-        ],
-        hint=next((failure.hint for failure in failures if failure.hint), ""),
-    )
-
-
 @cli.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @BASE_OPTION
@@ -338,7 +196,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
     """
     from .pool import Pool
 
-    model = _read_base(base)
+    model = read_base(base)
     with ProgressBar() as progress:
         pool = Pool.open(
             folder,
@@ -360,6 +218,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(convert)
 cli.add_command(evaluate)
 cli.add_command(profile)
 

@@ -291,6 +291,16 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     assert llm.settings["self_profile"] is False
 
 
+@pytest.mark.parametrize("command", ["run", "score"])
+def test_asking_adapters_is_announced_where_a_prompt_waits_for_it(call, llm, command):
+    llm.asks = ["reverse"]
+    words = "1 adapters have no example prompts"
+    assert words in call(command, *MODEL, "hello").stderr
+    assert words not in call(command, *MODEL, "hello", "--no-self-profile").stderr
+    llm.asks = []
+    assert words not in call(command, *MODEL, "hello").stderr
+
+
 # score
 
 
@@ -615,6 +625,7 @@ def test_an_adapter_that_does_not_fit_is_left_out_with_a_line(
 )
 def test_streams_that_were_closed(random_base, random_adapters, closed, code, stdout, stderr):
     start = f"{sys.executable} -m logo_local score {random_base} --adapters {random_adapters}"
+    start += " --no-self-profile"
     done = subprocess.run(
         ["/bin/sh", "-c", f"{start} {closed}"], capture_output=True, text=True, check=False
     )
@@ -637,6 +648,7 @@ def test_llama_cpps_reasons_are_given(random_base, random_adapters, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
 def test_a_reader_that_goes_away_is_no_news(random_base, random_adapters):
     args = ["score", random_base, "--adapters", random_adapters, "hello", "--json"]
+    args += ["--no-self-profile"]
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
