@@ -115,6 +115,13 @@ def weights_in(folder: Path) -> Path:
     return path if path.exists() else folder / MLX_WEIGHTS_FILE
 
 
+def kind_of(origin: Path) -> str:
+    """Of an adapter as the user keeps it: "gguf", "peft" or "mlx"."""
+    if not origin.is_dir():
+        return "gguf"
+    return "mlx" if weights_in(origin).name == MLX_WEIGHTS_FILE else "peft"
+
+
 def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
     """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
     found: list[Path] = []

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from .folder import kind_of
 from .routing import Route
 
 if TYPE_CHECKING:
@@ -198,12 +199,10 @@ def plan_json(plan: Conversion) -> dict[str, Any]:
 
 def check_json(pool: Pool) -> list[dict[str, Any]]:
     """Each thing in a pool's folder, by name: what it is, or why it does not fit."""
-    folder = os.path.abspath(pool.folder)
     rows: list[dict[str, Any]] = [
         {
             "name": adapter.name,
-            # A PEFT folder was converted, and its file lies in the cache.
-            "kind": "gguf" if os.path.abspath(adapter.path.parent) == folder else "peft",
+            "kind": kind_of(pool.origin(adapter.name)),
             "fits": True,
             "rank": adapter.rank_text,
             "lora_alpha": adapter.lora_alpha,

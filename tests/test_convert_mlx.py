@@ -13,6 +13,7 @@ from logo_local.convert import convert_adapter
 from logo_local.errors import ConversionError
 from logo_local.ledger import content_key
 from logo_local.pool import Pool
+from logo_local.report import check_json
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (64, 64),
@@ -134,6 +135,7 @@ def test_a_pool_takes_it_and_sees_when_it_changes(base, tmp_path):
     folder = write_mlx(tmp_path / "pool" / "mine")
     pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache")
     assert pool.names == ("mine",)
+    assert [row["kind"] for row in check_json(pool)] == ["mlx"]
     assert pool.content_key("mine") == content_key(folder)
     before = content_key(folder)
     save_file(BOTH, folder / "adapters.safetensors")

@@ -12,6 +12,7 @@ from logo_local.adapter_file import AdapterFile
 from logo_local.base_model import BaseModel
 from logo_local.errors import PoolError
 from logo_local.pool import Changes, Pool
+from logo_local.report import check_json
 
 BASE = g.base_model()
 
@@ -186,6 +187,18 @@ def test_adapters_one_level_below_are_found_and_deeper_ones_are_mentioned(folder
     assert problem.name == "still-more"
     assert "folders that deep are not searched" in problem.reason
     assert pool.origin("deep") == folder / "more" / "deep.gguf"
+
+
+def test_what_each_is_wherever_it_lies(folder):
+    (folder / "more").mkdir()
+    write_gguf(folder / "more" / "deep.gguf")
+    write_peft(folder / "more" / "deep-peft", seed=7)
+    pool = open_pool(folder)
+    kinds = {row["name"]: row["kind"] for row in check_json(pool)}
+    assert kinds["deep"] == "gguf"
+    assert kinds["deep-peft"] == "peft"
+    for name in pool.names:
+        assert kinds[name] == ("peft" if pool.origin(name).is_dir() else "gguf")
 
 
 def test_a_name_that_is_there_on_both_levels_counts_once(folder):
