@@ -222,8 +222,48 @@ class Place:
 Reading: TypeAlias = Mapping[Place, npt.NDArray[np.float32]]
 
 
-class Tap:
-    """An eval callback that copies what several weights receive, then stops the pass.
+class EvalCallback:
+    """What llama.cpp calls for every node of its graph, in the contexts it was attached to.
+
+    Whoever inherits says in `_look` what is done: asked, whether the node's data is wanted; told,
+    whether the pass is to go on. What is raised there ends the pass and is kept for `check`.
+    """
+
+    def __init__(self) -> None:
+        check_layout()
+        self._error: BaseException | None = None
+        # Kept on the object: llama.cpp holds only the bare pointer.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def attach(self, params: Any) -> None:
+        """Name this in `llama_context_params`; it must outlive the context made from them."""
+        params.cb_eval = self.callback
+        params.cb_eval_user_data = None
+
+    def start(self) -> None:
+        """Forget the decode before; to be called before each."""
+        self._error = None
+
+    def check(self) -> None:
+        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
+        if self._error is not None:
+            raise self._error
+
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        raise NotImplementedError
+
+    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
+        if self._error is None:
+            # An exception must not reach C: it would be printed and lost.
+            try:
+                return self._look(Tensor(address), ask=ask)
+            except BaseException as error:  # Ctrl+C too: the only Python that runs meanwhile
+                self._error = error
+        return ask  # every node is asked for, so that the pass ends at the next
+
+
+class Tap(EvalCallback):
+    """Copies what several weights receive, then stops the pass.
 
     Between `start` and `take` there must be one `llama_decode` of a single micro-batch. Stopping
     means: what comes after the last place is not computed, nor is the output head, and the
@@ -231,31 +271,18 @@ class Tap:
     """
 
     def __init__(self, places: Sequence[Place], *, whole: bool = False) -> None:
-        check_layout()
+        super().__init__()
         self.places = tuple(places)
         self._whole = whole
         self._wanted: dict[str, list[Place]] = {}
         for place in self.places:
             self._wanted.setdefault(place.target, []).append(place)
         self._rows: dict[Place, npt.NDArray[np.float32]] = {}
-        self._error: BaseException | None = None
-        self._done = False
-        # Kept on the object: llama.cpp holds only the bare pointer.
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
-
-    def attach(self, params: Any) -> None:
-        """Name this tap in `llama_context_params`; it must outlive the context made from them."""
-        params.cb_eval = self.callback
-        params.cb_eval_user_data = None
 
     def start(self) -> None:
         """Forget what was read; to be called before each decode."""
-        self._rows, self._error, self._done = {}, None, False
-
-    def check(self) -> None:
-        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
-        if self._error is not None:
-            raise self._error
+        super().start()
+        self._rows = {}
 
     def take(self) -> dict[Place, npt.NDArray[np.float32]]:
         """What the last decode read, (n_tokens, d) float32 a place; NativeError if any lacks."""
@@ -268,25 +295,16 @@ class Tap:
             )
         return self._rows
 
-    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
-        # An exception must not reach C: it would be printed and lost.
-        try:
-            if ask:
-                # After the last hit every node is asked for, so that what is left of the pass
-                # ends at its first node, on every backend.
-                if self._done:
-                    return self._is_over
-                return self._target_of(Tensor(address)) is not None
-            if not self._done:
-                self._read(Tensor(address))
-                self._done = len(self._rows) == len(self.places)
-        except BaseException as error:  # Ctrl+C too: this is the only Python that runs meanwhile
-            self._error, self._done = error, True
-        return not self._is_over
-
-    @property
-    def _is_over(self) -> bool:
-        return self._error is not None or (self._done and not self._whole)
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        done = len(self._rows) == len(self.places)
+        if ask:
+            # After the last hit every node is asked for, so that what is left of the pass ends at
+            # its first node, on every backend.
+            return not self._whole if done else self._target_of(node) is not None
+        if not done:
+            self._read(node)
+            done = len(self._rows) == len(self.places)
+        return self._whole or not done
 
     def _target_of(self, node: Tensor) -> str | None:
         weight = node.source(0)
@@ -325,43 +343,23 @@ def load_adapter(model: Any, path: Path) -> Any:
         logger.setLevel(before)
 
 
-class WeightFinder:
-    """An eval callback that notes the tensors of adapters as the graph uses them.
+class WeightFinder(EvalCallback):
+    """Notes the tensors of adapters as the graph uses them.
 
     `found` is filled by the next decode in a context made with the params it was attached to, by
     name ("blk.0.attn_q.weight.lora_a"). Nothing is read, and the whole graph is computed.
     """
 
     def __init__(self) -> None:
-        check_layout()
+        super().__init__()
         self.found: dict[str, Tensor] = {}
-        self._error: BaseException | None = None
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
-    def attach(self, params: Any) -> None:
-        """Name this callback in `llama_context_params`; it must outlive the context."""
-        params.cb_eval = self.callback
-        params.cb_eval_user_data = None
-
-    def start(self) -> None:
-        """Forget what was raised; to be called before each decode."""
-        self._error = None
-
-    def check(self) -> None:
-        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
-        if self._error is not None:
-            raise self._error
-
-    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
-        # An exception must not reach C: it would be printed and lost.
-        try:
-            weight = Tensor(address).source(0)
-            # Not by `name`: a copy on another backend is not the weight itself.
-            name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
-            if weight is not None and name.endswith(LORA_SIDES):
-                self.found[name] = weight
-        except BaseException as error:
-            self._error = error
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        weight = node.source(0)
+        # Not by `name`: a copy on another backend is not the weight itself.
+        name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
+        if weight is not None and name.endswith(LORA_SIDES):
+            self.found[name] = weight
         return not ask
 
 

@@ -15,14 +15,14 @@ import llama_cpp
 import numpy as np
 
 from .errors import NativeError, PromptError
-from .native import Place, Reading, Tap, WeightFinder
+from .native import EvalCallback, Place, Reading, Tap
 from .signals import FloatArray
 
 
 class ProbeContext:
     """A llama.cpp context for reading only; `params` are the generating context's parameters."""
 
-    def __init__(self, model: Any, params: Any, tap: Tap | WeightFinder | None = None) -> None:
+    def __init__(self, model: Any, params: Any, tap: EvalCallback | None = None) -> None:
         own = type(params).from_buffer_copy(params)
         # One decode must be one micro-batch: a tap stops the whole of it.
         own.n_batch = own.n_ubatch = min(params.n_batch, params.n_ubatch)
