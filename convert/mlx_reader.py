@@ -75,8 +75,8 @@ def _read_config(folder: Path, findings: Findings) -> dict[str, Any]:
 def _scale(config: dict[str, Any], findings: Findings) -> float:
     parameters = config.get("lora_parameters")
     found = parameters.get("scale") if isinstance(parameters, dict) else None
-    number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    scale = float(found) if number and found is not None else 0.0
+    sound = isinstance(found, (int, float)) and not isinstance(found, bool)
+    scale = float(found or 0) if sound else 0.0
     if 1e-20 < abs(scale) < 1e20:
         return scale
     if not findings.problems:  # a config that cannot be read has no scale either

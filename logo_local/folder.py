@@ -93,9 +93,9 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
     for path in paths:
         try:
             entry = _classify(path, last=within is None)
-            searched = entry is None and within is not None and path.is_dir()
-            back = searched and within is not None and within.is_relative_to(path.resolve())
-            below = _inside(path) if searched and not back else []
+            below = []
+            if entry is None and within is not None and path.is_dir():
+                below = [] if within.is_relative_to(path.resolve()) else _inside(path)
         except _NotUsableError as error:
             yield path, str(error)
             continue

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter_file import AdapterFile, Module, TensorPlace
+from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
 from .digest import sha256_of
 from .errors import AdapterError
 from .folder import Stamp, weights_in
@@ -169,4 +169,6 @@ def _module(
 
 
 def _place(offset: int, n_bytes: int, dtype: str, shape: list[int]) -> TensorPlace:
-    return TensorPlace(int(offset), int(n_bytes), str(dtype), tuple(shape))
+    if dtype not in TENSOR_TYPES:
+        raise ValueError(f"{dtype!r} is no type of tensors")
+    return TensorPlace(int(offset), int(n_bytes), dtype, tuple(int(n) for n in shape))

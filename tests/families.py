@@ -207,7 +207,6 @@ def _make_adapters(model: Any, name: str, folder: Path) -> dict[str, Any]:
 
 def _convert(folder: Path, out: Path) -> None:
     """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies."""
-    import conversion
     import gguf
     from conversion import ModelBase, get_model_architecture, get_model_class
     from conversion.base import ModelType
@@ -229,7 +228,6 @@ def _convert(folder: Path, out: Path) -> None:
             self.gguf_writer.add_bos_token_id(1)
             self.gguf_writer.add_eos_token_id(2)
 
-    assert conversion is not None
     hparams |= MISSING.get(folder.parent.name, {})
     Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams).write()
 
