@@ -26,7 +26,7 @@ from .base_model import BaseModel
 from .errors import AdapterError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixed_llama import MixedLlama
+from .mixed_llama import MixedLlama, Stopped
 from .mixture import Mixer, Mixture, ResidentAdapters
 from .pool import Pool
 from .router import Router, current_index
@@ -60,10 +60,10 @@ class LoGo(MixedLlama):
     hold, as a number, like "512M", or "auto", a quarter of what is free. `self_profile` says if
     adapters without example prompts are asked what they are for (True, False, or "kept": only what
     is known already counts), `past` whether what prompts do to adapters is remembered, in a few
-    numbers and no words. `progress` is called with (stage, done, total) while adapters are read,
-    converted and indexed. Everything else, under a name that it has there, goes to
-    `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained with,
-    whichever is less, and `verbose` is off.
+    numbers and no words; `links_out` whether adapters may be links to elsewhere. `progress` is
+    called with (stage, done, total) while adapters are read, converted and indexed. Everything
+    else, under a name that it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by
+    default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason. Not safe to use from two threads at once.
@@ -90,6 +90,7 @@ class LoGo(MixedLlama):
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         self_profile: bool | str = True,
         past: bool = True,
+        links_out: bool = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -123,6 +124,7 @@ class LoGo(MixedLlama):
             self.base,
             cache=config.cache_dir(),
             progress=progress,
+            links_out=links_out,
         )
         index = None
         if probe == "one-pass":
@@ -201,6 +203,8 @@ class LoGo(MixedLlama):
         Raises PoolError for a name that is not in the pool, SettingsError for a weight that is
         not finite.
         """
+        if weights:
+            self._renew_pool()
         for name, weight in weights.items():
             self.pool.check_name(name)
             if not math.isfinite(weight):
@@ -309,14 +313,18 @@ class LoGo(MixedLlama):
                 raise
             log.debug("once more, after %s", error)
             self._route_and_adopt(prompt, given)
+        except Stopped:  # where the base reads the prompt
+            return
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
         try:
             while True:
                 started = time.perf_counter()
                 try:
+                    if self.should_stop():
+                        return
                     token = parent.send(more)
-                except StopIteration:
+                except (StopIteration, Stopped):
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"

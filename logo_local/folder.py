@@ -2,7 +2,8 @@
 
 The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
 with an adapter_config.json in it (PEFT), whose inside is not searched. Hidden names and other files
-(notes, data) are no adapters and are passed over. Links may lead anywhere. Nothing is opened here.
+(notes, data) are no adapters and are passed over. Links may lead anywhere, unless the caller
+forbids it. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ class Entry:
     stamp: Stamp
 
 
-def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
-    """The adapters in `folder`, unread and with unique names, and what cannot be one."""
+def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Problem]]:
+    """The adapters in `folder`, unread and with unique names, and what cannot be one.
+
+    Without `links_out` none of their files may be a link to somewhere outside of the folder.
+    """
     _check_folder(folder)
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
@@ -68,6 +72,8 @@ def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
     for path, found in _adapters(paths, within=folder.resolve()):
         if isinstance(found, str):
             problems.append(Problem(path.stem, path, found))
+        elif not links_out and _leads_out(path, folder):
+            problems.append(Problem(found.name, path, "a link that leads out of the folder"))
         elif found.name in entries:
             taken = entries[found.name].path.relative_to(folder)
             reason = f"{taken} has the same name, {found.name}, and comes first"
@@ -75,6 +81,13 @@ def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
         else:
             entries[found.name] = found
     return list(entries.values()), problems
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether an adapter, or any file of it, lies elsewhere than it seems to."""
+    root = folder.resolve()
+    files = [path, *(path.iterdir() if path.is_dir() else ())]
+    return not all(file.resolve().is_relative_to(root) for file in files)
 
 
 def _inside(folder: Path) -> list[Path]:

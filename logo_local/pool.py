@@ -78,6 +78,7 @@ class Pool:
     cache: Path
     on_problem: Callable[[Problem], None] | None = None
     all_may_be_unfit: bool = False
+    links_out: bool = True
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     pinned: tuple[str, ...] = ()
@@ -102,15 +103,17 @@ class Pool:
         progress: Progress | None = None,
         on_problem: Callable[[Problem], None] | None = None,
         all_may_be_unfit: bool = False,
+        links_out: bool = True,
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
         `progress` is called with (stage, done, total) as adapters are read and converted;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
         all problems, when `folder` is no folder of adapters or holds none, and when none of them
-        can be used, unless `all_may_be_unfit`.
+        can be used, unless `all_may_be_unfit`. Without `links_out`, links to adapters outside of
+        the folder are left out.
         """
-        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit)
+        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out)
         pool.rescan(progress=progress)
         return pool
 
@@ -202,7 +205,7 @@ class Pool:
         PoolError, and changes nothing, when no usable adapter is left.
         """
         stamp = stamp_of(self.folder)
-        entries, problems = scan(self.folder)
+        entries, problems = scan(self.folder, links_out=self.links_out)
         used = {entry.path for entry in entries}
         unused = {path: stamp_of(path) for path in other_folders(self.folder, used)}
         unused |= {problem.path: stamp_of(problem.path) for problem in problems}

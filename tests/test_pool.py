@@ -237,6 +237,27 @@ def test_links_to_adapters_elsewhere_are_followed(folder, tmp_path):
     assert {"linked", "linked-peft"} <= set(open_pool(folder).names)
 
 
+def test_links_out_of_the_folder_can_be_forbidden(tmp_path):
+    folder, elsewhere = tmp_path / "adapters", tmp_path / "elsewhere"
+    folder.mkdir(), elsewhere.mkdir()
+    write_gguf(folder / "own.gguf")
+    (folder / "to-own.gguf").symlink_to("own.gguf")
+    (folder / "file.gguf").symlink_to(write_gguf(elsewhere / "file.gguf"))
+    (folder / "peft").symlink_to(write_peft(elsewhere / "peft", seed=1))
+    (folder / "other").symlink_to(elsewhere)  # a folder of adapters
+    inside = write_peft(folder / "inside", seed=2)
+    weights = inside / "adapter_model.safetensors"
+    weights.rename(elsewhere / "weights")
+    weights.symlink_to(elsewhere / "weights")
+    settings = {"cache": tmp_path / "cache", "on_problem": lambda _problem: None}
+    pool = Pool.open(folder, BASE, links_out=False, **settings)
+    assert pool.names == ("own", "to-own")
+    assert {(p.name, p.reason) for p in pool.problems} == {
+        (name, "a link that leads out of the folder") for name in ("file", "peft", "inside")
+    }
+    assert {"file", "peft", "inside"} < set(Pool.open(folder, BASE, **settings).names)
+
+
 def test_a_link_to_a_folder_above_is_harmless(folder):
     (folder / "up").symlink_to("..")
     (folder / "here").symlink_to(".")
