@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
 from .base_model import BaseModel
+from .embedding import Embedder
 from .errors import AdapterError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
@@ -39,6 +40,7 @@ from .settings import (
     SIGNAL_NAMES,
     RoutingSettings,
 )
+from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class LoGo(MixedLlama):
     default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
-    it in the chunk that has the finish reason. Not safe to use from two threads at once.
+    it in the chunk that has the finish reason, and ["usage"] there, too. Not safe to use from two
+    threads at once, but for setting `should_stop`.
 
     Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
     before they are loaded. Adapters that come into the folder, or go, are noticed at the next
@@ -163,12 +166,14 @@ class LoGo(MixedLlama):
             timings_ms=self.timings_ms,
             index=index,
         )
+        self._embedder: Embedder | None = None
         self._stack.callback(_free, self._residents, self._router, self.mixer)
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
+        self._n_tokens = 0, 0  # of the last prompt and of its answer so far
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -317,6 +322,7 @@ class LoGo(MixedLlama):
             return
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
+        self._n_tokens = len(prompt), 0
         try:
             while True:
                 started = time.perf_counter()
@@ -328,6 +334,8 @@ class LoGo(MixedLlama):
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
+                if not llama_vocab_is_eog(self._model.vocab, token):
+                    self._n_tokens = len(prompt), self._n_tokens[1] + 1
                 more = yield token
                 if turn != self._turn:
                     raise PromptError(
@@ -368,6 +376,20 @@ class LoGo(MixedLlama):
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo(super().create_chat_completion, *args, **kwargs)
 
+    def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
+        """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
+
+        By the base model alone, pooled as its file says, else by the mean over its tokens. Needs
+        no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
+        empty or longer than the context.
+        """
+        if self._embedder is None:
+            pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
+            self._embedder = Embedder(self.model, self.context_params, self.base, pooling)
+            self._stack.callback(self._embedder.close)  # before the model goes
+        tokens = [self.tokenize(text.encode()) for text in texts]
+        return [self._embedder.embed(one) for one in tokens], sum(map(len, tokens))
+
     def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
         for name in route.names:
             self.pool.check_name(name)
@@ -402,6 +424,12 @@ class LoGo(MixedLlama):
                 return
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
                 chunk["logo"] = self._logo()
+                prompt, answer = self._n_tokens
+                chunk["usage"] = {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": answer,
+                    "total_tokens": prompt + answer,
+                }
             yield chunk
 
     def _forget_timings(self) -> None:

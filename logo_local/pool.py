@@ -278,7 +278,7 @@ class Pool:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
             raise PoolError(
-                f"there is no adapter {name!r} in {self.folder}",
+                f"there is no adapter {name!r} in {self.folder.name}",
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
