@@ -59,6 +59,17 @@ _POLICY = (
 )
 
 
+class _App(FastAPI):
+    """Its document says 400 for what FastAPI would refuse with 422, as OpenAI does."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return document
+
+
 def create_app(
     engines: Sequence[Engine],
     *,
@@ -85,7 +96,7 @@ def create_app(
         finally:
             await lanes.close()
 
-    app = FastAPI(
+    app = _App(
         title="logo-local",
         version=__version__,
         summary="For every prompt, the LoRA adapters that matter, blended.",

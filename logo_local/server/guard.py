@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from .failures import RequestError, error_body
 
 MAX_BODY = 4 * 1024 * 1024  # bytes; a hundred thousand tokens are a tenth of it
+MAX_HEADERS = 16 * 1024  # bytes, the address included
 BODY_SECONDS = 30.0
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PUBLIC = ("/health", "/", "/page.css", "/page.js")  # say nothing of models, prompts or people
@@ -83,6 +84,9 @@ class Guard:
         await self.app(scope, _replay(body, receive), send)
 
     def _check(self, scope: Scope, headers: dict[str, bytes], foreign_origin: str) -> None:
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope["raw_path"] or b"") + len(scope["query_string"]) > MAX_HEADERS:
+            raise RequestError(f"headers may have {MAX_HEADERS} bytes at most", status=431)
         host = headers.get("host", b"").decode("latin-1").lower()
         name = re.sub(r":\d*$", "", host)
         if not self.rules.allows_host(name):

@@ -14,7 +14,6 @@ from ..ask import Engine
 from .app import create_app
 from .lanes import Lanes
 
-_MAX_HEADERS = 16 * 1024  # bytes
 _MAX_CONNECTIONS = 512
 
 
@@ -39,8 +38,7 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
     made: list[Lanes] = []
     config = uvicorn.Config(
         create_app(engines, on_start=made.append, **settings),
-        http="h11",  # bounds the headers
-        h11_max_incomplete_event_size=_MAX_HEADERS,
+        http="h11",  # bounds headers that do not end
         limit_concurrency=_MAX_CONNECTIONS,
         loop="asyncio",
         ws="none",
