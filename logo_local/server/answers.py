@@ -15,12 +15,15 @@ from .asked import AUTO, BASE, ONE
 from .failures import RequestError, error_body
 
 
-def finished(answer: dict[str, Any], model: str) -> dict[str, Any]:
+def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
     """An answer, or a chunk of one, as the client gets it: `model` is what it asked for.
 
-    llama_cpp names the model's file there, which is nobody's business.
+    llama_cpp names the model's file there, which is nobody's business. `waited` is the time in
+    line in seconds.
     """
     answer["model"] = model
+    if "timings_ms" in answer.get("logo", {}):
+        answer["logo"]["timings_ms"]["wait"] = 1000 * waited
     answer.setdefault("created", int(time.time()))
     for choice in answer.get("choices", ()):
         choice.setdefault("logprobs", None)
@@ -36,10 +39,12 @@ def finished(answer: dict[str, Any], model: str) -> dict[str, Any]:
     return answer
 
 
-def chunks_of(chunk: dict[str, Any], model: str, with_usage: bool) -> Iterator[dict[str, Any]]:
+def chunks_of(
+    chunk: dict[str, Any], model: str, waited: float, with_usage: bool
+) -> Iterator[dict[str, Any]]:
     """A chunk as the client gets it; the usage comes in one of its own, where it is wanted."""
     usage = chunk.pop("usage", None)
-    chunk = finished(chunk, model)
+    chunk = finished(chunk, model, waited)
     yield chunk
     if with_usage and usage is not None:
         yield {**{k: v for k, v in chunk.items() if k != "logo"}, "choices": [], "usage": usage}

@@ -210,7 +210,7 @@ async def _answer(request: Request, body: Generation, work: Work, prompt: str) -
     if not body.stream:
         answer = await _only(job, request)
         metrics.answered(job, answer)
-        return JSONResponse(answers.finished(answer, body.model))
+        return JSONResponse(answers.finished(answer, body.model, job.waited))
     items = job.__aiter__()
     first = await _next(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
@@ -221,7 +221,7 @@ async def _answer(request: Request, body: Generation, work: Work, prompt: str) -
             while chunk is not None:
                 if chunk.get("usage"):
                     metrics.answered(job, chunk)
-                for one in answers.chunks_of(chunk, body.model, usage):
+                for one in answers.chunks_of(chunk, body.model, job.waited, usage):
                     yield answers.event(one)
                 chunk = await anext(items, None)
         except Exception as error:
