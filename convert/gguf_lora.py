@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..digest import sha256_of
+from ..digest import sha256_of_all
 from ..errors import ConversionError
 from ..folder import weights_in
 from .plan import Conversion, Progress, Row, n_stored_bytes
@@ -64,7 +64,8 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
-        writer.add_string("logo_local.source_sha256", sha256_of(weights_in(conversion.source)))
+        source = sha256_of_all(weights_in(conversion.source))
+        writer.add_string("logo_local.source_sha256", source)
         if "general.base_model.0.name" in conversion.provenance:
             writer.add_base_model_count(1)
         for key, value in conversion.provenance.items():

@@ -16,7 +16,8 @@ from ..errors import ConversionError
 from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
-from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_peft
+from .peft_reader import PeftAdapter, PeftModule, read_peft
+from .stored import StoredTensor
 from .tensor_names import TensorNames
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")

@@ -596,12 +596,6 @@ def pickle_only(folder):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
-def sharded(folder):
-    for number in (1, 2):
-        (folder / f"adapter_model-{number:05}-of-00002.safetensors").touch()
-    (folder / "adapter_model.safetensors").unlink()
-
-
 def no_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
 
@@ -648,7 +642,6 @@ DAMAGE = {
     no_config: "no adapter_config.json in it",
     nested: "no adapter_config.json in it",
     pickle_only: "adapter_model.bin is a pickle",
-    sharded: "split over 2 files",
     no_weights: "no adapter_model.safetensors in it",
     truncated: "adapter_model.safetensors cannot be read",
     empty: "adapter_model.safetensors cannot be read",
