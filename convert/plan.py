@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
 from .peft_reader import PeftAdapter, PeftModule, read_peft
 from .stored import StoredTensor
-from .tensor_names import TensorNames
+from .tensor_names import TensorNames, not_text
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
@@ -219,7 +219,10 @@ def _place(
     placed: list[tuple[PeftModule, str, RowOrder | None]] = []
     taken: dict[str, str] = {}
     wrong_base = "is this the base model that the adapter was trained on?"
+    _refuse_other_parts(adapter, findings)
     for module in adapter.modules:
+        if not_text(module.name):
+            continue
         target = names.target(module.name)
         if target is None:
             findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
@@ -252,6 +255,21 @@ def _place(
         except ValueError as error:
             findings.add(f"{module.name}: {error}")
     return placed
+
+
+def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
+    """One line for each part of the model, beside its text part, that is adapted."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for module in adapter.modules:
+        if part := not_text(module.name):
+            parts[part].append(module.name)
+    for part, (first, *others) in parts.items():
+        more = f" and {len(others)} more" if others else ""
+        findings.add(
+            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
+            "train on the text part alone: in PEFT, target_modules may be a regular expression "
+            r"such as .*language_model.*\.(q_proj|v_proj)",
+        )
 
 
 def _shared_alpha(modules: list[PeftModule]) -> float:
