@@ -63,6 +63,13 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
+        if conversion.invocation_tokens:
+            writer.add_key_value(
+                gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS,
+                list(conversion.invocation_tokens),
+                gguf.GGUFValueType.ARRAY,
+                gguf.GGUFValueType.UINT32,  # the only type that llama.cpp takes
+            )
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
         source = sha256_of_all(weights_in(conversion.source))
         writer.add_string("logo_local.source_sha256", source)

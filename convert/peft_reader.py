@@ -37,9 +37,13 @@ _OUTPUT_COPY = re.compile(
     r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out|embed_tokens|wte|word_embeddings)\.base_layer\.weight"
 )
 
+# What training alone has a use for: VeLoRA's directions, by which it saves memory.
+_TRAINING_ONLY = re.compile(r".*\.lora_velora_\w+(?:\..+)?")
+
 # Tensors that are not a LoRA factor, told apart so that the message can say what they are.
 _FOREIGN = (
     (r"\.lora_magnitude_vector\b", "DoRA magnitudes"),
+    (r"\.(lora_E|ranknum)\b", "AdaLoRA's singular values"),
     (r"\.lora_B(\.[^.]+)?\.bias$", "biases of lora_B (lora_bias)"),
     (r"\.base_layer\.", "weights of the base model itself"),
     (r"\.modules_to_save\.", "whole layers trained beside LoRA (modules_to_save)"),
@@ -86,6 +90,7 @@ class PeftAdapter:
     findings: Findings
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
 
 
 def read_peft(folder: Path) -> PeftAdapter:
@@ -97,18 +102,20 @@ def read_peft(folder: Path) -> PeftAdapter:
     config = read_config(folder, findings)
     tensors = read_weights(folder, findings)
     copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
+    tensors = [tensor for tensor in tensors if not _TRAINING_ONLY.fullmatch(tensor.name)]
     pairs = _pair([tensor for tensor in tensors if tensor.name not in copies], findings)
     modules = _with_scalings(pairs, config, findings)
     if not pairs and not findings.problems:
         findings.add("its weights hold no LoRA factors")
-    notes = config.pattern_notes([module.name for module in modules])
+    notes = [*config.notes, *config.pattern_notes([module.name for module in modules])]
     notes += [f"{name}: the base's own layer, which is taken from the base" for name in copies]
     notes += [
         f"{name} lies beside the weights and is not looked at" for name in unread_weights(folder)
     ]
     name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
     provenance = {**config.provenance, **said_by_card(folder)}
-    return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance)
+    tokens = config.invocation_tokens
+    return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance, tokens)
 
 
 def _pair(

@@ -93,7 +93,7 @@ def _opened(paths: Sequence[Path], base: BaseModel) -> Iterator[list[AdapterFile
             try:
                 if path.is_dir():
                     file = Path(scratch) / f"{i}.gguf"
-                    convert_adapter(path, base, file, "f32")
+                    convert_adapter(path, base, file, "f32", to_run=True)
                     adapters.append(read_adapter(file, base))
                 else:
                     adapters.append(read_adapter(path, base))

@@ -296,7 +296,7 @@ class Pool:
                 log.warning("%s is damaged and made anew: %s", out, error)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps)
+        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps, to_run=True)
         for note in conversion.notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
