@@ -64,7 +64,7 @@ class StoredTensor:
             values = (raw.astype(np.uint32) << 16).view(np.float32)
         else:
             with np.errstate(over="ignore"):  # too large for float32: seen later as not finite
-                values = raw.astype(np.float32)
+                values = raw.astype(np.float32, copy=False)
         if self.transposed:
             return np.ascontiguousarray(values.reshape(self.shape[::-1]).T)
         return values.reshape(self.shape)
