@@ -121,6 +121,7 @@ SETTINGS = {
     "orthogonal": ({"init_lora_weights": "orthogonal"}, SMALL.blocks),
     "eva": ({"init_lora_weights": "eva"}, SMALL.blocks),
     "mica": ({"init_lora_weights": "mica"}, SMALL.blocks),
+    "activated": ({"alora_invocation_tokens": [5, 17]}, SMALL.blocks),
     "velora": ({"velora_config": {"num_groups": 4}}, SMALL.blocks),
     "dropout": ({"lora_dropout": 0.3, "revision": "main", "inference_mode": True}, SMALL.blocks),
 }  # fmt: skip
@@ -281,6 +282,81 @@ def test_a_start_that_nobody_knows_is_refused(base, tmp_path):
     folder = write_peft(tmp_path / "x", factors({Q0: (64, 64)}), init_lora_weights="magic")
     with pytest.raises(ConversionError, match="does not know whether that changed the base's own"):
         convert_adapter(folder, base, tmp_path / "x.gguf")
+
+
+# --- what PEFT saved that cannot be held, as it saved it ---------------------------------------
+
+Q = {"target_modules": ["q_proj"], "r": 4}
+REFUSED = {
+    "dora": (LoraConfig(use_dora=True, **Q), ["use_dora", "DoRA magnitudes"]),
+    "modules_to_save": (
+        LoraConfig(modules_to_save=["lm_head"], **Q),
+        ["modules_to_save:", "lm_head.weight: a whole embedding or output layer"],
+    ),
+    "norms": (
+        LoraConfig(modules_to_save=["input_layernorm"], **Q),
+        ["modules_to_save:", "input_layernorm.weight and 2 more: trained norms"],
+    ),
+    "tokens": (
+        LoraConfig(trainable_token_indices={"embed_tokens": [1, 2]}, **Q),
+        ["trainable_token_indices", "new or trained tokens"],
+    ),
+    "bias": (LoraConfig(bias="all", **Q), ["bias is 'all'"]),
+    "bias of lora": (LoraConfig(bias="lora_only", **Q), ["bias is 'lora_only'"]),
+    "lora_bias": (LoraConfig(lora_bias=True, **Q), ["lora_bias:", "biases of lora_B"]),
+    "replication": (LoraConfig(layer_replication=[(0, 2), (1, 3)], **Q), ["layer_replication"]),
+    "parameters": (
+        LoraConfig(target_modules=[], target_parameters=["mlp.up_proj.weight"], r=4),
+        ["target_parameters"],
+    ),
+    "kasa": (LoraConfig(kasa_config=peft.KasaConfig(), **Q), ["kasa_config"]),
+    "vera": (peft.VeraConfig(target_modules=["q_proj"]), ["'VERA'"]),
+    "ia3": (
+        peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        ["'IA3'"],
+    ),
+    "loha": (peft.LoHaConfig(target_modules=["q_proj"]), ["'LOHA'"]),
+    "lokr": (peft.LoKrConfig(target_modules=["q_proj"]), ["'LOKR'"]),
+    "prompts": (
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        ["'PROMPT_TUNING'"],
+    ),
+    "prefixes": (
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        ["'PREFIX_TUNING'"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_peft_saved_is_refused_by_every_sign_of_it(config, said, llama, base, tmp_path):
+    model = get_peft_model(llama, copy.deepcopy(config))
+    train(model)
+    model.save_pretrained(tmp_path / "x")
+    with pytest.raises(ConversionError) as caught:
+        convert_adapter(tmp_path / "x", base, tmp_path / "x.gguf")
+    for part in said:
+        assert [line for line in caught.value.problems if part in line], caught.value.problems
+    assert caught.value.hint
+
+
+def test_added_tokens(llama, base, tmp_path):
+    llama.resize_token_embeddings(SMALL.vocab + 10)
+    model = get_peft_model(llama, LoraConfig(**Q))
+    train(model)
+    model.save_pretrained(tmp_path / "x", save_embedding_layers=True)
+    with pytest.raises(ConversionError) as caught:
+        convert_adapter(tmp_path / "x", base, tmp_path / "x.gguf")
+    (problem,) = caught.value.problems
+    assert "a whole embedding or output layer (new tokens?)" in problem
+    assert "merge_and_unload" in caught.value.hint
+
+
+def test_pickled(llama, base, tmp_path):
+    get_peft_model(llama, LoraConfig(**Q)).save_pretrained(tmp_path / "x", safe_serialization=False)
+    with pytest.raises(ConversionError, match="is a pickle, which can run code") as caught:
+        convert_adapter(tmp_path / "x", base, tmp_path / "x.gguf")
+    assert "safe_serialization=True" in caught.value.hint
 
 
 # --- saved by transformers ---------------------------------------------------------------------
