@@ -115,16 +115,20 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The files in `folder` that are named as parts of an adapter's weights, by name."""
-    names = [name for name in os.listdir(folder) if SHARD_NAME.fullmatch(name)]
-    return [folder / name for name in sorted(names)]
+    """The files in `folder` that are named as parts of an adapter's weights, by name.
+
+    None where the folder may not be listed: then a file is there for whoever knows its name.
+    """
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(name for name in os.listdir(folder) if SHARD_NAME.fullmatch(name))
+    return [folder / name for name in names]
 
 
 def weights_in(folder: Path) -> list[Path]:
     """The file with the weights of the adapter that `folder` is, or its shards; one at least.
 
-    PEFT's one file comes before its shards, and these before mlx-lm's. Raises OSError for a folder
-    that cannot be read.
+    PEFT's one file comes before its shards, and these before mlx-lm's.
     """
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]

@@ -1,5 +1,6 @@
 """Adapters whose weights lie in several files: read as one, and everything that can be wrong."""
 
+import errno
 import json
 import os
 
@@ -286,6 +287,17 @@ def test_links_to_shards_are_followed(sharded, base, tmp_path):
         (sharded / shard).rename(tmp_path / "blobs" / str(i))
         (sharded / shard).symlink_to(tmp_path / "blobs" / str(i))
     assert len(convert_adapter(sharded, base, tmp_path / "x.gguf").rows) == 3
+
+
+def test_a_folder_that_may_not_be_listed_may_hold_one_file(base, sharded, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (sharded / INDEX).unlink()
+    monkeypatch.setattr(os, "listdir", forbidden)
+    assert problems_of(sharded, base)[0] == ["no adapter_model.safetensors in it"]
+    write_peft(sharded, factors(SHAPES))
+    assert len(convert_adapter(sharded, base, sharded.with_suffix(".gguf")).rows) == 3
 
 
 # In a pool
