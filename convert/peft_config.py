@@ -30,6 +30,8 @@ _TRAINED_PROMPTS = frozenset(
     | {"ADAPTION_PROMPT"}
 )
 _PROMPTS_HINT = "it trained prompts, which no file of weights can hold: train a LoRA"
+_UNMERGEABLE = frozenset({"LILY", "POLY", "SHADOW"})  # what they do depends on the input
+_UNMERGEABLE_HINT = "PEFT cannot merge it into a base either: train a LoRA"
 _XLORA_HINT = "the adapters that X-LoRA mixes can be converted one by one"
 _OTHER_HINT = (
     "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
@@ -223,11 +225,18 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
         return None
     kind = config["peft_type"]
     if kind != "LORA":
-        hints = {"XLORA": _XLORA_HINT} | dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
-        hint = hints.get(kind, _OTHER_HINT) if isinstance(kind, str) else ""
-        findings.add(f"peft_type is {kind!r}; only LORA can be converted", hint)
+        findings.add(f"peft_type is {kind!r}; only LORA can be converted", _hint_for(kind))
         return None
     return config
+
+
+def _hint_for(kind: object) -> str:
+    if not isinstance(kind, str):
+        return ""
+    hints = {"XLORA": _XLORA_HINT}
+    hints |= dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
+    hints |= dict.fromkeys(_UNMERGEABLE, _UNMERGEABLE_HINT)
+    return hints.get(kind, _OTHER_HINT)
 
 
 def _check_config(config: dict[str, Any], findings: Findings) -> None:

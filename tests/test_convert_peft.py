@@ -208,6 +208,17 @@ def test_saved_as_it_is_it_is_refused_with_the_way_out(start, llama, base, tmp_p
 KINDS = [kind.value for kind in peft.PeftType if kind != peft.PeftType.LORA]
 
 
+UNMERGEABLE = {"LILY", "POLY", "SHADOW"}
+
+
+@pytest.mark.parametrize("kind", sorted(UNMERGEABLE))
+def test_peft_itself_merges_these_into_no_base(kind, llama):
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+    model = get_peft_model(llama, config(target_modules=["q_proj"]))
+    with pytest.raises(NotImplementedError):
+        model.merge_and_unload()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_other_kind_is_refused_by_its_name_and_with_a_way_out(kind, base, tmp_path):
     folder = write_peft(tmp_path / "x", factors({Q0: (64, 64)}), peft_type=kind)
@@ -219,6 +230,8 @@ def test_every_other_kind_is_refused_by_its_name_and_with_a_way_out(kind, base, 
     )
     if prompts or kind == "ADAPTION_PROMPT":
         assert "it trained prompts" in caught.value.hint
+    elif kind in UNMERGEABLE:
+        assert "cannot merge it" in caught.value.hint
     elif kind == "XLORA":
         assert "one by one" in caught.value.hint
     else:
