@@ -100,10 +100,13 @@ def read_peft(folder: Path) -> PeftAdapter:
     """
     findings = Findings()
     config = read_config(folder, findings)
+    before = len(findings.problems)
     tensors = read_weights(folder, findings)
+    all_there = len(findings.problems) == before
     copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
     tensors = [tensor for tensor in tensors if not _TRAINING_ONLY.fullmatch(tensor.name)]
-    pairs = _pair([tensor for tensor in tensors if tensor.name not in copies], findings)
+    tensors = [tensor for tensor in tensors if tensor.name not in copies]
+    pairs = _pair(tensors, findings, all_there=all_there)
     modules = _with_scalings(pairs, config, findings)
     if not pairs and not findings.problems:
         findings.add("its weights hold no LoRA factors")
@@ -119,9 +122,12 @@ def read_peft(folder: Path) -> PeftAdapter:
 
 
 def _pair(
-    tensors: list[StoredTensor], findings: Findings
+    tensors: list[StoredTensor], findings: Findings, *, all_there: bool
 ) -> dict[str, tuple[StoredTensor, StoredTensor]]:
-    """lora_A and lora_B by module name; whatever finds no partner becomes a finding."""
+    """lora_A and lora_B by module name; whatever finds no partner becomes a finding.
+
+    But if not `all_there`: then its partner is in what could not be read, which is said already.
+    """
     parts: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     foreign: dict[str, list[str]] = defaultdict(list)
     adapters = set()
@@ -149,7 +155,7 @@ def _pair(
     for name in sorted(parts):
         if len(parts[name]) == 2:
             pairs[name] = (parts[name]["A"], parts[name]["B"])
-        else:
+        elif all_there:
             (there,) = parts[name]
             findings.add(f"{name} has lora_{there} without lora_{'B' if there == 'A' else 'A'}")
     return pairs

@@ -280,6 +280,12 @@ def test_everything_wrong_with_shards_is_said_at_once(sharded, base):
         assert part in said
 
 
+@pytest.mark.parametrize("breaks", [missing, missing_without_index, cut_short])
+def test_what_a_lost_shard_leaves_alone_has_no_line_of_its_own(breaks, sharded, base):
+    breaks(sharded)
+    assert len(problems_of(sharded, base)[0]) == 1
+
+
 def test_links_to_shards_are_followed(sharded, base, tmp_path):
     """As the hub's cache has it: names in one folder, the files in another."""
     (tmp_path / "blobs").mkdir()
@@ -339,6 +345,20 @@ def test_a_pool_has_one_adapter_and_sees_when_a_shard_changes(shard, index, base
     assert pool.adapters["mine"].path != first.path
     assert pool.content_key("mine") == content_key(folder) != key
     assert opened().adapters["mine"] == pool.adapters["mine"]
+
+
+@pytest.mark.parametrize("index", [INDEX, GENERAL_INDEX])
+def test_a_pool_sees_when_the_index_changes(index, base, tmp_path):
+    """What was converted under another index is not taken from the cache."""
+    folder = write_shards(tmp_path / "pool" / "mine", index)
+    write_peft(tmp_path / "pool" / "other", factors(SHAPES, seed=5))
+    pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache")
+    assert pool.names == ("mine", "other")
+    where = json.loads((folder / index).read_text())["weight_map"]
+    write_index(folder, where | {"model.nothing": ONE}, index)
+    assert pool.rescan().removed == ("mine",)
+    (problem,) = pool.problems
+    assert f"model.nothing is not in {ONE}" in problem.reason
 
 
 def test_a_shard_that_comes_later_is_noticed(base, sharded, tmp_path):
