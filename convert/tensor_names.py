@@ -59,8 +59,6 @@ class TensorNames:
 
     def target(self, module: str) -> str | None:
         """The GGUF weight of `module` (as in `model.layers.0.mlp.up_proj`), or None."""
-        if not_text(module):
-            return None
         inside = (
             start + module.removeprefix(wrapper)
             for wrapper, start in _WRAPPERS

@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_all(paths: Sequence[Path]) -> str:
-    """Of one file its sha256; of several that of their names and sha256s, in this order. In hex.
+    """Of one file its sha256; of several the sha256 of theirs, in this order. In hex.
 
     Raises OSError where one cannot be read.
     """
@@ -26,5 +26,5 @@ def sha256_of_all(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         # Digests rather than contents: no file can pretend to be the start of the next.
-        digest.update(path.name.encode() + bytes.fromhex(sha256_of(path)))
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()

@@ -388,7 +388,7 @@ def test_shards_without_a_config_are_mentioned(base, sharded, tmp_path):
     assert problem.reason == "it holds adapter weights but no adapter_config.json"
 
 
-def test_the_digest_of_several_files_goes_by_name_order_and_content(tmp_path):
+def test_the_digest_of_several_files_goes_by_order_and_content(tmp_path):
     one, two = tmp_path / "a", tmp_path / "b"
     one.write_bytes(b"1")
     two.write_bytes(b"2")
