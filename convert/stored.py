@@ -191,10 +191,12 @@ def _only_once(headers: Mapping[str, list[StoredTensor]], findings: Findings) ->
     for tensors in headers.values():
         for tensor in tensors:
             places[tensor.name].append(tensor)
+    twice: dict[str, list[str]] = defaultdict(list)
     for name, found in places.items():
         if len(found) > 1:
-            files = " and ".join(tensor.path.name for tensor in found)
-            findings.add(f"{printable(name)} is in {files}", _AGAIN)
+            twice[" and ".join(tensor.path.name for tensor in found)].append(name)
+    for files, names in twice.items():
+        findings.add(f"{_first(names)} is in {files}", _AGAIN)
     return [found[0] for found in places.values()]
 
 
@@ -213,10 +215,7 @@ def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except (OSError, ValueError, SafetensorError) as error:
-        findings.add(
-            f"{path.name} cannot be read: {error}",
-            _DAMAGED,
-        )
+        findings.add(f"{path.name} cannot be read: {error}", _DAMAGED)
         return []
     header.pop("__metadata__", None)
     tensors = []

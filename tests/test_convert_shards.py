@@ -153,6 +153,10 @@ def in_two_shards(folder):
     save_file(tensors, folder / TWO)
 
 
+def copied_into_another(folder):
+    save_file(load_file(folder / ONE) | load_file(folder / TWO), folder / TWO)
+
+
 def in_two_shards_without_index(folder):
     in_two_shards(folder)
     (folder / INDEX).unlink()
@@ -243,6 +247,7 @@ WRONG = {
     not_in_the_index: f"{NAMES[0]} in {ONE} is not in {INDEX}",
     in_two_shards: f"{NAMES[0]} is in {ONE} and {TWO}",
     in_two_shards_without_index: f"{NAMES[0]} is in {ONE} and {TWO}",
+    copied_into_another: f"{NAMES[0]} (and 1 more) is in {ONE} and {TWO}",
     a_path_outside: f"{INDEX} names '../outside.safetensors', where adapter_model-00001",
     an_absolute_path: f"/sharded/{ONE}', where adapter_model-00001",
     a_path_inside: f"{INDEX} names 'below/{ONE}', where",
