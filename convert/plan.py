@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +11,22 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from ..adapter_file import ALORA
 from ..base_model import BaseModel
 from ..errors import ConversionError
 from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
-from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_peft
-from .tensor_names import TensorNames
+from .peft_reader import PeftAdapter, PeftModule, read_peft
+from .stored import StoredTensor
+from .tensor_names import TensorNames, not_text
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
 _LARGEST = {"f16": _F16_MAX, "q8_0": 127 * _F16_MAX}  # q8_0: 127 times a scale in f16
 _F32_MAX = float(np.finfo(np.float32).max)
+
+_WRONG_BASE = "is this the base model that the adapter was trained on?"
 
 Progress = Callable[[int, int], None]
 
@@ -85,7 +89,7 @@ class Conversion:
     `lora_alpha` is the number in the GGUF file, by which llama.cpp finds each layer's factor
     lora_alpha / rank; what a layer has beyond that is in its row's `factor`. `notes` are remarks
     the user should see. `n_bytes` is the size of all tensors as written, `provenance` what the
-    adapter says of its origin, by GGUF key.
+    adapter says of its origin, by GGUF key. `invocation_tokens` are those of an activated LoRA.
     """
 
     source: Path
@@ -98,6 +102,7 @@ class Conversion:
     notes: tuple[str, ...]
     n_bytes: int
     provenance: Mapping[str, str] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
     def rank_text(self) -> str:
@@ -112,11 +117,14 @@ def plan_conversion(
     out: str | Path,
     outtype: str = "f16",
     progress: Progress | None = None,
+    *,
+    to_run: bool = False,
 ) -> Conversion:
     """Work out how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
 
     Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
-    nothing. `progress` is called with the number of tensors checked and their total.
+    nothing. `progress` is called with the number of tensors checked and their total. With `to_run`
+    an activated LoRA stands against it, too: a GGUF file can hold one, but not for this runtime.
 
     Raises ConversionError with everything that stands against the conversion, ModelError when
     `base` is a path that holds no model, ValueError for an outtype not in `OUTTYPES`.
@@ -135,6 +143,11 @@ def plan_conversion(
     adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
     findings = adapter.findings
     _check_destination(source, base, out, findings)
+    if adapter.invocation_tokens and to_run:
+        findings.add(
+            ALORA, "logo-local convert writes it for llama.cpp's own programs, which have them"
+        )
+    _check_tokens(adapter.invocation_tokens, base, findings)
     placed = _place(adapter, base, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
@@ -160,6 +173,8 @@ def plan_conversion(
             f"cannot convert {source}", problems=findings.problems, hint=findings.hint
         )
     notes = list(adapter.notes)
+    if adapter.invocation_tokens:
+        notes.append(f"{ALORA} by logo-local, but by llama.cpp's own programs")
     if largest_b == 0.0:
         notes.append("every lora_B is zero: the adapter changes nothing (was it trained?)")
     if outtype == "q8_0" and any("f16" in row.types for row in rows):
@@ -181,6 +196,7 @@ def plan_conversion(
             for tensor, type_name in zip((row.module.a, row.module.b), row.types, strict=True)
         ),
         provenance=adapter.provenance,
+        invocation_tokens=adapter.invocation_tokens,
     )
 
 
@@ -201,6 +217,16 @@ def _check_destination(source: Path, base: BaseModel, out: Path, findings: Findi
         findings.add(f"{out} is part of the adapter, which would be overwritten")
 
 
+def _check_tokens(tokens: tuple[int, ...], base: BaseModel, findings: Findings) -> None:
+    n_vocab = base.tensors.get("token_embd.weight", (2**31,))[0]
+    beyond = [token for token in tokens if token >= n_vocab]
+    if beyond:
+        findings.add(
+            f"alora_invocation_tokens: the base has {n_vocab} tokens, and no token {beyond[0]}",
+            _WRONG_BASE,
+        )
+
+
 def _place(
     adapter: PeftAdapter, base: BaseModel, findings: Findings
 ) -> list[tuple[PeftModule, str, RowOrder | None]]:
@@ -217,16 +243,18 @@ def _place(
     names = TensorNames(base)
     placed: list[tuple[PeftModule, str, RowOrder | None]] = []
     taken: dict[str, str] = {}
-    wrong_base = "is this the base model that the adapter was trained on?"
+    _refuse_other_parts(adapter, findings)
     for module in adapter.modules:
+        if not_text(module.name):
+            continue
         target = names.target(module.name)
         if target is None:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
+            findings.add(f"{module.name}: {names.why_unknown(module.name)}", _WRONG_BASE)
             continue
         if target not in base.tensors:
             tied = target == "output.weight"
             reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {target}{reason}", wrong_base)
+            findings.add(f"{module.name}: the base has no {target}{reason}", _WRONG_BASE)
             continue
         if target in taken:
             findings.add(f"{module.name} and {taken[target]} are both {target}")
@@ -243,7 +271,7 @@ def _place(
             findings.add(
                 f"{module.name}: made for a layer of shape {shape}, "
                 f"but the base's {target} has {base.tensors[target]}",
-                wrong_base,
+                _WRONG_BASE,
             )
             continue
         try:
@@ -251,6 +279,21 @@ def _place(
         except ValueError as error:
             findings.add(f"{module.name}: {error}")
     return placed
+
+
+def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
+    """One line for each part of the model, beside its text part, that is adapted."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for module in adapter.modules:
+        if part := not_text(module.name):
+            parts[part].append(module.name)
+    for part, (first, *others) in parts.items():
+        more = f" and {len(others)} more" if others else ""
+        findings.add(
+            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
+            "train on the text part alone: in PEFT, target_modules may be a regular expression "
+            r"such as .*language_model.*\.(q_proj|v_proj)",
+        )
 
 
 def _shared_alpha(modules: list[PeftModule]) -> float:

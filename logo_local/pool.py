@@ -21,16 +21,7 @@ from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
 from .errors import AdapterError, PoolError
-from .folder import (
-    CONFIG_FILE,
-    Entry,
-    Problem,
-    Stamp,
-    other_folders,
-    scan,
-    stamp_of,
-    weights_in,
-)
+from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
 from .ledger import Ledger, content_key
 
 log = logging.getLogger(__name__)
@@ -308,16 +299,16 @@ class Pool:
                 log.warning("%s is damaged and made anew: %s", out, error)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps)
+        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps, to_run=True)
         for note in conversion.notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 
 
 def _content_key(folder: Path, parts: Iterable[str]) -> str:
-    """Sixty-four hex digits for the adapter's two files and `parts`."""
+    """Sixty-four hex digits for the adapter's files and `parts`."""
     key = hashlib.sha256("\n".join(parts).encode())
-    for file in (folder / CONFIG_FILE, weights_in(folder)):
+    for file in files_in(folder):
         if file.is_file():  # without one of them the converter will say what is missing
             # Digests rather than contents: no file can pretend to be the start of the next.
             key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))

@@ -120,6 +120,19 @@ def test_unfit_adapters_are_left_out_with_a_line_each(folder, caplog):
     assert not caplog.records
 
 
+def test_an_activated_lora_is_left_out_with_the_reason_and_not_converted(folder, caplog):
+    write_peft(folder / "activated", config={"alora_invocation_tokens": [1, 2]})
+    pool = open_pool(folder)
+    (problem,) = pool.problems
+    assert problem.name == "activated"
+    assert problem.reason.startswith("it is an activated LoRA (aLoRA)")
+    assert "logo-local convert" in problem.hint
+    assert "translate" in pool.names
+    assert len(converted(folder)) == 1  # of translate
+    open_pool(folder)  # and nothing is taken for damaged
+    assert "made anew" not in caplog.text
+
+
 def test_without_a_listener_problems_are_logged(folder, caplog):
     (folder / "broken.gguf").write_bytes(b"GGUF")
     with caplog.at_level(logging.WARNING):
