@@ -3,6 +3,7 @@
 # make lint    the first two of these
 # make docs    docs/commands.md, from the program's own help
 # make wheel   the package as a file, in dist/
+# make system  a browser and a screen for the tests that want one, by apt; they are skipped without
 # make clean   remove all that this file makes
 #
 # The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
@@ -13,7 +14,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint docs wheel clean
+.PHONY: demo test lint docs wheel system clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m logo_local.showcase
@@ -32,6 +33,16 @@ docs: $(VENV)/installed
 
 wheel: $(VENV)/installed-test
 	$(BIN)/python -m build --wheel
+
+# Debian and Ubuntu only, and only as the superuser: elsewhere it says what is left out.
+SYSTEM := chromium xvfb xdotool fonts-dejavu-core
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	    { dpkg -s $(SYSTEM) > /dev/null 2>&1 \
+	      || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	           apt-get -qq install -y --no-install-recommends $(SYSTEM) > /dev/null; }; } \
+	    || echo "warning: the tests of the page and of the window will be skipped" >&2; \
+	else echo "not installed: $(SYSTEM); tests that need them are skipped" >&2; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

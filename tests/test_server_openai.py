@@ -140,6 +140,27 @@ def test_what_is_wrong_is_an_exception_of_its_kind(client):
         client.with_options(api_key="wrong").models.list()
 
 
+def test_a_conversation_under_the_same_adapters_is_not_read_again(client, engine, monkeypatch):
+    read = []
+    evaluate = type(engine).eval
+    monkeypatch.setattr(
+        type(engine), "eval", lambda llm, tokens: read.append(len(tokens)) or evaluate(llm, tokens)
+    )
+    messages = list(MESSAGES)
+    for _ in range(2):
+        read.clear()
+        answer = client.chat.completions.create(model="base:sort-words", messages=messages)
+        messages += [
+            answer.choices[0].message.model_dump(exclude_none=True),
+            {"role": "user", "content": "Sort owl, ant, bee from A to Z."},
+        ]
+    assert answer.usage.prompt_tokens > 25
+    assert read[0] < answer.usage.prompt_tokens / 2
+    read.clear()
+    client.chat.completions.create(model="base:reverse-words", messages=messages[:-2])
+    assert read[0] == answer.usage.prompt_tokens
+
+
 def test_options_of_ours_go_through_extra_body(client):
     answer = client.chat.completions.create(
         model="auto", messages=MESSAGES, extra_body={"lora": {"reverse-words": 1.0}}
