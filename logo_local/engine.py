@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
 from .base_model import BaseModel
@@ -66,7 +66,9 @@ class LoGo(MixedLlama):
     whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
-    it in the chunk that has the finish reason. Not safe to use from two threads at once.
+    it in the chunk that has the finish reason. `on_route`, where it is set, is called with the
+    route of an answer before the prompt is read under it; `usage` counts the tokens of the last
+    answer as far as it has come. Not safe to use from two threads at once.
 
     Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
     before they are loaded. Adapters that come into the folder, or go, are noticed at the next
@@ -165,6 +167,8 @@ class LoGo(MixedLlama):
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
+        self.on_route: Callable[[Route], None] | None = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
         self.timings_ms["load"] = _ms_since(started)
@@ -300,6 +304,7 @@ class LoGo(MixedLlama):
         self.stop_at(prompt)
         self._turn += 1
         turn = self._turn
+        self.usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         self._forget_timings()
         self._renew_pool()
         try:
@@ -320,6 +325,8 @@ class LoGo(MixedLlama):
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
+                if not llama_vocab_is_eog(self._model.vocab, token):  # the parent counts so, too
+                    self.usage["completion_tokens"] += 1
                 more = yield token
                 if turn != self._turn:
                     raise PromptError(
@@ -370,6 +377,8 @@ class LoGo(MixedLlama):
         way = self.set_mixture(mixture, keys_are_right=keys_are_right)
         self.timings_ms["mixture"] = _ms_since(started)
         self.last_route = replace(route, mixture=way)
+        if self.on_route is not None:
+            self.on_route(self.last_route)
 
     def _with_logo(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with prompt_errors():

@@ -83,7 +83,10 @@ class FakeLoGo:
             adapters={n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, {}, 0, 0) for n in sorted(names)},
         )
         self.metadata = {"tokenizer.chat_template": "fake"} if chat_template else {}
+        self.signal = "norm"
         self.last_route: Route | None = None
+        self.on_route: Callable[[Route], None] | None = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.timings_ms = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
@@ -209,25 +212,30 @@ class FakeLoGo:
         part: Callable[[str], dict[str, Any]],
     ) -> Any:
         self.last_route = self._fixed or self._route(prompt)
+        if self.on_route is not None:
+            self.on_route(self.last_route)
         if callable(self._answers):
             answer: str | Sequence[Piece] = self._answers(prompt, self.last_route)
         else:
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        pieces = [answer] if isinstance(answer, str) else list(answer)
+        pieces = self._counted(prompt, [answer] if isinstance(answer, str) else list(answer))
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
         if options.get("stream"):
             return _chunks(pieces, part, logo)
-        text = "".join(_texts(pieces))
-        n_prompt, n_answer = len(prompt.split()), len(text.split())
+        text = "".join(pieces)
         return {
             "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
-            "usage": {
-                "prompt_tokens": n_prompt,
-                "completion_tokens": n_answer,
-                "total_tokens": n_prompt + n_answer,
-            },
+            "usage": {**self.usage, "total_tokens": sum(self.usage.values())},
             "logo": logo,
         }
+
+    def _counted(self, prompt: str, pieces: Sequence[Piece]) -> Iterator[str]:
+        """The texts of an answer, counted in `usage` as they come."""
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 0}
+        self.usage = usage
+        for text in _texts(pieces):
+            usage["completion_tokens"] += len(text.split())
+            yield text
 
 
 def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
@@ -248,8 +256,8 @@ def _texts(pieces: Sequence[Piece]) -> Iterator[str]:
 
 
 def _chunks(
-    pieces: Sequence[Piece], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
+    pieces: Iterator[str], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    for text in _texts(pieces):
+    for text in pieces:
         yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
     yield {"choices": [{"index": 0, **part(""), "finish_reason": "stop"}], "logo": logo}
