@@ -62,8 +62,8 @@ class Worker(threading.Thread):
                 self.events.put(("ready", len(llm.pool.names)))
                 while (text := self._questions.get()) is not None and not self._closing.is_set():
                     self.events.put(("end", self._answer(llm, text)))
-        except LogoError as error:
-            self.events.put(("failed", f"{error}\n{error.hint}"))
+        except Exception as error:  # whatever it is, the window must not wait for ever
+            self.events.put(("failed", f"{error}\n{getattr(error, 'hint', '')}"))
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.events.put(("progress", stage, done, total))
@@ -90,6 +90,7 @@ class Worker(threading.Thread):
 
 
 INK, PALE, PAPER, BACK, BLUE = "#1f2430", "#6b7280", "#ffffff", "#f3f4f6", "#2f6fde"
+RED = "#b42318"
 LOOK_EVERY = 30  # milliseconds
 
 
@@ -135,10 +136,9 @@ class Window(tk.Tk):
             self, wrap="word", state="disabled", relief="flat", font="TkTextFont",
             background=PAPER, foreground=INK, padx=18, pady=14, spacing1=2, spacing3=6, takefocus=0,
         )  # fmt: skip
-        small = ("TkDefaultFont", 10, "bold")
-        self.said.tag_configure("you", foreground=BLUE, font=small, spacing1=12)
-        self.said.tag_configure("model", foreground=PALE, font=small, spacing1=4)
-        self.said.tag_configure("problem", foreground="#b42318")
+        for tag, colour, above in (("you", BLUE, 12), ("model", PALE, 4), ("problem", RED, 4)):
+            bold = ("TkDefaultFont", 10, "normal" if tag == "problem" else "bold")
+            self.said.tag_configure(tag, foreground=colour, font=bold, spacing1=above)
         self.said.grid(row=0, column=0, sticky="nsew", padx=(14, 0), pady=14)
         self.side = ttk.Frame(self, width=250, padding=(18, 16))
         self.side.grid(row=0, column=1, sticky="ns")
@@ -210,13 +210,9 @@ class Window(tk.Tk):
         self.set_busy(False, f"{adapters} adapters")
 
     def on_failed(self, problem: str) -> None:
-        """The engine cannot be opened: nothing can be asked."""
+        """The engine is not there, or no more: nothing can be asked."""
         self.say(problem + "\n", "problem")
-        self.status.configure(text="There is no model")
-
-    def on_piece(self, text: str) -> None:
-        """The answer goes on."""
-        self.say(text)
+        self.set_busy(True, "There is no model")
 
     def on_end(self, problem: str) -> None:
         """The answer has ended."""
@@ -237,6 +233,8 @@ class Window(tk.Tk):
         self.said.insert("end", text, tag)
         self.said.configure(state="disabled")
         self.said.see("end")
+
+    on_piece = say
 
     def on_route(self, route: Route | None) -> None:
         """The adapters of an answer, with what is applied of each as a bar."""
