@@ -56,7 +56,8 @@ class FakeLoGo:
     those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
     `settings`.
 
-    Token counts are numbers of words. Does not sample: temperature and seed are only recorded.
+    Token counts, in `usage` too, are numbers of words. Does not sample: temperature and seed are
+    only recorded.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import pytest
 
 from logo_local import __version__
 from logo_local.ask import Sampling
+from logo_local.engine import LoGo
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.jsonl import Events, Session
@@ -292,6 +293,22 @@ def test_an_answer_is_cancelled_at_the_next_piece(llm):
     done = events[3]
     assert done["finish_reason"] == "cancelled"
     assert done["usage"] == {"prompt_tokens": 2, "completion_tokens": 1}
+
+
+def test_a_real_engine_stops_at_once_and_answers_the_next_as_ever(random_base, random_adapters):
+    first = [{"id": n, "prompt": "alpha beta", "raw": True, "max_tokens": 100} for n in (1, 2, 3)]
+    with LoGo(random_base, random_adapters, n_ctx=256, signal="norm") as llm:
+        talk = Conversation(llm, first)
+        talk.on["token", 2] = [{"cancel": 2}, b""]
+        events = talk.run()
+    text = {
+        n: [e["text"] for e in events if e["event"] == "token" and e["id"] == n] for n in (1, 2, 3)
+    }
+    usage = {e["id"]: e["usage"] for e in events if e["event"] == "done"}
+    assert text[2] == text[1][:1]
+    assert text[3] == text[1]
+    assert usage[2]["completion_tokens"] < 10 < usage[1]["completion_tokens"]
+    assert usage[2]["prompt_tokens"] == usage[1]["prompt_tokens"] > 0
 
 
 def test_what_waits_can_be_cancelled(llm):

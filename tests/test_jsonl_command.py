@@ -134,8 +134,8 @@ def test_sigterm_ends_it_in_order(process, busy):
         send(process, id=1, prompt="for ever")
         until(process, "token")
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0
+    out, err = process.stdout.read(), process.stderr.read()  # behind what `until` has read
+    assert process.wait(60) == 0
     assert (b"Traceback" in err, b"Fatal" in err) == (False, False)
     assert [e["finish_reason"] for e in events(out) if e["event"] == "done"] == ["cancelled"] * busy
 
