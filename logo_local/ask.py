@@ -25,11 +25,13 @@ class Engine(Protocol):
 
     base: BaseModel
     pool: Pool
-    last_route: Route | None
-    timings_ms: dict[str, float]
-    metadata: dict[str, str]
     signal: str
     top_k: int
+    last_route: Route | None
+    on_route: Callable[[Route], None] | None
+    usage: dict[str, int]
+    timings_ms: dict[str, float]
+    metadata: dict[str, str]
     should_stop: Callable[[], bool]
 
     def create_completion(self, prompt: str | list[int], **options: Any) -> Any: ...  # noqa: D102
@@ -86,16 +88,22 @@ def as_prompt(llm: Engine, text: str, *, raw: bool = False) -> Prompt:
     return text if raw or not has_chat_template(llm) else [{"role": "user", "content": text}]
 
 
-def _create(llm: Engine, prompt: Prompt, sampling: Sampling, *, stream: bool) -> Any:
-    options = {**sampling.options(), "stream": stream}
+def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
+    """llama_cpp's completion of a text, or chat completion of messages, with its `options`."""
     if isinstance(prompt, str):
         return llm.create_completion(prompt, **options)
     return llm.create_chat_completion(messages=prompt, **options)
 
 
+def piece_of(chunk: Mapping[str, Any]) -> str:
+    """The text that a chunk of a stream adds to the answer, which may be none."""
+    choice = chunk["choices"][0]
+    return (choice["text"] if "text" in choice else choice["delta"].get("content")) or ""
+
+
 def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
     """The whole answer at once."""
-    result = _create(llm, prompt, sampling, stream=False)
+    result = create(llm, prompt, {**sampling.options(), "stream": False})
     choice = result["choices"][0]
     text = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
     return Answer(text or "", result["logo"], result["usage"])
@@ -103,11 +111,9 @@ def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
 
 def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Iterator[str]:
     """Yield the answer piece by piece, and collect it in `into`."""
-    for chunk in _create(llm, prompt, sampling, stream=True):
-        choice = chunk["choices"][0]
-        piece = choice["text"] if "text" in choice else choice["delta"].get("content")
+    for chunk in create(llm, prompt, {**sampling.options(), "stream": True}):
         into.logo = chunk.get("logo", into.logo)
         into.usage = chunk.get("usage", into.usage)
-        if piece:
+        if piece := piece_of(chunk):
             into.text += piece
             yield piece

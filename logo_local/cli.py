@@ -20,6 +20,7 @@ from .background import asking
 from .bench.command import bench
 from .convert_command import BASE_OPTION, convert, read_base
 from .evaluation.command import evaluate
+from .jsonl_command import JSONL, answer_lines
 from .opening import open_by_options, open_engine
 from .options import (
     FOLDER,
@@ -93,7 +94,7 @@ def _explain(llm: Engine) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*ROUTING, *SAMPLING)
+@options(*ROUTING, *SAMPLING, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.
@@ -102,6 +103,9 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     The answer goes to standard output as it comes; what was blended, to standard error.
     """
     sampling = Sampling(given["max_tokens"], given["temp"])
+    if given["jsonl"]:
+        answer_lines(ctx, model, prompt, sampling, given)
+        return
     talk = prompt is None and chat.is_terminal()
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")

@@ -68,8 +68,10 @@ class LoGo(MixedLlama):
     default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
-    it in the chunk that has the finish reason, and ["usage"] there, too. Not safe to use from two
-    threads at once, but for setting `should_stop`.
+    it in the chunk that has the finish reason, and ["usage"] there, too. `on_route`, where it is
+    set, is called with the route of an answer before the prompt is read under it; `usage` counts
+    the tokens of the last answer as far as it has come. Not safe to use from two threads at once,
+    but for setting `should_stop`.
 
     Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
     before they are loaded. Adapters that come into the folder, or go, are noticed at the next
@@ -171,9 +173,10 @@ class LoGo(MixedLlama):
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
+        self.on_route: Callable[[Route], None] | None = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
-        self._n_tokens = 0, 0  # of the last prompt and of its answer so far
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -309,6 +312,7 @@ class LoGo(MixedLlama):
         self.stop_at(prompt)
         self._turn += 1
         turn = self._turn
+        self.usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         self._forget_timings()
         self._renew_pool()
         try:
@@ -322,7 +326,6 @@ class LoGo(MixedLlama):
             return
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
-        self._n_tokens = len(prompt), 0
         try:
             while True:
                 started = time.perf_counter()
@@ -334,8 +337,8 @@ class LoGo(MixedLlama):
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
-                if not llama_vocab_is_eog(self._model.vocab, token):
-                    self._n_tokens = len(prompt), self._n_tokens[1] + 1
+                if not llama_vocab_is_eog(self._model.vocab, token):  # the parent counts so, too
+                    self.usage["completion_tokens"] += 1
                 more = yield token
                 if turn != self._turn:
                     raise PromptError(
@@ -400,6 +403,8 @@ class LoGo(MixedLlama):
         way = self.set_mixture(mixture, keys_are_right=keys_are_right)
         self.timings_ms["mixture"] = _ms_since(started)
         self.last_route = replace(route, mixture=way)
+        if self.on_route is not None:
+            self.on_route(self.last_route)
 
     def _with_logo(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with prompt_errors():
@@ -424,12 +429,7 @@ class LoGo(MixedLlama):
                 return
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
                 chunk["logo"] = self._logo()
-                prompt, answer = self._n_tokens
-                chunk["usage"] = {
-                    "prompt_tokens": prompt,
-                    "completion_tokens": answer,
-                    "total_tokens": prompt + answer,
-                }
+                chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
             yield chunk
 
     def _forget_timings(self) -> None:

@@ -65,7 +65,8 @@ class FakeLoGo:
     those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
     `settings`.
 
-    Token counts are numbers of words. Does not sample: temperature and seed are only recorded.
+    Token counts, in `usage` too, are numbers of words. Does not sample: temperature and seed are
+    only recorded.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class FakeLoGo:
         )
         self.metadata = {"tokenizer.chat_template": "fake"} if chat_template else {}
         self.last_route: Route | None = None
+        self.on_route: Callable[[Route], None] | None = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.timings_ms = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
@@ -231,54 +234,45 @@ class FakeLoGo:
         part: Callable[[str], dict[str, Any]],
     ) -> Any:
         self.last_route = self._fixed or self._route(prompt)
+        if self.on_route is not None:
+            self.on_route(self.last_route)
         if callable(self._answers):
             answer: str | Sequence[Piece] = self._answers(prompt, self.last_route)
         else:
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        pieces = [answer] if isinstance(answer, str) else list(answer)
+        pieces = self._counted(prompt, [answer] if isinstance(answer, str) else list(answer))
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
         if options.get("stream"):
-            return self._chunks(prompt, pieces, part, logo)
-        text = "".join(self._texts(pieces))
+            return self._chunks(pieces, part, logo)
+        text = "".join(pieces)
+        usage = {**self.usage, "total_tokens": sum(self.usage.values())}
         return {
             "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
-            "usage": _usage(prompt, text),
+            "usage": usage,
             "logo": logo,
         }
 
-    def _texts(self, pieces: Sequence[Piece]) -> Iterator[str]:
+    def _counted(self, prompt: str, pieces: Sequence[Piece]) -> Iterator[str]:
+        """The texts of an answer, counted in `usage` as they come."""
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 0}
+        self.usage = usage
         for piece in pieces:
             if self.should_stop():
                 return
             if isinstance(piece, BaseException):
                 raise piece
-            yield piece() if callable(piece) else piece
+            text = piece() if callable(piece) else piece
+            usage["completion_tokens"] += len(text.split())
+            yield text
 
     def _chunks(
-        self,
-        prompt: str,
-        pieces: Sequence[Piece],
-        part: Callable[[str], dict[str, Any]],
-        logo: Mapping[str, Any],
+        self, pieces: Iterator[str], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        said = ""
-        for text in self._texts(pieces):
-            said += text
+        for text in pieces:
             yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
-        yield {
-            "choices": [{"index": 0, **part(""), "finish_reason": "stop"}],
-            "logo": logo,
-            "usage": _usage(prompt, said),
-        }
-
-
-def _usage(prompt: str, text: str) -> dict[str, int]:
-    n_prompt, n_answer = len(prompt.split()), len(text.split())
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_answer,
-        "total_tokens": n_prompt + n_answer,
-    }
+        usage = {**self.usage, "total_tokens": sum(self.usage.values())}
+        choice = {"index": 0, **part(""), "finish_reason": "stop"}
+        yield {"choices": [choice], "logo": logo, "usage": usage}
 
 
 def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:

@@ -16,6 +16,8 @@ from .ask import Engine
 from .errors import ModelError
 from .terminal import ProgressBar, UsageError, say
 
+Progress = Callable[[str, int, int], None]
+
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
@@ -55,10 +57,13 @@ _SAME = (
 )
 
 
-def open_by_options(ctx: click.Context, model: str, given: Mapping[str, Any]) -> Engine:
+def open_by_options(
+    ctx: click.Context, model: str, given: Mapping[str, Any], progress: Progress | None = None
+) -> Engine:
     """The engine that a command's options ask for, closed when the command ends.
 
-    What opens it is the context's object, as the group of commands set it. Raises UsageError
+    What opens it is the context's object, as the group of commands set it. `progress` is told
+    what `LoGo` tells it; by default a bar on standard error is. Raises UsageError
     where a folder of adapters is needed and none is named.
     """
     adapters = given["adapters"]
@@ -80,8 +85,8 @@ def open_by_options(ctx: click.Context, model: str, given: Mapping[str, Any]) ->
     # llama_cpp's own default is one and the same seed, and its 0 stands for that.
     settings["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
-    with ProgressBar() as progress:
-        llm = opened(model, adapters, progress=progress, **settings)
+    with ProgressBar() as bar:
+        llm = opened(model, adapters, progress=progress or bar, **settings)
     ctx.call_on_close(llm.close)
     return llm
 

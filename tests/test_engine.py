@@ -667,3 +667,32 @@ def test_a_context_is_closed_only_once(logo):
     llm(A, **GREEDY)
     llm.close()
     llm.close()
+
+
+# What programs above the engine follow
+
+
+@pytest.mark.parametrize("bias", [None, {2: 100.0}], ids=["until the limit", "ends at once"])
+def test_usage_is_what_llama_cpp_counts(logo, bias):
+    llm = logo()
+    assert llm.token_eos() == 2
+    counted = llm(A, logit_bias=bias, **GREEDY)["usage"]
+    assert counted["completion_tokens"] == (GREEDY["max_tokens"] if bias is None else 0)
+    del counted["total_tokens"]
+    assert llm.usage == counted
+    stream_text(llm(B, stream=True, max_tokens=1, temperature=0.0))
+    list(llm(A, stream=True, logit_bias=bias, **GREEDY))
+    assert llm.usage == counted
+
+
+def test_a_route_is_told_before_its_prompt_is_read(logo, monkeypatch):
+    llm = logo()
+    told, read = [], []
+    monkeypatch.setattr(Llama, "eval", lambda *_: read.append(len(told)) or 1 / 0)
+    llm.on_route = told.append
+    with pytest.raises(ZeroDivisionError):
+        llm(A, **GREEDY)
+    assert (read, told) == ([1], [llm.last_route])
+    with llm.base_only(), pytest.raises(ZeroDivisionError):
+        llm(A, **GREEDY)
+    assert told[1].is_base

@@ -64,7 +64,7 @@ def test_a_stream_carries_the_route_at_both_ends(client, fake):
     assert first["logo"]["route"] == last["logo"]["route"]
     assert last["choices"][0]["finish_reason"] == "stop"
     assert "timings_ms" in last["logo"]
-    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 2)
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 3)
     assert all("usage" not in chunk for chunk in (first, second, last))
 
 
