@@ -163,7 +163,7 @@ def test_an_answer_streams_in_and_its_route_is_there_before_its_end(visit):
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#timings")).to_have_text(
-        "route 0 ms, mixture 0 ms, prompt 0 ms, answer 0 ms"
+        "probe 0 ms, score 0 ms, mixture 0 ms, prefill 0 ms, decode 0 ms"
     )
 
 
@@ -276,7 +276,7 @@ def test_everything_works_from_the_keyboard(visit):
     for place in ("#send", "#prompt", "#log", "#fresh", "#model"):
         page.keyboard.press("Shift+Tab")
         expect(page.locator(place)).to_be_focused()
-    page.keyboard.type("base alone")
+    page.keyboard.type("base")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("article")).to_have_count(0)
@@ -312,7 +312,9 @@ def test_the_last_prompt_can_be_edited(visit):
         expect(page.locator("#send")).to_have_text("Send")
     page.keyboard.press("ArrowUp")
     expect(page.locator("#prompt")).to_have_value("secnod")
-    expect(page.locator("#hint")).to_contain_text("replaces the last prompt")
+    expect(page.get_by_text("Enter replaces the last prompt")).to_be_visible()
+    dashed = page.locator(".prompt").last.evaluate("e => getComputedStyle(e).borderStyle")
+    assert dashed == "dashed"
     page.keyboard.press("Escape")
     expect(page.locator("#prompt")).to_have_value("")
     page.keyboard.press("ArrowUp")

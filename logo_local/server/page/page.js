@@ -1,11 +1,8 @@
 // The built-in page: prompts go to the server, answers stream back with their route.
 // What was typed, and what the server sends, becomes text: nothing here makes HTML of it.
 
-const PAUSE = 400; // milliseconds without a key before the map looks ahead
-const CHEAP = 500; // milliseconds: where a route takes longer, only Enter asks for it
+const PAUSE = 400, CHEAP = 500; // milliseconds: from the last key to a look ahead; of a cheap one
 const KEY = "logo-local-key";
-const HINT = "Enter sends, Shift+Enter makes a line, ↑ edits the last prompt, Esc stops.";
-const EDITING = "Enter replaces the last prompt and its answer, Esc leaves them.";
 const NO_ROUTE = { adapters: [], scores: {} };
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((e) => [e.id, e]));
@@ -17,11 +14,8 @@ const make = (tag, className = "", textContent = "") =>
   Object.assign(document.createElement(tag), { className, textContent });
 
 // Asking the server
-
-function lost(error) {
-  if (error?.name === "AbortError") throw error;
-  throw new Error("The connection to the server is lost. Is it still running?");
-}
+const LOST = "The connection to the server is lost. Is it still running?";
+const lost = (error) => Promise.reject(error?.name === "AbortError" ? error : new Error(LOST));
 
 async function ask(path, body, signal) {
   const headers = body ? { "content-type": "application/json" } : {};
@@ -40,7 +34,7 @@ async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
     const { done, value } = await reader.read().catch(lost);
-    if (done) lost();
+    if (done) await lost();
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
@@ -64,7 +58,6 @@ function messages(prompt) {
 }
 
 // The route
-
 const applied = ({ adapters, strength }) =>
   new Map(adapters.map(({ name, weight }) => [name, strength * weight]));
 
@@ -76,6 +69,12 @@ function summary({ adapters, scores, strength }) {
   return `An uncertain fit: applied at ${strength.toFixed(2)}, the base otherwise.`;
 }
 
+const list = (entries, text) => entries.map(text).join(", ");
+const blend = (route) =>
+  list([...applied(route)], ([name, share]) => `${name} ${share.toFixed(2)}`) || "the base alone";
+const phases = ({ load, ...others }) =>
+  list(Object.entries(others), ([phase, ms]) => `${phase} ${Math.round(ms)} ms`);
+
 function bar([name, share]) {
   const item = make("li"), meter = make("span", "bar");
   meter.style.setProperty("--share", share);
@@ -86,10 +85,10 @@ function bar([name, share]) {
 // Maps, as an adapter may be called like what every object has.
 function light(route) {
   const scores = new Map(Object.entries(route.scores)), shares = applied(route);
+  page.pointed.textContent = ""; // what it said is no longer so
   const highest = Math.max(...scores.values()) || 1;
   for (const [name, cell] of cells) {
-    const score = scores.get(name) ?? 0, share = shares.get(name);
-    const texts = [name];
+    const score = scores.get(name) ?? 0, share = shares.get(name), texts = [name];
     if (scores.has(name)) texts.push(`score ${Number(score.toPrecision(3))}`);
     if (shares.has(name)) texts.push(`weight ${share.toFixed(2)}`);
     cell.style.setProperty("--light", scores.size ? score / highest : Number(shares.has(name)));
@@ -98,8 +97,8 @@ function light(route) {
   }
 }
 
-async function showRoute(route) {
-  page.summary.textContent = summary(route);
+async function showRoute(route, text = summary(route)) {
+  page.summary.textContent = text;
   page.bars.replaceChildren(...[...applied(route)].map(bar));
   page.timings.textContent = "";
   const named = [...Object.keys(route.scores), ...applied(route).keys()];
@@ -107,24 +106,14 @@ async function showRoute(route) {
   light(route);
 }
 
-function showNoRoute() {
-  showRoute(NO_ROUTE);
-  page.summary.textContent = "Nothing yet: the next answer's adapters and their weights.";
-}
-
-function showTimings({ probe, score, mixture, prefill, decode }) {
-  const phases = { route: probe + score, mixture, prompt: prefill, answer: decode };
-  const texts = Object.entries(phases).map(([name, ms]) => `${name} ${Math.round(ms)} ms`);
-  page.timings.textContent = texts.join(", ");
-}
-
 // The pool and the models
-
 async function load() {
   try {
     const get = async (path) => (await ask(path)).json();
     const [models, pool] = await Promise.all([get("/v1/models"), get("/v1/adapters")]);
-    showModels(models.data.map(({ id }) => id));
+    const chosen = page.model.value, ids = models.data.map(({ id }) => id);
+    page.model.replaceChildren(...ids.map((id) => new Option(id.replace(/^base:/, ""), id)));
+    page.model.value = ids.includes(chosen) ? chosen : ids[0];
     showPool(pool);
   } catch (error) {
     if (error.status === 401) askForKey(error);
@@ -132,27 +121,15 @@ async function load() {
   }
 }
 
-function showModels(ids) {
-  const texts = { auto: "auto: what fits", base: "base alone" };
-  const chosen = page.model.value;
-  const options = ids.map((id) => new Option(texts[id] ?? id.replace(/^base:/, ""), id));
-  page.model.replaceChildren(...options);
-  page.model.value = ids.includes(chosen) ? chosen : ids[0];
-}
-
 function showPool({ adapters, problems }) {
-  const cell = () => Object.assign(make("li"), { role: "option", tabIndex: -1 });
+  const cell = (tabIndex) => Object.assign(make("li"), { role: "option", tabIndex });
   cells.clear();
-  for (const { name } of adapters) cells.set(name, cell());
+  for (const { name } of adapters) cells.set(name, cell(cells.size ? -1 : 0));
   page.map.replaceChildren(...cells.values());
-  page.map.hidden = !cells.size;
   page.map.className = cells.size > 240 ? "crowd" : cells.size > 60 ? "many" : "";
-  if (cells.size) page.map.firstElementChild.tabIndex = 0;
-  const counted = `${cells.size} ${cells.size === 1 ? "adapter" : "adapters"}`;
-  page.legend.textContent = `${counted}. The brighter, the higher its score; outlined: blended.`;
+  page.legend.textContent = `Adapters: ${cells.size}. Brighter: a higher score. Outlined: blended.`;
   state.looksAhead = cells.size > 0 && !problems.length;
-  const leftOut = problems.map(({ name, reason }) => `${name} is left out: ${reason}`);
-  page.problems.textContent = leftOut.join("\n");
+  page.problems.textContent = problems.map((p) => `${p.name} is left out: ${p.reason}`).join("\n");
   light(NO_ROUTE);
 }
 
@@ -166,9 +143,8 @@ function point({ target }) {
 function move(event) {
   const all = [...cells.values()], at = all.indexOf(event.target);
   const columns = getComputedStyle(page.map).gridTemplateColumns.split(" ").length;
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-  const ends = { Home: 0, End: all.length - 1 };
-  const next = all[ends[event.key] ?? at + steps[event.key]];
+  const across = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: all.length - 1 };
+  const next = all[{ ...across, ArrowUp: at - columns, ArrowDown: at + columns }[event.key]];
   if (next) event.preventDefault();
   next?.focus();
 }
@@ -183,12 +159,10 @@ function useKey() {
   sessionStorage.setItem(KEY, page.key.value);
   page["key-form"].hidden = true;
   page.key.value = "";
-  page.prompt.focus();
   load();
 }
 
 // The conversation
-
 function begin(prompt) {
   const element = make("article");
   const [answer, error, note] = ["answer", "error", "note quiet"].map((name) => make("p", name));
@@ -219,9 +193,10 @@ async function receive(turn, body, signal) {
   for await (const { error, logo, choices } of events(response)) {
     if (error) throw new Error(error.message);
     if (logo && !turn.route) showRoute((turn.route = logo.route));
-    if (logo?.timings_ms) showTimings(logo.timings_ms);
-    turn.text += choices[0].delta?.content ?? "";
-    write(turn.answer, choices[0].delta?.content ?? "");
+    if (logo?.timings_ms) page.timings.textContent = phases(logo.timings_ms);
+    const text = choices[0].delta?.content ?? "";
+    write(turn.answer, turn.text.trim() ? text : text.trimStart());
+    turn.text += text;
     if (choices[0].finish_reason === "length") write(turn.note, "Cut off at its longest. ");
   }
 }
@@ -234,12 +209,10 @@ async function send() {
   if (state.editing) turns.pop().element.remove();
   edit(false, "");
   const turn = begin(prompt);
-  run(turn, new AbortController());
+  run(new AbortController());
   await receive(turn, body, state.running.signal).catch((error) => fail(turn, error));
-  const shares = [...(turn.route ? applied(turn.route) : [])];
-  const blend = shares.map(([name, share]) => `${name} ${share.toFixed(2)}`).join(", ");
-  if (turn.route) write(turn.note, blend || "the base alone");
-  run(turn, null);
+  if (turn.route) write(turn.note, blend(turn.route));
+  run(null);
 }
 
 function fail(turn, error) {
@@ -250,18 +223,16 @@ function fail(turn, error) {
   askForKey(error);
 }
 
-function run(turn, controller) {
+function run(controller) {
   state.running = controller;
-  turn.element.classList.toggle("running", controller !== null);
   page.send.textContent = controller ? "Stop" : "Send";
   page.log.setAttribute("aria-busy", controller !== null); // read aloud when it is whole
 }
 
 function edit(on, text) {
   state.editing = on;
-  turns.at(-1)?.element.classList.toggle("edited", on);
+  page.ask.classList.toggle("editing", on);
   page.prompt.value = text;
-  page.hint.textContent = on ? EDITING : HINT;
 }
 
 function startAnew() {
@@ -270,16 +241,12 @@ function startAnew() {
   edit(false, "");
   turns.length = 0;
   page.log.replaceChildren(page.welcome);
-  showNoRoute();
+  showRoute(NO_ROUTE, "Nothing yet. An answer's adapters appear here with their weights.");
   page.prompt.focus();
 }
 
 // Looking ahead: the map lights up while somebody types, as long as that is cheap.
-
-function stopLookingAhead() {
-  clearTimeout(state.timer);
-  state.ahead?.abort();
-}
+const stopLookingAhead = () => [clearTimeout(state.timer), state.ahead?.abort()];
 
 function lookAheadSoon() {
   stopLookingAhead();
@@ -288,10 +255,9 @@ function lookAheadSoon() {
 }
 
 async function lookAhead() {
-  const begun = performance.now();
+  const begun = performance.now(), body = { messages: messages(page.prompt.value) };
   state.ahead = new AbortController();
   try {
-    const body = { messages: messages(page.prompt.value) };
     const response = await ask("/v1/route", body, state.ahead.signal);
     light((await response.json()).route);
     state.looksAhead = performance.now() - begun < CHEAP;
@@ -301,7 +267,6 @@ async function lookAhead() {
 }
 
 // Keys and clicks
-
 function onPromptKey(event) {
   const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing;
   const edits = event.key === "ArrowUp" && !page.prompt.value && turns.length && !state.running;
@@ -311,15 +276,14 @@ function onPromptKey(event) {
 }
 
 function onEscape({ key }) {
-  if (key !== "Escape") return;
-  if (state.running) state.running.abort();
-  else if (state.editing) edit(false, "");
+  if (key === "Escape" && state.running) state.running.abort();
+  else if (key === "Escape" && state.editing) edit(false, "");
 }
 
 function onSubmit(event) {
   event.preventDefault();
-  if (event.target === page["key-form"]) return useKey();
-  if (state.running) state.running.abort();
+  if (event.target === page["key-form"]) useKey();
+  else if (state.running) state.running.abort();
   else send();
   page.prompt.focus();
 }
@@ -331,8 +295,5 @@ page.prompt.addEventListener("input", lookAheadSoon);
 page.fresh.addEventListener("click", startAnew);
 page.map.addEventListener("keydown", move);
 for (const kind of ["focusin", "pointerover"]) page.map.addEventListener(kind, point);
-for (const kind of ["focusout", "pointerleave"]) {
-  page.map.addEventListener(kind, () => page.pointed.replaceChildren());
-}
 startAnew();
 load();
