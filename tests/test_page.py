@@ -388,7 +388,7 @@ def test_a_connection_that_breaks(visit):
     )
     say(page, "hello")
     expect(page.locator(".answer").last).to_have_text("half")
-    expect(failure(page).last).to_have_text(text)
+    expect(failure(page)).to_have_text([text, text])
 
 
 def occupied(base, gate):
@@ -493,6 +493,18 @@ def test_it_fits_every_screen_and_pool(visit, width, n):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+
+
+def test_the_name_of_a_cell_is_in_sight_in_a_long_map(visit):
+    page = visit(FakeLoGo({f"a{i:04}": 1.0 for i in range(1000)}))
+    expect(cell(page, "a0000")).to_be_attached()
+    cell(page, "a0000").hover()
+    expect(page.locator("#pointed")).to_have_text("a0000")
+    expect(page.locator("#pointed")).to_be_in_viewport(ratio=1)
+    before = page.locator("#map").bounding_box()
+    cell(page, "a0001").hover()
+    expect(page.locator("#pointed")).to_have_text("a0001")
+    assert page.locator("#map").bounding_box() == before
 
 
 CONTRASTS = """() => {
@@ -650,6 +662,39 @@ def test_no_look_ahead_after_one_that_failed(visit):
     visit.requests.clear()
     assert not looks_ahead(visit, page, llm)
     assert failure(page).count() == 0  # it was only a courtesy
+
+
+def test_no_look_ahead_after_one_that_took_long(visit):
+    gate = Gate()
+    llm = FakeLoGo(lambda text: (gate(), SCORES)[1], ["done"], names=list(SCORES))
+    page = visit(llm, gates=[gate])
+    expect(cell(page, "reverse")).to_be_visible()
+    type_and_pause(page, "hello")
+    assert gate.reached.wait(60)
+    page.clock.fast_forward(600)
+    gate.open()
+    expect(cell(page, "sort-words, score 3")).to_be_visible()
+    visit.requests.clear()
+    assert not looks_ahead(visit, page, llm)
+
+
+def test_no_look_ahead_for_what_has_been_sent(visit):
+    llm = FakeLoGo(SCORES, ["done"])
+    page = visit(llm)
+    expect(cell(page, "reverse")).to_be_visible()
+    page.evaluate("""() => {
+        const prompt = document.getElementById("prompt");
+        prompt.value = "hello";
+        prompt.dispatchEvent(new Event("input"));
+        prompt.form.requestSubmit();
+    }""")
+    expect(page.locator(".answer")).to_have_text("done")
+    page.clock.fast_forward(400)
+    say(page, "again")
+    expect(page.locator(".answer").last).to_have_text("done")
+    expect(page.locator("#send")).to_have_text("Send")
+    assert [call.method for call in llm.history] == ["create_chat_completion"] * 2
+    assert "/v1/route" not in visit.paths()
 
 
 def test_no_look_ahead_while_an_answer_comes(visit):
