@@ -29,7 +29,6 @@ _UNSUPPORTED = {
     "modules_to_save": "modules_to_save: whole layers were trained beside LoRA",
     "lora_bias": "lora_bias: the adapter adds biases",
     "trainable_token_indices": "trainable_token_indices: new or changed tokens were trained",
-    "target_parameters": "target_parameters: LoRA on bare parameters is not supported",
     "layer_replication": "layer_replication: the adapter was made for a base with repeated layers",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) is not supported",
     "use_qalora": "QALoRA (use_qalora) works on pooled inputs",
@@ -38,6 +37,10 @@ _UNSUPPORTED = {
     "monteclora_config": "MonteCLoRA (monteclora_config) is not supported",
     "arrow_config": "an Arrow router (arrow_config) is not an adapter",
 }
+# Bare parameters of one module that LoRA can be on, in the order that Hugging Face's models declare
+# them: PEFT wraps them from the first on, each around the one before.
+_DECLARED = ("gate_up_proj", "down_proj")
+
 # These initialisations change the base's weights, so the factors fit no plain base.
 _BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
@@ -68,7 +71,35 @@ class PeftConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
+
+    def adapted(self, module: str) -> tuple[str, bool]:
+        """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
+
+        Parameters (target_parameters) have a wrapper for each, named like the module that owns
+        them: `mlp.experts.base_layer` inside of `mlp.experts`. Returned is the parameter's full
+        name. Raises ValueError where a wrapper's parameter cannot be told.
+        """
+        owner = module
+        while owner.endswith(".base_layer"):
+            owner = owner.removesuffix(".base_layer")
+        leaves = {target.rpartition(".")[2] for target in self.target_parameters}
+        owned = [
+            leaf
+            for leaf in sorted(leaves)
+            if any(f".{owner}.{leaf}".endswith(f".{target}") for target in self.target_parameters)
+        ]
+        depth = module.count(".base_layer")
+        if not owned and not depth:
+            return module, False
+        if len(owned) > 1 and not set(owned) <= set(_DECLARED):
+            raise ValueError(f"which of its parameters {', '.join(owned)} comes first is not known")
+        if depth >= len(owned):
+            raise ValueError(f"target_parameters names {len(owned)} parameters of {owner}")
+        if len(owned) > 1:
+            owned = sorted(owned, key=_DECLARED.index)
+        return f"{owner}.{owned[-1 - depth]}", True
 
     def rank(self, module: str) -> tuple[float | None, str]:
         """The rank that `module` should have, and the setting that says so."""
@@ -142,6 +173,7 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
         use_rslora=bool(raw.get("use_rslora")),
         rank_pattern=_pattern(raw, "rank_pattern", findings),
         alpha_pattern=_pattern(raw, "alpha_pattern", findings),
+        target_parameters=_names(raw, "target_parameters", findings),
         provenance=said_by_config(raw),
     )
 
@@ -200,6 +232,14 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _names(raw: Mapping[str, Any], key: str, findings: Findings) -> tuple[str, ...]:
+    names = raw.get(key) or []
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    findings.add(f"{key} is not a list of names")
+    return ()
 
 
 def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str, float]:

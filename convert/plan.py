@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from ..base_model import BaseModel
 from ..errors import ConversionError
-from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
+from .experts import as_saved_before, experts_stacked, is_parameter
+from .layouts import LAYOUTS, REFUSED, Reorder, RowOrder, parts_of, reorder_of
 from .mlx_reader import is_mlx, read_mlx
-from .peft_config import Findings
-from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_peft
+from .peft_config import MERGE_HINT, Findings
+from .peft_reader import Factor, PeftAdapter, PeftModule, read_peft
 from .tensor_names import TensorNames
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -29,11 +31,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted layer: where it comes from, where it goes, what is done on the way.
+    """One adapted weight: where it comes from, where it goes, what is done on the way.
 
-    A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding. `factor` is what B
-    is multiplied with when written (1.0: left as it is), `order` the one that B's rows are put in
-    (None: left as they are), `types` the GGUF types of A and B as written.
+    A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding and experts. Several
+    rows may have one module. `factor` is what B is multiplied with when written (1.0: left as it
+    is), `order` the rows of B that are written (None: all, as they are), `types` the GGUF types of
+    A and B as written.
     """
 
     module: PeftModule
@@ -60,17 +63,23 @@ class Row:
     @property
     def d_in(self) -> int:
         """The width of the layer's input."""
-        return self.module.layer_shape[0 if self.module.embedding else 1]
+        return self.module.layer_shape[0 if self.module.embedding else -1]
 
     @property
     def d_out(self) -> int:
-        """The width of the layer's output."""
-        return self.module.b.shape[0]
+        """The width of the weight's output."""
+        return self.b_shape[-2]
+
+    @property
+    def b_shape(self) -> tuple[int, ...]:
+        """The shape of B as written."""
+        *experts, d_out, rank = self.module.b.shape
+        return (*experts, d_out if self.order is None else len(self.order.indices), rank)
 
     @property
     def transform(self) -> str:
         """What is done to B, in words for a table; empty when it is left as it is."""
-        parts = []
+        parts = [self.module.made_of] if self.module.made_of else []
         if self.order is not None:
             parts.append(self.order.text)
         if self.factor != 1.0:
@@ -140,12 +149,15 @@ def plan_conversion(
     rows = []
     broken: list[str] = []
     largest_b = 0.0
+    checked: set[str] = set()
     for done, (module, target, order) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
         factor = 1.0 if same else module.effective_alpha / lora_alpha
         types = _gguf_type(module.a, outtype), _gguf_type(module.b, outtype)
         row = Row(module, target, factor, order, types)
-        largest_b = max(largest_b, _check_values(row, findings, broken))
+        if module.name not in checked:  # the parts of a layer have the same numbers
+            largest_b = max(largest_b, _check_values(row, findings, broken))
+        checked.add(module.name)
         rows.append(row)
         if progress:
             progress(2 * (done + 1), 2 * len(placed))
@@ -176,9 +188,9 @@ def plan_conversion(
         rows=tuple(rows),
         notes=tuple(notes),
         n_bytes=sum(
-            n_stored_bytes(tensor.shape, type_name)
+            n_stored_bytes(shape, type_name)
             for row in rows
-            for tensor, type_name in zip((row.module.a, row.module.b), row.types, strict=True)
+            for shape, type_name in zip((row.module.a.shape, row.b_shape), row.types, strict=True)
         ),
         provenance=adapter.provenance,
     )
@@ -218,39 +230,82 @@ def _place(
     placed: list[tuple[PeftModule, str, RowOrder | None]] = []
     taken: dict[str, str] = {}
     wrong_base = "is this the base model that the adapter was trained on?"
-    for module in adapter.modules:
-        target = names.target(module.name)
-        if target is None:
+    for adapted in experts_stacked(adapter.modules, base.n_expert, findings):
+        module = adapted
+        parts = _parts(module, base, names)
+        targets = [target for target, _ in parts]
+        if not parts:
             findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
             continue
-        if target not in base.tensors:
-            tied = target == "output.weight"
+        missing = [target for target in targets if target not in base.tensors]
+        if missing:
+            tied = missing == ["output.weight"]
             reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {target}{reason}", wrong_base)
+            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", wrong_base)
             continue
-        if target in taken:
-            findings.add(f"{module.name} and {taken[target]} are both {target}")
+        twice = [target for target in targets if target in taken]
+        if twice:
+            findings.add(f"{module.name} and {taken[twice[0]]} are both {twice[0]}")
             continue
-        taken[target] = module.name
-        shape = module.layer_shape
+        taken |= dict.fromkeys(targets, module.name)
         if module.embedding and "output.weight" not in base.tensors:
             findings.add(
                 f"{module.name}: the base's embedding is its output layer, too, of which "
                 "llama.cpp cannot adapt one alone"
             )
             continue
-        if base.tensors[target] != shape:
+        whole = _layer_shape(base, targets)
+        if is_parameter(module):
+            if whole[-1] == whole[-2] and _peft_version(adapter) < (0, 19):
+                findings.add(
+                    f"{module.name}: it has as many rows as columns, and a PEFT before 0.19 may "
+                    "have saved its A for its B",
+                    MERGE_HINT,
+                )
+                continue
+            before = as_saved_before(module)
+            module = before if before.layer_shape == whole else module
+        if whole != module.layer_shape:
             findings.add(
-                f"{module.name}: made for a layer of shape {shape}, "
-                f"but the base's {target} has {base.tensors[target]}",
+                f"{module.name}: made for a layer of shape {module.layer_shape}, "
+                f"but the base's {' and '.join(targets)} has {whole}",
                 wrong_base,
             )
             continue
         try:
-            placed.append((module, target, row_order(base, module.name, shape[0])))
+            for target, reorder in parts:
+                order = None if reorder is None else reorder(base, module.layer_shape[-2])
+                placed.append((module, target, order))
         except ValueError as error:
             findings.add(f"{module.name}: {error}")
     return placed
+
+
+def _parts(
+    module: PeftModule, base: BaseModel, names: TensorNames
+) -> list[tuple[str, Reorder | None]]:
+    """The GGUF weights that `module` becomes, with the rows of each; none where it has no name."""
+    parts = parts_of(base.architecture, module.name)
+    if parts:
+        return [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
+    target = names.target(module.name)
+    return [] if target is None else [(target, reorder_of(base.architecture, module.name))]
+
+
+def _peft_version(adapter: PeftAdapter) -> tuple[int, int]:
+    """The first two numbers of the PEFT that saved the adapter; zeros where it does not say."""
+    text = adapter.provenance.get("logo_local.peft_version", "")
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _layer_shape(base: BaseModel, targets: Sequence[str]) -> tuple[int, ...]:
+    """The shape of the layer that became these weights of the base, one below the other."""
+    shapes = [base.tensors[target] for target in targets]
+    if len(shapes) == 1:
+        return shapes[0]
+    *experts, _, d_in = shapes[0]
+    return (*experts, sum(shape[-2] for shape in shapes), d_in)
 
 
 def _shared_alpha(modules: list[PeftModule]) -> float:
@@ -263,7 +318,7 @@ def _shared_alpha(modules: list[PeftModule]) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _gguf_type(tensor: StoredTensor, outtype: str) -> str:
+def _gguf_type(tensor: Factor, outtype: str) -> str:
     """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it.
 
     With "auto" the type that the tensor is stored in; float32 where that is wider.

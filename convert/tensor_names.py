@@ -30,6 +30,11 @@ class TensorNames:
         name = self._map.get_name(module)
         return None if name is None else f"{name}.weight"
 
+    def in_block(self, module: str, kind: str) -> str:
+        """The GGUF weight `kind` ("attn_q") of the block that `module` lies in, or would lie in."""
+        number = _BLOCK_NUMBER.search(module)
+        return f"blk.{number[0] if number else '?'}.{kind}.weight"
+
     def why_unknown(self, module: str) -> str:
         """What to tell the user about a module for which `target` is None."""
         number = _BLOCK_NUMBER.search(module)

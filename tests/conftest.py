@@ -5,6 +5,7 @@ from pathlib import Path
 
 import families as families_module
 import hypothesis
+import layers as layers_module
 import pytest
 from random_gguf import write_adapter, write_base
 from tiny import TinyModel, cached_build, cached_models, cached_sources
@@ -68,6 +69,16 @@ def families(request):
     if sources is None:
         pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
     return cached_build(cache, sources, Path(families_module.__file__), "families")
+
+
+@pytest.fixture(scope="session")
+def layers(request):
+    """Where the tiny models with experts and fused layers lie (layers.py), built once and kept."""
+    cache = request.config.cache.mkdir("tiny")
+    sources = cached_sources(cache)
+    if sources is None:
+        pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
+    return cached_build(cache, sources, Path(layers_module.__file__), "layers")
 
 
 @pytest.fixture(scope="session")

@@ -401,7 +401,11 @@ REFUSALS = {
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, {}, "changed the base's own weights"),
     "olora": ({"init_lora_weights": "OLoRA"}, {}, "changed the base's own weights"),
     "layer_replication": ({"layer_replication": [[0, 2], [1, 3]]}, {}, "layer_replication"),
-    "target_parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters"),
+    "target_parameters in words": (
+        {"target_parameters": "experts"},
+        {},
+        "target_parameters is not a list of names",
+    ),
     "activated lora": ({"alora_invocation_tokens": [1]}, {}, "activated LoRA"),
     "alpha 0": ({"lora_alpha": 0}, {}, "lora_alpha is 0; it must be a number other than 0"),
     "alpha missing": ({"lora_alpha": None}, {}, "lora_alpha is None"),
