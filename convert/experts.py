@@ -10,45 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
+from .assembled import Assembled, Piece
 from .peft_config import Findings
-from .peft_reader import Factor, PeftModule, StoredTensor
+from .peft_reader import PeftModule, StoredTensor
 
 # As Hugging Face's models had experts before they became one parameter: `experts.3.up_proj`.
 _EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<number>\d{1,6})\.(?P<layer>.+)")
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """A factor of several experts as one: the expert is the first axis. Zero where there is none.
-
-    `parts` has each expert's own, perhaps smaller than its place, and what to multiply it with.
-    """
-
-    shape: tuple[int, ...]
-    parts: Mapping[int, tuple[Factor, float]] = field(repr=False)
-
-    @property
-    def dtype(self) -> str:
-        """How the parts are stored; F32 where they differ."""
-        types = {part.dtype for part, _ in self.parts.values()}
-        return types.pop() if len(types) == 1 else "F32"
-
-    def read(self) -> npt.NDArray[np.float32]:
-        """All numbers (shape `self.shape`), read from the files now. Raises OSError."""
-        whole = np.zeros(
-            self.shape, np.float32
-        )  # (n_expert, rank, d_in) or (n_expert, d_out, rank)
-        for expert, (part, factor) in self.parts.items():
-            values = part.read()
-            if factor != 1.0:
-                values = (values.astype(np.float64) * factor).astype(np.float32)
-            whole[expert, : values.shape[0], : values.shape[1]] = values
-        return whole
 
 
 def is_parameter(module: PeftModule) -> bool:
@@ -105,13 +74,16 @@ def _stacked(name: str, experts: Mapping[int, PeftModule], n_expert: int) -> Pef
     rank = max(module.rank for module in modules)
     exact = [m.effective_alpha for m in modules if (m.scaling, m.rank) == (scaling, rank)]
     d_out, d_in = modules[0].layer_shape
-    a = {number: (module.a, 1.0) for number, module in experts.items()}
-    b = {number: (module.b, module.scaling / scaling) for number, module in experts.items()}
+    a = [Piece(module.a, (number, 0, 0)) for number, module in experts.items()]
+    b = [
+        Piece(module.b, (number, 0, 0), module.scaling / scaling)
+        for number, module in experts.items()
+    ]
     adapted = f"{len(experts)} of {n_expert}" if len(experts) < n_expert else f"{n_expert}"
     return PeftModule(
         name=name,
-        a=Stacked((n_expert, rank, d_in), a),
-        b=Stacked((n_expert, d_out, rank), b),
+        a=Assembled((n_expert, rank, d_in), tuple(a)),
+        b=Assembled((n_expert, d_out, rank), tuple(b)),
         rank=rank,
         scaling=scaling,
         effective_alpha=exact[0] if exact else scaling * rank,

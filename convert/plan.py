@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +13,11 @@ import numpy as np
 
 from ..base_model import BaseModel
 from ..errors import ConversionError
-from .experts import as_saved_before, experts_stacked, is_parameter
-from .layouts import LAYOUTS, REFUSED, Reorder, RowOrder, parts_of, reorder_of
+from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
-from .peft_config import MERGE_HINT, Findings
-from .peft_reader import Factor, PeftAdapter, PeftModule, read_peft
-from .tensor_names import TensorNames
+from .peft_config import Findings
+from .peft_reader import Factor, PeftModule, read_peft
+from .placing import placed_in
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
@@ -144,7 +142,7 @@ def plan_conversion(
     adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
     findings = adapter.findings
     _check_destination(source, base, out, findings)
-    placed = _place(adapter, base, findings)
+    placed = placed_in(base, adapter, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
     broken: list[str] = []
@@ -211,101 +209,6 @@ def _check_destination(source: Path, base: BaseModel, out: Path, findings: Findi
         findings.add(f"{out} is the base model, which would be overwritten")
     elif out.exists() and any(out.samefile(path) for path in source.iterdir() if path.exists()):
         findings.add(f"{out} is part of the adapter, which would be overwritten")
-
-
-def _place(
-    adapter: PeftAdapter, base: BaseModel, findings: Findings
-) -> list[tuple[PeftModule, str, RowOrder | None]]:
-    """Each module with its GGUF weight and the order of its rows there, as far as they fit."""
-    if base.architecture in REFUSED:
-        findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
-        return []
-    if base.architecture not in LAYOUTS:
-        findings.add(
-            f"the base's architecture {base.architecture!r} is not supported; "
-            f"supported: {', '.join(sorted(LAYOUTS))}"
-        )
-        return []
-    names = TensorNames(base)
-    placed: list[tuple[PeftModule, str, RowOrder | None]] = []
-    taken: dict[str, str] = {}
-    wrong_base = "is this the base model that the adapter was trained on?"
-    for adapted in experts_stacked(adapter.modules, base.n_expert, findings):
-        module = adapted
-        parts = _parts(module, base, names)
-        targets = [target for target, _ in parts]
-        if not parts:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
-            continue
-        missing = [target for target in targets if target not in base.tensors]
-        if missing:
-            tied = missing == ["output.weight"]
-            reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", wrong_base)
-            continue
-        twice = [target for target in targets if target in taken]
-        if twice:
-            findings.add(f"{module.name} and {taken[twice[0]]} are both {twice[0]}")
-            continue
-        taken |= dict.fromkeys(targets, module.name)
-        if module.embedding and "output.weight" not in base.tensors:
-            findings.add(
-                f"{module.name}: the base's embedding is its output layer, too, of which "
-                "llama.cpp cannot adapt one alone"
-            )
-            continue
-        whole = _layer_shape(base, targets)
-        if is_parameter(module):
-            if whole[-1] == whole[-2] and _peft_version(adapter) < (0, 19):
-                findings.add(
-                    f"{module.name}: it has as many rows as columns, and a PEFT before 0.19 may "
-                    "have saved its A for its B",
-                    MERGE_HINT,
-                )
-                continue
-            before = as_saved_before(module)
-            module = before if before.layer_shape == whole else module
-        if whole != module.layer_shape:
-            findings.add(
-                f"{module.name}: made for a layer of shape {module.layer_shape}, "
-                f"but the base's {' and '.join(targets)} has {whole}",
-                wrong_base,
-            )
-            continue
-        try:
-            for target, reorder in parts:
-                order = None if reorder is None else reorder(base, module.layer_shape[-2])
-                placed.append((module, target, order))
-        except ValueError as error:
-            findings.add(f"{module.name}: {error}")
-    return placed
-
-
-def _parts(
-    module: PeftModule, base: BaseModel, names: TensorNames
-) -> list[tuple[str, Reorder | None]]:
-    """The GGUF weights that `module` becomes, with the rows of each; none where it has no name."""
-    parts = parts_of(base.architecture, module.name)
-    if parts:
-        return [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
-    target = names.target(module.name)
-    return [] if target is None else [(target, reorder_of(base.architecture, module.name))]
-
-
-def _peft_version(adapter: PeftAdapter) -> tuple[int, int]:
-    """The first two numbers of the PEFT that saved the adapter; zeros where it does not say."""
-    text = adapter.provenance.get("logo_local.peft_version", "")
-    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def _layer_shape(base: BaseModel, targets: Sequence[str]) -> tuple[int, ...]:
-    """The shape of the layer that became these weights of the base, one below the other."""
-    shapes = [base.tensors[target] for target in targets]
-    if len(shapes) == 1:
-        return shapes[0]
-    *experts, _, d_in = shapes[0]
-    return (*experts, sum(shape[-2] for shape in shapes), d_in)
 
 
 def _shared_alpha(modules: list[PeftModule]) -> float:

@@ -205,7 +205,7 @@ def _make_adapters(model: Any, name: str, folder: Path) -> dict[str, Any]:
     return logits
 
 
-def _convert(folder: Path, out: Path) -> None:
+def _convert(folder: Path, out: Path, **options: Any) -> None:
     """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies."""
     import gguf
     from conversion import ModelBase, get_model_architecture, get_model_class
@@ -229,7 +229,7 @@ def _convert(folder: Path, out: Path) -> None:
             self.gguf_writer.add_eos_token_id(2)
 
     hparams |= MISSING.get(folder.parent.name, {})
-    Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams).write()
+    Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams, **options).write()
 
 
 def _build(out: Path, sources: Path) -> None:

@@ -83,6 +83,9 @@ FUSED: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "baichuan": ("BaichuanForCausalLM", _HEADS, {"self_attn.q_proj": "self_attn.W_pack"}),
 }  # fmt: skip
 
+# Bases that are converted with --fuse-qkv: transformers' model by the name of a folder.
+JOINED = {"llama-joined": "Llama", "qwen2-joined": "Qwen2"}
+
 
 def _new_model(name: str, folder: Path) -> Any:
     import torch
@@ -226,8 +229,8 @@ def _with_fused_layers(name: str, folder: Path) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     own, how, names = FUSED[name]
-    torch.manual_seed(3)
     settings = _SHAPE | {"tie_word_embeddings": False} | how
+    torch.manual_seed(3)
     model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="eager")).eval()
     logits = {"base": _logits(model)}
 
@@ -274,6 +277,51 @@ def _with_fused_layers(name: str, folder: Path) -> dict[str, Any]:
     return logits
 
 
+def _with_joined_layers(name: str, folder: Path) -> dict[str, Any]:
+    """Adapters of a model whose queries, keys and values the converter is told to join."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(4)
+    config = getattr(transformers, f"{JOINED[name]}Config")(**_SHAPE, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "bias" in key:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "model")
+    logits = {"base": _logits(model.eval())}
+    for adapter, how in {
+        "queries": {"target_modules": ["q_proj"]},
+        "keys-values": {"target_modules": ["k_proj", "v_proj", "o_proj"]},
+        "all": {"target_modules": ["q_proj", "k_proj", "v_proj"],
+                "rank_pattern": {"k_proj": 3}, "alpha_pattern": {"v_proj": 5}},
+    }.items():  # fmt: skip
+        peft_config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **how)
+        peft = get_peft_model(_load(folder / "model"), peft_config)
+        with torch.no_grad():
+            for key, parameter in peft.named_parameters():
+                if "lora_B" in key:
+                    parameter.normal_(std=0.2)
+        logits[adapter] = _logits(peft.eval())
+        peft.save_pretrained(folder / adapter)
+    return logits
+
+
+def _end_its_recursion() -> None:
+    """What llama.cpp's converter does not split it gives to itself again, for ever."""
+    from conversion.baichuan import BaichuanModel
+    from conversion.base import ModelBase
+
+    split = BaichuanModel.modify_tensors
+
+    def modify_tensors(self: Any, data: Any, name: str, block: int | None) -> Any:
+        return (split if "W_pack" in name else ModelBase.modify_tensors)(self, data, name, block)
+
+    BaichuanModel.modify_tensors = modify_tensors
+
+
 def _build(out: Path, sources: Path) -> None:
     import numpy as np
     import torch
@@ -282,19 +330,23 @@ def _build(out: Path, sources: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     failures = {}
-    for name in (*EXPERTS, *FUSED):
+    for name in (*EXPERTS, *FUSED, *JOINED):
         folder = out / name
         folder.mkdir(parents=True)
         try:
             if name in FUSED:
                 logits = _with_fused_layers(name, folder)
+            elif name in JOINED:
+                logits = _with_joined_layers(name, folder)
             else:
                 logits = {"base": _logits(_new_model(name, folder / "model"))}
                 logits |= _with_parameters(name, folder)
             if name in MODULES:
                 logits |= _with_modules(name, folder)
             np.savez(folder / "logits.npz", **logits)
-            _convert(folder / "model", folder / "base.gguf")
+            if name == "baichuan":
+                _end_its_recursion()
+            _convert(folder / "model", folder / "base.gguf", fuse_qkv=name in JOINED)
         except Exception as error:
             import traceback
 

@@ -6,7 +6,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from families import TOKENS
-from layers import EXPERTS, FUSED, MODULES
+from layers import EXPERTS, FUSED, JOINED, MODULES
 from llama_logits import logits_of
 
 from logo_local.base_model import BaseModel
@@ -18,6 +18,7 @@ CASES = [
     *((name, adapter) for name in EXPERTS for adapter in PARAMETERS),
     *((name, adapter) for name in MODULES for adapter in ("modules", "uneven")),
     *((name, "fused") for name in FUSED),
+    *((name, adapter) for name in JOINED for adapter in ("queries", "keys-values", "all")),
 ]
 
 
@@ -34,7 +35,7 @@ def test_logits_equal_pefts(layers, name, adapter, tmp_path):
     failures = json.loads((layers / "failures.json").read_text())
     assert name not in failures, failures[name]
     base, llama = opened(layers / name)
-    assert base.architecture == name
+    assert base.architecture == name.removesuffix("-joined")
     expected = np.load(layers / name / "logits.npz")
     try:
         size = np.ptp(expected["base"])

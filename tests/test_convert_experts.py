@@ -1,0 +1,276 @@
+"""Experts, split and joined layers by hand: which numbers are written where, and what is refused.
+
+What each weight gains must be what the adapter's form says: lora_alpha / rank * B A in the file is
+compared with PEFT's formulas for bare parameters, written down here as einsums.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from peft_folder import factor_name, factors, read_lora, write_peft
+from random_gguf import EXPERTS, write_base
+
+from logo_local.base_model import BaseModel
+from logo_local.convert import convert_adapter
+from logo_local.convert.layouts import halves_interleaved
+from logo_local.errors import ConversionError
+
+N, WIDTH, FFN = 4, 64, 96
+W2 = "model.layers.0.block_sparse_moe.experts.{}.w2"
+OWNER = "model.layers.1.mlp.experts"
+BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return BaseModel.read(write_base(tmp_path_factory.mktemp("x") / "base.gguf", shape=EXPERTS))
+
+
+@pytest.fixture
+def converted(base, tmp_path):
+    """A function that converts an adapter of these tensors: (what was done, gains by weight)."""
+
+    def convert(tensors, base=base, **config):
+        folder = write_peft(tmp_path / "adapter", tensors, **config)
+        conversion = convert_adapter(folder, base, tmp_path / "out.gguf", "f32")
+        alpha, pairs = read_lora(tmp_path / "out.gguf")
+        assert {row.target for row in conversion.rows} == set(pairs)
+        gains = {name: alpha / b.shape[-1] * (b @ a) for name, (a, b) in pairs.items()}
+        return conversion, gains
+
+    return convert
+
+
+def near(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_single_experts_are_stacked_as_they_are(base, converted, tmp_path):
+    tensors = factors({W2.format(i): (WIDTH, FFN) for i in range(N)})
+    conversion, _ = converted(tensors)
+    (row,) = conversion.rows
+    assert (row.target, row.rank, row.factor) == ("blk.0.ffn_down_exps.weight", 4, 1.0)
+    assert (row.d_in, row.d_out, row.transform) == (FFN, WIDTH, "4 experts as one")
+    assert row.peft_name == "model.layers.0.block_sparse_moe.experts.w2"
+    alpha, pairs = read_lora(tmp_path / "out.gguf")
+    assert alpha == 8.0
+    for part, found in zip("AB", pairs[row.target], strict=True):
+        own = [tensors[factor_name(W2.format(i), part)] for i in range(N)]
+        np.testing.assert_array_equal(found, np.stack(own))
+
+
+def test_experts_that_are_missing_or_differ_are_filled_up(converted):
+    ranks, alphas = {0: 4, 2: 2, 3: 6}, {0: 8, 2: 8, 3: 5}
+    tensors = {}
+    for i, rank in ranks.items():
+        tensors |= factors({W2.format(i): (WIDTH, FFN)}, rank, seed=i)
+    conversion, gains = converted(
+        tensors,
+        rank_pattern={r"experts\.2\.w2": 2, r"experts\.3\.w2": 6},
+        alpha_pattern={r"experts\.3\.w2": 5},
+    )
+    assert conversion.rows[0].rank == 6
+    assert conversion.rows[0].transform == "3 of 4 experts as one"
+    (gain,) = gains.values()  # (n_expert, d_out, d_in)
+    assert not gain[1].any()
+    for i, rank in ranks.items():
+        a, b = (tensors[factor_name(W2.format(i), part)] for part in "AB")
+        near(gain[i], alphas[i] / rank * b @ a)
+
+
+def wrapped(name, rows, columns, rank, seed):
+    """PEFT's A and B of a stack (N, rows, columns), as flat as it saves them."""
+    flat = {name: (rows, columns)}
+    return factors(flat, rank * N, seed)
+
+
+def per_expert(tensors, name, formula):
+    """PEFT's get_delta_weight of tuners/lora/layer.py, without the scaling."""
+    a, b = (tensors[factor_name(name, part)] for part in "AB")
+    return np.einsum(formula, b.reshape(len(b), -1, N), a.reshape(N, -1, a.shape[1]))
+
+
+def test_bare_parameters_are_read_as_peft_lays_them_out(converted):
+    inner, outer = f"{OWNER}.base_layer", OWNER
+    tensors = wrapped(inner, 2 * FFN, WIDTH, 3, 1) | wrapped(outer, WIDTH, FFN, 4, 2)
+    conversion, gains = converted(
+        tensors, target_parameters=BOTH, rank_pattern={"gate_up_proj": 3}, use_rslora=True
+    )
+    assert [(row.peft_name, row.transform.partition(" x ")[0]) for row in conversion.rows] == [
+        (f"{OWNER}.gate_up_proj", "rows 0 to 95 of 192"),
+        (f"{OWNER}.gate_up_proj", "rows 96 to 191 of 192"),
+        (f"{OWNER}.down_proj", "B"),
+    ]
+    gate_up = 8 / np.sqrt(3) * per_expert(tensors, inner, "ore,eri->eoi")
+    near(gains["blk.1.ffn_gate_exps.weight"], gate_up[:, :FFN])
+    near(gains["blk.1.ffn_up_exps.weight"], gate_up[:, FFN:])
+    down = 8 / np.sqrt(4) * per_expert(tensors, outer, "ore,eri->eoi")
+    near(gains["blk.1.ffn_down_exps.weight"], down)
+
+
+def test_one_bare_parameter_alone_is_the_one_that_the_config_names(converted):
+    tensors = wrapped(OWNER, 2 * FFN, WIDTH, 4, 1)
+    _, gains = converted(tensors, target_parameters=BOTH[:1])
+    assert set(gains) == {"blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight"}
+
+
+def test_files_of_older_pefts_have_the_axes_the_other_way_round(converted):
+    inner, outer = f"{OWNER}.base_layer", OWNER
+    tensors = wrapped(inner, WIDTH, 2 * FFN, 4, 1) | wrapped(outer, FFN, WIDTH, 4, 2)
+    _, gains = converted(tensors, target_parameters=BOTH)
+    gate_up = 2 * per_expert(tensors, inner, "ore,eri->eio")
+    near(gains["blk.1.ffn_up_exps.weight"], gate_up[:, FFN:])
+    near(gains["blk.1.ffn_down_exps.weight"], 2 * per_expert(tensors, outer, "ore,eri->eio"))
+
+
+def square(base):
+    """The same base, with experts of which gate and up together are as wide as the model."""
+    shapes = dict(base.tensors)
+    for name, shape in base.tensors.items():
+        if "_exps" in name:
+            shapes[name] = tuple(WIDTH // 2 if n == FFN else n for n in shape)
+    return dataclasses.replace(base, tensors=shapes)
+
+
+@pytest.mark.parametrize("version", [None, "0.18.1", "0.19.0", "1.0"])
+def test_a_square_parameter_is_taken_only_from_a_peft_that_has_it_right(base, converted, version):
+    tensors = wrapped(OWNER, WIDTH, WIDTH, 4, 1)
+    given = {"target_parameters": BOTH[:1]} | ({"peft_version": version} if version else {})
+    if version in ("0.19.0", "1.0"):
+        _, gains = converted(tensors, square(base), **given)
+        expected = 2 * per_expert(tensors, OWNER, "ore,eri->eoi")
+        near(gains["blk.1.ffn_gate_exps.weight"], expected[:, : WIDTH // 2])
+    else:
+        with pytest.raises(ConversionError, match=r"as many rows as columns.*before 0\.19"):
+            converted(tensors, square(base), **given)
+
+
+def test_a_router_as_a_parameter_is_a_layer(converted):
+    name = "model.layers.2.mlp.gate"
+    tensors = factors({name: (N, WIDTH)}, 5)
+    conversion, gains = converted(
+        tensors, target_parameters=["mlp.gate.weight"], rank_pattern={"gate.weight": 5}
+    )
+    assert conversion.rows[0].peft_name == name
+    a, b = (tensors[factor_name(name, part)] for part in "AB")
+    near(gains["blk.2.ffn_gate_inp.weight"], 8 / 5 * b @ a)
+
+
+# adapter's tensors, config, what is said
+REFUSED = {
+    "an expert too many": (
+        factors({W2.format(i): (WIDTH, FFN) for i in range(N + 1)}),
+        {},
+        "experts.4.w2: the base has 4 experts, numbered from 0",
+    ),
+    "experts of different shapes": (
+        factors({W2.format(0): (WIDTH, FFN), W2.format(1): (WIDTH, 80)}),
+        {},
+        "its experts are made for layers of different shapes: (64, 80), (64, 96)",
+    ),
+    "experts of another model": (
+        factors({W2.format(i): (WIDTH, 80) for i in range(N)}),
+        {},
+        "made for a layer of shape (4, 64, 80), but the base's blk.0.ffn_down_exps.weight has "
+        "(4, 64, 96)",
+    ),
+    "a layer of no expert": (
+        factors({W2.format(0).replace("w2", "w9"): (WIDTH, FFN)}),
+        {},
+        "experts.w9: the base's architecture has no such layer",
+    ),
+    "NaN in one expert": (
+        factors({W2.format(0): (WIDTH, FFN)})
+        | {factor_name(W2.format(0), "B"): np.full((WIDTH, 4), np.nan, np.float32)},
+        {},
+        "experts.w2: lora_B has numbers that are not finite",
+    ),
+    "a wrapper of nothing": (
+        wrapped(f"{OWNER}.base_layer", 2 * FFN, WIDTH, 4, 1),
+        {},
+        "target_parameters names 0 parameters of model.layers.1.mlp.experts",
+    ),
+    "a wrapper too many": (
+        wrapped(f"{OWNER}.base_layer", 2 * FFN, WIDTH, 4, 1),
+        {"target_parameters": BOTH[:1]},
+        "target_parameters names 1 parameters of model.layers.1.mlp.experts",
+    ),
+    "parameters in an order that is not known": (
+        wrapped(OWNER, 2 * FFN, WIDTH, 4, 1),
+        {"target_parameters": ["experts.gate_up_proj", "experts.gate_up_proj_bias"]},
+        "which of its parameters gate_up_proj, gate_up_proj_bias comes first is not known",
+    ),
+    "ranks that are no multiple": (
+        factors({OWNER: (2 * FFN, WIDTH)}, 10),
+        {"target_parameters": BOTH[:1]},
+        "gate_up_proj: rank 10, but adapter_config.json says 4 (r)",
+    ),
+    "too few experts": (
+        factors({OWNER: (2 * FFN, WIDTH)}, 12),
+        {"target_parameters": BOTH[:1]},
+        "made for a layer of shape (3, 192, 64), but the base's blk.1.ffn_gate_exps.weight and "
+        "blk.1.ffn_up_exps.weight has (4, 192, 64)",
+    ),
+    "both forms of the same": (
+        wrapped("model.layers.0.mlp.experts", WIDTH, FFN, 4, 1)
+        | factors({W2.format(i): (WIDTH, FFN) for i in range(N)}),
+        {"target_parameters": BOTH[1:]},
+        "are both blk.0.ffn_down_exps.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "config", "said"), REFUSED.values(), ids=REFUSED)
+def test_refusals(converted, tensors, config, said):
+    with pytest.raises(ConversionError) as caught:
+        converted(tensors, **config)
+    assert len(caught.value.problems) == 1
+    assert said in caught.value.problems[0]
+
+
+def test_a_base_without_experts(random_base, converted):
+    tensors = factors({W2.format(0): (WIDTH, FFN)})
+    with pytest.raises(ConversionError, match=r"experts\.0\.w2: the base has no experts"):
+        converted(tensors, BaseModel.read(random_base))
+
+
+# Joined layers: blk.N.attn_qkv.weight where the model has q_proj, k_proj and v_proj
+
+
+def joined(base):
+    shapes = {name: shape for name, shape in base.tensors.items() if ".attn_" not in name}
+    shapes |= {f"blk.{i}.attn_qkv.weight": (128, WIDTH) for i in range(3)}
+    return dataclasses.replace(base, tensors=shapes)
+
+
+@pytest.mark.parametrize("kinds", ["q", "kv", "qkv"])
+def test_separate_layers_are_rows_of_a_joined_weight(base, converted, kinds):
+    rows = {"q": slice(0, 64), "k": slice(64, 96), "v": slice(96, 128)}
+    names = {kind: f"model.layers.1.self_attn.{kind}_proj" for kind in kinds}
+    tensors = {}
+    for kind, name in names.items():
+        rank = 3 if kind == "k" else 4
+        tensors |= factors({name: (64 if kind == "q" else 32, WIDTH)}, rank, seed=ord(kind))
+    conversion, gains = converted(
+        tensors, joined(base), rank_pattern={"k_proj": 3}, alpha_pattern={"v_proj": 5}
+    )
+    (row,) = conversion.rows
+    assert row.peft_name.endswith("self_attn." + "+".join(f"{k}_proj" for k in sorted(kinds)))
+    assert (row.d_in, row.d_out) == (WIDTH, 128)
+    gain = gains["blk.1.attn_qkv.weight"]
+    for kind in "qkv":
+        if kind not in kinds:
+            assert not gain[rows[kind]].any()
+            continue
+        a, b = (tensors[factor_name(names[kind], part)] for part in "AB")
+        if kind != "v":
+            b = b[halves_interleaved(len(b), {"q": 4, "k": 2}[kind])]
+        near(gain[rows[kind]], {"q": 8 / 4, "k": 8 / 3, "v": 5 / 4}[kind] * b @ a)
+
+
+def test_a_joined_weight_that_is_not_made_of_heads_has_no_parts(base, converted):
+    odd = dict(joined(base).tensors) | {"blk.1.attn_qkv.weight": (130, WIDTH)}
+    tensors = factors({"model.layers.1.self_attn.v_proj": (32, WIDTH)})
+    with pytest.raises(ConversionError, match=r"the base has no blk\.1\.attn_v\.weight"):
+        converted(tensors, dataclasses.replace(base, tensors=odd))
