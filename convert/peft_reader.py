@@ -301,7 +301,7 @@ def _with_scalings(
             continue
         rank = a.shape[0]
         expected, source = config.rank(adapted)
-        if bare and expected and rank % expected == 0:
+        if bare and expected and expected in range(1, rank + 1) and rank % expected == 0:
             # PEFT lays the experts' A's one below the other; in B's columns the rank is outermost.
             n_expert, rank = int(rank // expected), int(expected)
             if n_expert > 1 or not adapted.endswith(".weight"):

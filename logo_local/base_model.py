@@ -94,7 +94,8 @@ class BaseModel:
     """The shape of a base model.
 
     `tensors` maps each GGUF tensor name to its shape in numpy order (rows first), so a linear
-    layer `y = W x` has shape (d_out, d_in); a stack of experts (n_expert, d_out, d_in).
+    layer `y = W x` has shape (d_out, d_in), with a single output too; a stack of experts
+    (n_expert, d_out, d_in).
     """
 
     path: Path

@@ -146,6 +146,17 @@ def test_a_square_parameter_is_taken_only_from_a_peft_that_has_it_right(base, co
             converted(tensors, square(base), **given)
 
 
+def test_a_stack_that_is_called_weight(base, converted):
+    # GraniteMoe in transformers 4: block_sparse_moe.input_linear.weight is (n_expert, 2 d_ff, d)
+    name = "model.layers.0.block_sparse_moe.input_linear"
+    tensors = wrapped(name, 2 * FFN, WIDTH, 4, 1)
+    granite = dataclasses.replace(base, architecture="granitemoe")
+    _, gains = converted(tensors, granite, target_parameters=["input_linear.weight"])
+    expected = 2 * per_expert(tensors, name, "ore,eri->eoi")
+    near(gains["blk.0.ffn_gate_exps.weight"], expected[:, :FFN])
+    near(gains["blk.0.ffn_up_exps.weight"], expected[:, FFN:])
+
+
 def test_a_router_as_a_parameter_is_a_layer(converted):
     name = "model.layers.2.mlp.gate"
     tensors = factors({name: (N, WIDTH)}, 5)
@@ -205,6 +216,16 @@ REFUSED = {
         factors({OWNER: (2 * FFN, WIDTH)}, 10),
         {"target_parameters": BOTH[:1]},
         "gate_up_proj: rank 10, but adapter_config.json says 4 (r)",
+    ),
+    "a rank that is no number of rows": (
+        factors({OWNER: (2 * FFN, WIDTH)}, 10),
+        {"target_parameters": BOTH[:1], "rank_pattern": {"gate_up_proj": 2.5}},
+        "gate_up_proj: rank 10, but adapter_config.json says 2.5 (rank_pattern 'gate_up_proj')",
+    ),
+    "a rank below zero": (
+        factors({OWNER: (2 * FFN, WIDTH)}, 16),
+        {"target_parameters": BOTH[:1], "rank_pattern": {"gate_up_proj": -4}},
+        "gate_up_proj: rank 16, but adapter_config.json says -4 (rank_pattern 'gate_up_proj')",
     ),
     "too few experts": (
         factors({OWNER: (2 * FFN, WIDTH)}, 12),
