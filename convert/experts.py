@@ -49,7 +49,7 @@ def experts_stacked(
     experts: dict[str, dict[int, PeftModule]] = defaultdict(dict)
     for module in modules:
         match = _EXPERT.fullmatch(module.name)
-        if match is None:
+        if match is None or is_parameter(module):
             others.append(module)
         elif not n_expert:
             findings.add(f"{module.name}: the base has no experts")

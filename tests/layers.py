@@ -80,7 +80,11 @@ FUSED: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
          "post_attention_layernorm": "ffn_norm", "embed_tokens": "tok_embeddings",
          "lm_head": "output"},
     ),
-    "baichuan": ("BaichuanForCausalLM", _HEADS, {"self_attn.q_proj": "self_attn.W_pack"}),
+    "baichuan": (
+        "BaichuanForCausalLM",
+        _HEADS | {"num_hidden_layers": 32},  # fewer have no rotary positions in llama.cpp
+        {"self_attn.q_proj": "self_attn.W_pack"},
+    ),
 }  # fmt: skip
 
 # Bases that are converted with --fuse-qkv: transformers' model by the name of a folder.

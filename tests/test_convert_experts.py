@@ -191,6 +191,11 @@ REFUSED = {
         {},
         "experts.w9: the base's architecture has no such layer",
     ),
+    "a stack within one expert": (
+        factors({W2.format(0): (WIDTH, FFN)}, 8),
+        {"target_parameters": ["experts.0.w2.gate_up_proj"]},
+        "experts.0.w2.gate_up_proj: the base's architecture has no such layer",
+    ),
     "NaN in one expert": (
         factors({W2.format(0): (WIDTH, FFN)})
         | {factor_name(W2.format(0), "B"): np.full((WIDTH, 4), np.nan, np.float32)},
