@@ -66,6 +66,7 @@ def _joined(
     parts: Sequence[Placed], shares: dict[str, Share], shape: tuple[int, ...]
 ) -> PeftModule:
     """One module of the scaling that most of these have, and the sum of their ranks."""
+    parts = sorted(parts, key=lambda one: shares[one[1]].start)
     modules = [module for module, *_ in parts]
     scaling = Counter(module.scaling for module in modules).most_common(1)[0][0]
     rank = sum(module.rank for module in modules)
@@ -76,8 +77,8 @@ def _joined(
         a.append(Piece(module.a, (first, 0)))
         at = (shares[target].start, first)
         b.append(Piece(module.b, at, module.scaling / scaling, order))
-    texts = [f"{target.split('.')[-2]} in attn_qkv" for _, target, _ in parts]
-    texts += [order.text for _, _, order in parts if order is not None]
+    kinds = " + ".join(target.split(".")[-2] for _, target, _ in parts)
+    orders = [order.text for _, _, order in parts if order is not None]
     layers = "+".join(module.name.rpartition(".")[2] for module in modules)
     return PeftModule(
         name=f"{modules[0].name.rpartition('.')[0]}.{layers}",
@@ -86,5 +87,5 @@ def _joined(
         rank=rank,
         scaling=scaling,
         effective_alpha=scaling * rank,
-        made_of=", ".join(texts),
+        made_of=", ".join([f"rows of {kinds}", *orders]),
     )

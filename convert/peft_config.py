@@ -127,7 +127,12 @@ class PeftConfig:
         ):
             matching: dict[str, list[str]] = {name: [] for name in modules}
             for key in pattern:
-                named = [name for name in modules if pattern_key({key: 0}, name)]
+                # A router that is adapted as a bare parameter goes by its layer's name.
+                named = [
+                    name
+                    for name in modules
+                    if pattern_key({key: 0}, name) or pattern_key({key: 0}, f"{name}.weight")
+                ]
                 if not named:
                     notes.append(f"{table}: {key!r} names no layer of the adapter")
                 for name in named:

@@ -11,8 +11,9 @@ import pytest
 from peft_folder import factor_name, factors, read_lora, write_peft
 from random_gguf import EXPERTS, write_base
 
+from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
-from logo_local.convert import convert_adapter
+from logo_local.convert import OUTTYPES, convert_adapter
 from logo_local.convert.layouts import halves_interleaved
 from logo_local.errors import ConversionError
 
@@ -109,6 +110,22 @@ def test_bare_parameters_are_read_as_peft_lays_them_out(converted):
     near(gains["blk.1.ffn_down_exps.weight"], down)
 
 
+@pytest.mark.parametrize("outtype", OUTTYPES)
+def test_the_runtime_takes_stacks_of_every_type(base, tmp_path, outtype):
+    tensors = wrapped(OWNER, 2 * FFN, WIDTH, 32, 1)
+    folder = write_peft(tmp_path / "x", tensors, r=32, target_parameters=BOTH[:1])
+    convert_adapter(folder, base, tmp_path / "x.gguf", outtype)
+    adapter = read_adapter(tmp_path / "x.gguf", base)
+    kind = "F32" if outtype == "auto" else outtype.upper()
+    for target, rows in (("gate", slice(0, FFN)), ("up", slice(FFN, None))):
+        name = f"blk.1.ffn_{target}_exps.weight"
+        module = adapter.modules[name]
+        assert (module.dtype, module.rank, module.n_expert) == (kind, 32, N)
+        a, b = adapter.factors(name)
+        expected = per_expert(tensors, OWNER, "ore,eri->eoi")[:, rows]
+        assert np.abs(b @ a - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def test_one_bare_parameter_alone_is_the_one_that_the_config_names(converted):
     tensors = wrapped(OWNER, 2 * FFN, WIDTH, 4, 1)
     _, gains = converted(tensors, target_parameters=BOTH[:1])
@@ -164,6 +181,7 @@ def test_a_router_as_a_parameter_is_a_layer(converted):
         tensors, target_parameters=["mlp.gate.weight"], rank_pattern={"gate.weight": 5}
     )
     assert conversion.rows[0].peft_name == name
+    assert conversion.notes == ()  # no pattern is said to name nothing
     a, b = (tensors[factor_name(name, part)] for part in "AB")
     near(gains["blk.2.ffn_gate_inp.weight"], 8 / 5 * b @ a)
 
@@ -282,7 +300,8 @@ def test_separate_layers_are_rows_of_a_joined_weight(base, converted, kinds):
         tensors, joined(base), rank_pattern={"k_proj": 3}, alpha_pattern={"v_proj": 5}
     )
     (row,) = conversion.rows
-    assert row.peft_name.endswith("self_attn." + "+".join(f"{k}_proj" for k in sorted(kinds)))
+    assert row.peft_name.endswith("self_attn." + "+".join(f"{k}_proj" for k in kinds))
+    assert row.transform.startswith("rows of " + " + ".join(f"attn_{k}" for k in kinds))
     assert (row.d_in, row.d_out) == (WIDTH, 128)
     gain = gains["blk.1.attn_qkv.weight"]
     for kind in "qkv":
