@@ -17,7 +17,7 @@ from .peft_config import Findings
 from .peft_reader import PeftModule, StoredTensor
 
 # As Hugging Face's models had experts before they became one parameter: `experts.3.up_proj`.
-_EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<number>\d{1,6})\.(?P<layer>.+)")
+_EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<number>0|[1-9]\d{0,5})\.(?P<layer>.+)")
 
 
 def is_parameter(module: PeftModule) -> bool:

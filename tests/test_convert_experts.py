@@ -193,6 +193,11 @@ REFUSED = {
         {},
         "experts.4.w2: the base has 4 experts, numbered from 0",
     ),
+    "an expert by two numbers": (
+        factors({W2.format("1"): (WIDTH, FFN), W2.format("01"): (WIDTH, FFN)}),
+        {},
+        "experts.01.w2: the base's architecture has no such layer",
+    ),
     "experts of different shapes": (
         factors({W2.format(0): (WIDTH, FFN), W2.format(1): (WIDTH, 80)}),
         {},
