@@ -34,12 +34,15 @@ def convert_adapter(
     out: str | Path,
     outtype: str = "f16",
     progress: Progress | None = None,
+    *,
+    to_run: bool = False,
 ) -> Conversion:
     """Convert the PEFT LoRA adapter in folder `source` to the GGUF LoRA file `out`.
 
     `base` is the GGUF model that the adapter is for, in any quantisation. `outtype` is one of
     `OUTTYPES`. An existing file `out` is replaced, in one step. `progress` is called with the
-    steps done and their total: each tensor is checked, then each is written.
+    steps done and their total: each tensor is checked, then each is written. With `to_run` what
+    this runtime cannot run is refused, although a GGUF file can hold it: an activated LoRA.
 
     Returns what was done. Raises ConversionError with every problem at once, and ModelError when
     `base` cannot be read; in both cases nothing is written.
@@ -53,6 +56,6 @@ def convert_adapter(
         if progress:
             progress(done, 2 * total)
 
-    conversion = plan_conversion(source, base, out, outtype, first_half)
+    conversion = plan_conversion(source, base, out, outtype, first_half, to_run=to_run)
     write_gguf_lora(conversion, second_half)
     return conversion

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from .assembled import Assembled, Piece
 from .peft_config import Findings
-from .peft_reader import PeftModule, StoredTensor
+from .peft_reader import PeftModule
+from .stored import StoredTensor
 
 # As Hugging Face's models had experts before they became one parameter: `experts.3.up_proj`.
 _EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<number>0|[1-9]\d{0,5})\.(?P<layer>.+)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..digest import sha256_of
+from ..digest import sha256_of_all
 from ..errors import ConversionError
 from ..folder import weights_in
+from ..whole_file import written_whole
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
 # Part of the key under which converted adapters are cached: raise it whenever the same adapter
@@ -32,17 +32,15 @@ _FILE_TYPES = {
 def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) -> None:
     """Write what `conversion` plans to its `out`.
 
-    The file is made under another name in the same folder and then put in its place in one step:
-    whoever looks sees the old file, or the new one, never a part. One tensor is in memory at a
+    Whoever looks sees the old file, or the new one, never a part. One tensor is in memory at a
     time. `progress` is called with the number of tensors written and their total.
 
     Raises ConversionError when the disk or the source fails on the way; nothing is left behind.
     """
     out = conversion.out
-    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _write(conversion, unfinished, progress)
-        os.replace(unfinished, out)
+        with written_whole(out) as unfinished:
+            _write(conversion, unfinished, progress)
     except OSError as error:
         full_or_forbidden = "is there space on the disk, and may you write to the folder?"
         changed = "convert again when nothing else writes to the adapter's folder"
@@ -50,8 +48,6 @@ def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) ->
             f"cannot make {out}: {error.strerror or error}",
             hint=full_or_forbidden if error.errno else changed,
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write(conversion: Conversion, path: Path, progress: Progress | None) -> None:
@@ -63,8 +59,16 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
+        if conversion.invocation_tokens:
+            writer.add_key_value(
+                gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS,
+                list(conversion.invocation_tokens),
+                gguf.GGUFValueType.ARRAY,
+                gguf.GGUFValueType.UINT32,  # the only type that llama.cpp takes
+            )
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
-        writer.add_string("logo_local.source_sha256", sha256_of(weights_in(conversion.source)))
+        source = sha256_of_all(weights_in(conversion.source))
+        writer.add_string("logo_local.source_sha256", source)
         if "general.base_model.0.name" in conversion.provenance:
             writer.add_base_model_count(1)
         for key, value in conversion.provenance.items():

@@ -167,8 +167,8 @@ LAYOUTS: dict[str, Layout] = {
         (
             *("apertus", "chatglm", "cohere2", "command-r", "ernie4_5", "exaone"),
             *("exaone4", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "hunyuan-dense", "jais2"),
-            *("lfm2", "mpt", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3"),
-            *("seed_oss", "stablelm", "starcoder", "starcoder2"),
+            *("lfm2", "mpt", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen2vl", "qwen3"),
+            *("qwen3vl", "seed_oss", "stablelm", "starcoder", "starcoder2"),
         ),
         Layout(),
     ),

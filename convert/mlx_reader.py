@@ -15,17 +15,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..folder import MLX_WEIGHTS_FILE, WEIGHTS_FILE
+from ..folder import MLX_WEIGHTS_FILE, weights_in
 from .peft_config import CONFIG_FILE, Findings
-from .peft_reader import PeftAdapter, PeftModule, StoredTensor, read_header
+from .peft_reader import PeftAdapter, PeftModule
 from .provenance import said_by_card, said_by_mlx
+from .stored import StoredTensor, read_header
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ab])")
 
 
 def is_mlx(folder: Path) -> bool:
     """Whether the weights in `folder` are named as mlx-lm does, and not as PEFT does."""
-    return (folder / MLX_WEIGHTS_FILE).is_file() and not (folder / WEIGHTS_FILE).exists()
+    return (folder / MLX_WEIGHTS_FILE).is_file() and weights_in(folder)[0].name == MLX_WEIGHTS_FILE
 
 
 def read_mlx(folder: Path) -> PeftAdapter:

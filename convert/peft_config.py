@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..gguf_bounds import printable
 from .provenance import said_by_config
 
 CONFIG_FILE = "adapter_config.json"
@@ -21,28 +22,73 @@ MERGE_HINT = (
     "what the adapter holds beyond LoRA can only be kept by merging it into the base with PEFT "
     "(merge_and_unload) and converting the whole model"
 )
+_RETRAIN_HINT = "there is no way around it: train it again as a plain LoRA"
 
-# Settings under which the file's factors alone do not say what the adapter does. A setting counts
-# as used when its value is none of null, false, "", [] and {}.
-_UNSUPPORTED = {
-    "use_dora": "DoRA (use_dora) has no counterpart in llama.cpp",
-    "modules_to_save": "modules_to_save: whole layers were trained beside LoRA",
-    "lora_bias": "lora_bias: the adapter adds biases",
-    "trainable_token_indices": "trainable_token_indices: new or changed tokens were trained",
-    "layer_replication": "layer_replication: the adapter was made for a base with repeated layers",
-    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) is not supported",
-    "use_qalora": "QALoRA (use_qalora) works on pooled inputs",
-    "use_bdlora": "block-diagonal LoRA (use_bdlora) is not supported",
-    "kasa_config": "KaSA (kasa_config) is not supported",
-    "monteclora_config": "MonteCLoRA (monteclora_config) is not supported",
-    "arrow_config": "an Arrow router (arrow_config) is not an adapter",
+# Other kinds of adapter that are no change of weights, so that there is nothing to merge either.
+_TRAINED_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"}
+    | {"ADAPTION_PROMPT"}
+)
+_PROMPTS_HINT = "it trained prompts, which no file of weights can hold: train a LoRA"
+_UNMERGEABLE = frozenset({"LILY", "POLY", "SHADOW"})  # what they do depends on the input
+_UNMERGEABLE_HINT = "PEFT cannot merge it into a base either: train a LoRA"
+_XLORA_HINT = "the adapters that X-LoRA mixes can be converted one by one"
+_OTHER_HINT = (
+    "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
+    "or train a LoRA"
+)
+
+# Settings under which the file's factors alone do not say what the adapter does, with the way out.
+# A setting counts as used when its value is none of null, false, "", [] and {}.
+UNSUPPORTED: Mapping[str, tuple[str, str]] = {
+    "use_dora": ("DoRA (use_dora) has no counterpart in llama.cpp", MERGE_HINT),
+    "modules_to_save": ("modules_to_save: whole layers were trained beside LoRA", MERGE_HINT),
+    "lora_bias": ("lora_bias: the adapter adds biases", MERGE_HINT),
+    "trainable_token_indices": (
+        "trainable_token_indices: new or changed tokens were trained",
+        MERGE_HINT,
+    ),
+    "layer_replication": (
+        "layer_replication: the adapter was made for a base with repeated layers",
+        MERGE_HINT,
+    ),
+    "use_qalora": ("QALoRA (use_qalora) works on pooled inputs", _RETRAIN_HINT),
+    "use_bdlora": ("block-diagonal LoRA (use_bdlora) is not supported", MERGE_HINT),
+    "kasa_config": ("KaSA (kasa_config) is not supported", MERGE_HINT),
+    "monteclora_config": ("MonteCLoRA (monteclora_config) is not supported", MERGE_HINT),
+    "arrow_config": (
+        "an Arrow router (arrow_config) is not an adapter",
+        "the adapters that it routes to can be converted one by one",
+    ),
+    "invocation_string": (
+        "invocation_string: an activated LoRA of before PEFT had it",
+        "write its tokens into adapter_config.json as alora_invocation_tokens, "
+        "without the first one if that begins every turn",
+    ),
 }
+# Settings that the conversion goes by.
+READ = frozenset(
+    {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
+    | {"init_lora_weights", "target_parameters", "alora_invocation_tokens"}
+    | {"task_type", "peft_version", "base_model_name_or_path"}  # what the file says of its origin
+)
+# Settings that say how it was trained, or where the factors are, which their names say, too.
+IGNORED = frozenset(
+    {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+    | {"auto_mapping", "revision", "inference_mode", "lora_dropout", "fan_in_fan_out"}
+    | {"megatron_config", "megatron_core", "runtime_config", "velora_config"}
+    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}  # init_lora_weights counts
+    | {"qalora_group_size"}  # without use_qalora
+    | {"ensure_weight_tying"}  # of embeddings that are tied, which cannot be adapted anyway
+)
+# Where the factors started. The first leave the base as it is, the others change its own weights,
+# so that the factors fit no plain base. By how the name begins.
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+BASE_CHANGING_STARTS = ("pissa", "corda", "olora", "lora_ga", "loftq")
+
 # Bare parameters of one module that LoRA can be on, in the order that Hugging Face's models declare
 # them: PEFT wraps them from the first on, each around the one before.
 _DECLARED = ("gate_up_proj", "down_proj")
-
-# These initialisations change the base's weights, so the factors fit no plain base.
-_BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass
@@ -73,6 +119,8 @@ class PeftConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
+    notes: tuple[str, ...] = ()
 
     def adapted(self, module: str) -> tuple[str, bool]:
         """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
@@ -172,14 +220,28 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
     if rank is None or rank < 1 or rank != int(rank):
         findings.add(f"r is {raw.get('r')!r}; it must be a whole number of at least 1")
         rank = None
+    parameters = _names(raw, "target_parameters", findings)
+    tokens = _invocation_tokens(raw, findings)
+    if parameters and tokens:  # PEFT makes none: it could only apply them to every token
+        findings.add(
+            "alora_invocation_tokens with target_parameters: PEFT has no activated LoRA of bare "
+            "parameters",
+            "train it on layers alone (target_modules), or as a plain LoRA",
+        )
     return PeftConfig(
         default_rank=None if rank is None else int(rank),
         default_alpha=alpha,
         use_rslora=bool(raw.get("use_rslora")),
         rank_pattern=_pattern(raw, "rank_pattern", findings),
         alpha_pattern=_pattern(raw, "alpha_pattern", findings),
-        target_parameters=_names(raw, "target_parameters", findings),
+        target_parameters=parameters,
         provenance=said_by_config(raw),
+        invocation_tokens=tokens,
+        notes=tuple(
+            f"{CONFIG_FILE} has {printable(key)}, which this converter does not know"
+            for key, value in raw.items()
+            if key not in READ | IGNORED | UNSUPPORTED.keys() and _is_used(value)
+        ),
     )
 
 
@@ -203,29 +265,82 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
     if "peft_type" not in config:
         findings.add(f"{CONFIG_FILE} has no peft_type, so it is not PEFT's")
         return None
-    if config["peft_type"] != "LORA":
-        findings.add(f"peft_type is {config['peft_type']!r}; only LORA can be converted")
+    kind = config["peft_type"]
+    if kind != "LORA":
+        findings.add(f"peft_type is {kind!r}; only LORA can be converted", _hint_for(kind))
         return None
     return config
 
 
+def _hint_for(kind: object) -> str:
+    if not isinstance(kind, str):
+        return ""
+    hints = {"XLORA": _XLORA_HINT}
+    hints |= dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
+    hints |= dict.fromkeys(_UNMERGEABLE, _UNMERGEABLE_HINT)
+    return hints.get(kind, _OTHER_HINT)
+
+
 def _check_config(config: dict[str, Any], findings: Findings) -> None:
-    for key, text in _UNSUPPORTED.items():
-        if config.get(key) not in (None, False, "", [], {}):
-            findings.add(text, MERGE_HINT)
+    for key, (text, hint) in UNSUPPORTED.items():
+        if _is_used(config.get(key)):
+            findings.add(text, hint)
     if config.get("bias") not in (None, "none"):
         findings.add(f"bias is {config['bias']!r}: the adapter changes biases", MERGE_HINT)
     # Each variant that PEFT has added so far came with such a switch: better to stop at the next.
     for key, value in config.items():
-        if key.startswith("use_") and key not in _UNSUPPORTED and key != "use_rslora" and value:
-            findings.add(f"{key} is set, and this converter does not know what it means")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
+        if key.startswith("use_") and key not in UNSUPPORTED.keys() | READ and value:
+            findings.add(
+                f"{key} is set, and this converter does not know what it means",
+                "a newer version may; or merge it into the base with PEFT (merge_and_unload)",
+            )
+    _check_start(config.get("init_lora_weights"), findings)
+
+
+def _check_start(init: object, findings: Findings) -> None:
+    """PEFT writes true here when it has converted an adapter back for the unchanged base."""
+    if not isinstance(init, str) or init.lower().startswith(PLAIN_STARTS):
+        return
+    resave = (
+        "save it again as a plain LoRA: PEFT's save_pretrained with "
+        "path_initial_model_for_weight_conversion, the adapter as it was before training"
+    )
+    if init.lower().startswith("loftq"):
+        findings.add(
+            f"init_lora_weights is {init!r}: the adapter belongs to a base that LoftQ quantised, "
+            "and makes up for what that one lost",
+            resave,
+        )
+    elif init.lower().startswith(BASE_CHANGING_STARTS):
         findings.add(
             f"init_lora_weights is {init!r}, which changed the base's own weights in training",
-            "save it again as a plain LoRA: PEFT's save_pretrained with "
-            "path_initial_model_for_weight_conversion",
+            resave,
         )
+    else:
+        findings.add(
+            f"init_lora_weights is {init!r}, and this converter does not know whether that "
+            "changed the base's own weights",
+            resave,
+        )
+
+
+def _is_used(value: object) -> bool:
+    return value not in (None, False, "", [], {})
+
+
+def _invocation_tokens(raw: Mapping[str, Any], findings: Findings) -> tuple[int, ...]:
+    """The tokens from which on an activated LoRA works; none for any other."""
+    found = raw.get("alora_invocation_tokens")
+    if found is None:
+        return ()
+    sound = isinstance(found, list) and all(
+        isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31
+        for token in found
+    )
+    if not sound or not found:
+        findings.add("alora_invocation_tokens is not a list of tokens' numbers")
+        return ()
+    return tuple(found)
 
 
 def _number(value: object) -> float | None:

@@ -1,36 +1,29 @@
 """Reading a PEFT LoRA folder: what it holds, which factor each module has, what stands against it.
 
-A folder is `adapter_config.json` beside `adapter_model.safetensors`. Nothing here needs torch or
-PEFT, and nothing here knows of GGUF. Reading never raises for what is wrong with the adapter:
-everything found is collected in `PeftAdapter.findings`, so that the caller can add what it finds
-itself and report all of it in one go.
+A folder is `adapter_config.json` beside `adapter_model.safetensors`, or beside the shards of it
+(`stored` reads both). Nothing here needs torch or PEFT, and nothing here knows of GGUF. Reading
+never raises for what is wrong with the adapter: everything found is collected in
+`PeftAdapter.findings`, so that the caller can add what it finds itself and report all of it in one
+go.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
-from ..folder import WEIGHTS_FILE
 from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
 from .provenance import said_by_card
-
-PICKLE_FILE = "adapter_model.bin"
-
-# Stored types that become float32 without loss (F64 is the one that is rounded).
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+from .stored import StoredTensor, read_weights, unread_weights
 
 # Well inside float32, in which GGUF stores alpha: there, too small would be 0, which has a meaning
 # of its own (no factor at all).
@@ -48,9 +41,13 @@ _OUTPUT_COPY = re.compile(
     r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out|embed_tokens|wte|word_embeddings)\.base_layer\.weight"
 )
 
+# What training alone has a use for: VeLoRA's directions, by which it saves memory.
+_TRAINING_ONLY = re.compile(r".*\.lora_velora_\w+(?:\..+)?")
+
 # Tensors that are not a LoRA factor, told apart so that the message can say what they are.
 _FOREIGN = (
     (r"\.lora_magnitude_vector\b", "DoRA magnitudes"),
+    (r"\.(lora_E|ranknum)\b", "AdaLoRA's singular values"),
     (r"\.lora_B(\.[^.]+)?\.bias$", "biases of lora_B (lora_bias)"),
     (r"\.base_layer\.", "weights of the base model itself"),
     (r"\.modules_to_save\.", "whole layers trained beside LoRA (modules_to_save)"),
@@ -59,11 +56,6 @@ _FOREIGN = (
     (r"norm\w*\.weight$", "trained norms"),
     (r"\.bias$", "trained biases"),
     (r"", "not LoRA factors"),
-)
-
-_RESAVE_HINT = (
-    "load it with PEFT where you trust it, then "
-    "model.save_pretrained(folder, safe_serialization=True)"
 )
 
 
@@ -83,51 +75,6 @@ class Factor(Protocol):
     def read(self) -> npt.NDArray[np.float32]:
         """Its numbers as float32, of shape `shape`. Raises OSError when they cannot be read."""
         ...
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies in a safetensors file that has been checked; its data is not held.
-
-    `shape` is the one it is used in. Where that is not the file's, `axes` says which axis of the
-    file's shape each of its own is, as numpy's transpose takes them.
-    """
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    axes: tuple[int, ...] = ()
-
-    def turned(self, *axes: int) -> StoredTensor:
-        """The same tensor with its axes in another order, as numpy's transpose."""
-        own = self.axes or tuple(range(len(self.shape)))
-        shape = tuple(self.shape[axis] for axis in axes)
-        return replace(self, shape=shape, axes=tuple(own[axis] for axis in axes))
-
-    def split(self, *shape: int) -> StoredTensor:
-        """The same numbers, which lie in the file in their own order, in another shape."""
-        return replace(self, shape=shape)
-
-    def read(self) -> npt.NDArray[np.float32]:
-        """The tensor as float32 (shape `self.shape`), read from the file now.
-
-        Raises OSError when the file has shrunk since it was checked.
-        """
-        count = math.prod(self.shape)
-        raw = np.fromfile(self.path, _DTYPES[self.dtype], count, offset=self.offset)
-        if raw.size != count:
-            raise OSError(f"{self.path} changed while it was read")
-        if self.dtype == "BF16":  # numpy has no bfloat16: its bits are the upper half of float32's
-            values = (raw.astype(np.uint32) << 16).view(np.float32)
-        else:
-            with np.errstate(over="ignore"):  # too large for float32: seen later as not finite
-                values = raw.astype(np.float32)
-        if not self.axes:
-            return values.reshape(self.shape)
-        in_file = [self.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
-        return np.ascontiguousarray(values.reshape(in_file).transpose(self.axes))
 
 
 @dataclass(frozen=True)
@@ -170,6 +117,7 @@ class PeftAdapter:
     findings: Findings
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
 
 
 def read_peft(folder: Path) -> PeftAdapter:
@@ -179,72 +127,34 @@ def read_peft(folder: Path) -> PeftAdapter:
     """
     findings = Findings()
     config = read_config(folder, findings)
-    tensors = read_header(folder / WEIGHTS_FILE, findings) if _has_weights(folder, findings) else []
+    before = len(findings.problems)
+    tensors = read_weights(folder, findings)
+    all_there = len(findings.problems) == before
     copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
-    pairs = _pair([tensor for tensor in tensors if tensor.name not in copies], findings)
+    tensors = [tensor for tensor in tensors if not _TRAINING_ONLY.fullmatch(tensor.name)]
+    tensors = [tensor for tensor in tensors if tensor.name not in copies]
+    pairs = _pair(tensors, findings, all_there=all_there)
     modules = _with_scalings(pairs, config, findings)
     if not pairs and not findings.problems:
-        findings.add(f"{WEIGHTS_FILE} holds no LoRA factors")
-    notes = config.pattern_notes([module.name for module in modules])
+        findings.add("its weights hold no LoRA factors")
+    notes = [*config.notes, *config.pattern_notes([module.name for module in modules])]
     notes += [f"{name}: the base's own layer, which is taken from the base" for name in copies]
-    if (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
-        notes.append(f"{PICKLE_FILE} lies beside {WEIGHTS_FILE} and is not looked at")
+    notes += [
+        f"{name} lies beside the weights and is not looked at" for name in unread_weights(folder)
+    ]
     name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
     provenance = {**config.provenance, **said_by_card(folder)}
-    return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance)
-
-
-def _has_weights(folder: Path, findings: Findings) -> bool:
-    if (folder / WEIGHTS_FILE).is_file():
-        return True
-    if (folder / PICKLE_FILE).exists():
-        findings.add(
-            f"{PICKLE_FILE} is a pickle, which can run code when loaded: refused", _RESAVE_HINT
-        )
-    elif shards := sorted(folder.glob("adapter_model-*.safetensors")):
-        findings.add(
-            f"the weights are split over {len(shards)} files",
-            "save it again in one file: model.save_pretrained(folder, max_shard_size='50GB')",
-        )
-    elif folder.is_dir():
-        findings.add(f"no {WEIGHTS_FILE} in it")
-    return False
-
-
-def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
-    """The tensors of a safetensors file, checked and unread; what is wrong goes to `findings`."""
-    try:
-        with safe_open(str(path), framework="numpy"):
-            pass  # the library checks the header: sizes, offsets, gaps, and the file's length
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, SafetensorError) as error:
-        findings.add(
-            f"{path.name} cannot be read: {error}",
-            "the file may be damaged or only half downloaded",
-        )
-        return []
-    header.pop("__metadata__", None)
-    tensors = []
-    for name, entry in header.items():
-        shape, start = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        if entry["dtype"] in _DTYPES:
-            tensors.append(StoredTensor(path, name, entry["dtype"], shape, start))
-        else:
-            findings.add(
-                f"{name} is stored as {entry['dtype']}; "
-                "only F32, F16, BF16 and F64 can be converted"
-            )
-    if not header:
-        findings.add(f"{path.name} holds no tensors")
-    return tensors
+    tokens = config.invocation_tokens
+    return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance, tokens)
 
 
 def _pair(
-    tensors: list[StoredTensor], findings: Findings
+    tensors: list[StoredTensor], findings: Findings, *, all_there: bool
 ) -> dict[str, tuple[StoredTensor, StoredTensor]]:
-    """lora_A and lora_B by module name; whatever finds no partner becomes a finding."""
+    """lora_A and lora_B by module name; whatever finds no partner becomes a finding.
+
+    But if not `all_there`: then its partner is in what could not be read, which is said already.
+    """
     parts: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     foreign: dict[str, list[str]] = defaultdict(list)
     adapters = set()
@@ -272,7 +182,7 @@ def _pair(
     for name in sorted(parts):
         if len(parts[name]) == 2:
             pairs[name] = (parts[name]["A"], parts[name]["B"])
-        else:
+        elif all_there:
             (there,) = parts[name]
             findings.add(f"{name} has lora_{there} without lora_{'B' if there == 'A' else 'A'}")
     return pairs

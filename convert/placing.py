@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from ..base_model import BaseModel
@@ -11,7 +12,9 @@ from .joined import Placed, shares_of, with_joined
 from .layouts import LAYOUTS, REFUSED, Reorder, parts_of, reorder_of
 from .peft_config import MERGE_HINT, Findings
 from .peft_reader import PeftAdapter, PeftModule
-from .tensor_names import TensorNames
+from .tensor_names import TensorNames, not_text
+
+WRONG_BASE = "is this the base model that the adapter was trained on?"
 
 
 def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list[Placed]:
@@ -32,19 +35,20 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     placed: list[Placed] = []
     shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
     taken: dict[str, str] = {}
-    wrong_base = "is this the base model that the adapter was trained on?"
-    for adapted in experts_stacked(adapter.modules, base.n_expert, findings):
+    _refuse_other_parts(adapter, findings)
+    of_text = [module for module in adapter.modules if not not_text(module.name)]
+    for adapted in experts_stacked(of_text, base.n_expert, findings):
         module = adapted
         parts = _parts(module, base, names)
         targets = [target for target, _ in parts]
         if not parts:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", wrong_base)
+            findings.add(f"{module.name}: {names.why_unknown(module.name)}", WRONG_BASE)
             continue
         missing = [target for target in targets if target not in shapes]
         if missing:
             tied = missing == ["output.weight"]
             reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", wrong_base)
+            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", WRONG_BASE)
             continue
         twice = [target for target in targets if target in taken]
         if twice:
@@ -72,7 +76,7 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
             findings.add(
                 f"{module.name}: made for a layer of shape {module.layer_shape}, "
                 f"but the base's {' and '.join(targets)} has {whole}",
-                wrong_base,
+                WRONG_BASE,
             )
             continue
         try:
@@ -84,13 +88,29 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     return with_joined(placed, base)
 
 
+def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
+    """One line for each part of the model, beside its text part, that is adapted."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for module in adapter.modules:
+        if part := not_text(module.name):
+            parts[part].append(module.name)
+    for part, (first, *others) in parts.items():
+        more = f" and {len(others)} more" if others else ""
+        findings.add(
+            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
+            "train on the text part alone: in PEFT, target_modules may be a regular expression "
+            r"such as .*language_model.*\.(q_proj|v_proj)",
+        )
+
+
 def _parts(
     module: PeftModule, base: BaseModel, names: TensorNames
 ) -> list[tuple[str, Reorder | None]]:
     """The GGUF weights that `module` becomes, with the rows of each; none where it has no name."""
     parts = parts_of(base.architecture, module.name)
     if parts:
-        return [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
+        targets = [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
+        return [(target, reorder) for target, reorder in targets if target is not None]
     target = names.target(module.name)
     return [] if target is None else [(target, reorder_of(base.architecture, module.name))]
 

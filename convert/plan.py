@@ -11,13 +11,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from ..adapter_file import ALORA
 from ..base_model import BaseModel
 from ..errors import ConversionError
 from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
 from .peft_reader import Factor, PeftModule, read_peft
-from .placing import placed_in
+from .placing import WRONG_BASE, placed_in
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
@@ -92,7 +93,7 @@ class Conversion:
     `lora_alpha` is the number in the GGUF file, by which llama.cpp finds each layer's factor
     lora_alpha / rank; what a layer has beyond that is in its row's `factor`. `notes` are remarks
     the user should see. `n_bytes` is the size of all tensors as written, `provenance` what the
-    adapter says of its origin, by GGUF key.
+    adapter says of its origin, by GGUF key. `invocation_tokens` are those of an activated LoRA.
     """
 
     source: Path
@@ -105,6 +106,7 @@ class Conversion:
     notes: tuple[str, ...]
     n_bytes: int
     provenance: Mapping[str, str] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
     def rank_text(self) -> str:
@@ -119,11 +121,14 @@ def plan_conversion(
     out: str | Path,
     outtype: str = "f16",
     progress: Progress | None = None,
+    *,
+    to_run: bool = False,
 ) -> Conversion:
     """Work out how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
 
     Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
-    nothing. `progress` is called with the number of tensors checked and their total.
+    nothing. `progress` is called with the number of tensors checked and their total. With `to_run`
+    an activated LoRA stands against it, too: a GGUF file can hold one, but not for this runtime.
 
     Raises ConversionError with everything that stands against the conversion, ModelError when
     `base` is a path that holds no model, ValueError for an outtype not in `OUTTYPES`.
@@ -142,6 +147,11 @@ def plan_conversion(
     adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
     findings = adapter.findings
     _check_destination(source, base, out, findings)
+    if adapter.invocation_tokens and to_run:
+        findings.add(
+            ALORA, "logo-local convert writes it for llama.cpp's own programs, which have them"
+        )
+    _check_tokens(adapter.invocation_tokens, base, findings)
     placed = placed_in(base, adapter, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
@@ -170,6 +180,8 @@ def plan_conversion(
             f"cannot convert {source}", problems=findings.problems, hint=findings.hint
         )
     notes = list(adapter.notes)
+    if adapter.invocation_tokens:
+        notes.append(f"{ALORA} by logo-local, but by llama.cpp's own programs")
     if largest_b == 0.0:
         notes.append("every lora_B is zero: the adapter changes nothing (was it trained?)")
     if outtype == "q8_0" and any("f16" in row.types for row in rows):
@@ -191,6 +203,7 @@ def plan_conversion(
             for shape, type_name in zip((row.module.a.shape, row.b_shape), row.types, strict=True)
         ),
         provenance=adapter.provenance,
+        invocation_tokens=adapter.invocation_tokens,
     )
 
 
@@ -209,6 +222,16 @@ def _check_destination(source: Path, base: BaseModel, out: Path, findings: Findi
         findings.add(f"{out} is the base model, which would be overwritten")
     elif out.exists() and any(out.samefile(path) for path in source.iterdir() if path.exists()):
         findings.add(f"{out} is part of the adapter, which would be overwritten")
+
+
+def _check_tokens(tokens: tuple[int, ...], base: BaseModel, findings: Findings) -> None:
+    n_vocab = base.tensors.get("token_embd.weight", (2**31,))[0]
+    beyond = [token for token in tokens if token >= n_vocab]
+    if beyond:
+        findings.add(
+            f"alora_invocation_tokens: the base has {n_vocab} tokens, and no token {beyond[0]}",
+            WRONG_BASE,
+        )
 
 
 def _shared_alpha(modules: list[PeftModule]) -> float:

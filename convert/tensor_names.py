@@ -2,11 +2,15 @@
 
 The names come from the gguf package's own table, so they follow llama.cpp. What is not known there
 for the base's architecture has no GGUF name; nothing is guessed.
+
+In a model for pictures or sound the text part sits inside another model, and its layers have that
+model's names. A base's GGUF holds the text part alone, under the names it has by itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import gguf
@@ -15,7 +19,44 @@ if TYPE_CHECKING:
     from ..base_model import BaseModel
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+
+# How names of a text part begin inside another model, and how they begin without it. Looked up in
+# this order, after the name as it is; that a beginning fits says nothing until the name is known.
+_WRAPPERS: tuple[tuple[str, str], ...] = (
+    ("model.language_model.model.", "model."),
+    ("model.language_model.", "model."),  # transformers since 4.52
+    ("language_model.model.", "model."),  # and before
+    ("language_model.", ""),  # its lm_head; or a part whose names begin otherwise
+    ("language_model.", "model."),  # adapted without its head
+    ("model.text_model.", "model."),  # SmolVLM, Idefics 3
+    ("text_model.", "model."),
+    ("thinker.", ""),  # Qwen Omni
+    ("llm.", ""),  # MiniCPM-V
+    ("_orig_mod.", ""),  # compiled by torch
+)
+# Parts of names that stand for what sees or hears, or hands that on to the text part.
+_NO_TEXT = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "vision", "visual", "vpm", "vit"}
+    | {"image_encoder", "image_newline", "patch_embedding", "embed_vision", "qformer"}
+    | {"multi_modal_projector", "mm_projector", "vision_projection", "vision_adapter"}
+    | {"vision_embed_tokens", "connector", "resampler", "perceiver_resampler", "mlp1"}
+    | {"audio_tower", "audio_encoder", "audio", "embed_audio", "audio_projector", "speech_encoder"}
+    | {"speech_projector", "talker", "token2wav", "code2wav"}
+)
 _BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def not_text(module: str) -> str | None:
+    """The part of `module`'s name by which it belongs to pictures or sound, or None."""
+    return next((part for part in module.split(".") if part in _NO_TEXT), None)
+
+
+def _without_wrapper(module: str) -> Iterator[str]:
+    """`module` as it is, and as it may be called in the text part by itself."""
+    yield module
+    for wrapper, start in _WRAPPERS:
+        if module.startswith(wrapper):
+            yield start + module.removeprefix(wrapper)
 
 
 class TensorNames:
@@ -24,16 +65,25 @@ class TensorNames:
     def __init__(self, base: BaseModel) -> None:
         self._n_blocks = base.n_blocks
         self._map = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], base.n_blocks)
+        numbers = ((name, _BLOCK_NUMBER.search(name)) for name in self._map.mapping)
+        self._blocks = {name[: number.start()] for name, number in numbers if number}
 
     def target(self, module: str) -> str | None:
         """The GGUF weight of `module` (as in `model.layers.0.mlp.up_proj`), or None."""
-        name = self._map.get_name(module)
+        names = (self._map.get_name(name) for name in _without_wrapper(module))
+        name = next((name for name in names if name is not None), None)
         return None if name is None else f"{name}.weight"
 
-    def in_block(self, module: str, kind: str) -> str:
-        """The GGUF weight `kind` ("attn_q") of the block that `module` lies in, or would lie in."""
-        number = _BLOCK_NUMBER.search(module)
-        return f"blk.{number[0] if number else '?'}.{kind}.weight"
+    def in_block(self, module: str, kind: str) -> str | None:
+        """The GGUF weight `kind` ("attn_q") of the block that `module` lies in, or would lie in.
+
+        None where what comes before the number is not how blocks are named.
+        """
+        for name in _without_wrapper(module):
+            number = _BLOCK_NUMBER.search(name)
+            if number and name[: number.start()] in self._blocks:
+                return f"blk.{number[0]}.{kind}.weight"
+        return None
 
     def why_unknown(self, module: str) -> str:
         """What to tell the user about a module for which `target` is None."""

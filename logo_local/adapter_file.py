@@ -52,6 +52,13 @@ TENSOR_TYPES = frozenset(
 )
 
 
+# Why this runtime does not run what the converter writes of it, and other programs do.
+ALORA = (
+    "it is an activated LoRA (aLoRA), which works from its invocation tokens on only; "
+    "these are not supported"
+)
+
+
 class TensorPlace(NamedTuple):
     """Where one tensor lies in its file: byte offset from the start of the tensors' data, byte
     count, ggml type, numpy shape.
@@ -214,12 +221,8 @@ def _check_keys(reader: BoundedReader, base: BaseModel, found: Findings) -> floa
             inner = int(item.parts[3][0])  # name length, name, type, inner type, ...
             if inner == gguf.GGUFValueType.ARRAY or inner not in set(gguf.GGUFValueType):
                 found.add("array", f"{printable(key)} is an array of things llama.cpp refuses")
-    if "adapter.alora.invocation_tokens" in reader.fields:
-        found.add(
-            "alora",
-            "it is an activated LoRA (aLoRA), which works from its invocation tokens on only; "
-            "these are not supported",
-        )
+    if gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS in reader.fields:
+        found.add("alora", ALORA)
     return _check_alpha(reader, found)
 
 

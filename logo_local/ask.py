@@ -6,7 +6,7 @@ prints, and nothing here imports llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .base_model import BaseModel
 from .pool import Pool
 from .routing import Route
+from .signals import FloatArray
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -27,8 +28,11 @@ class Engine(Protocol):
     last_route: Route | None
     timings_ms: dict[str, float]
     metadata: dict[str, str]
+    signal: str
+    top_k: int
+    should_stop: Callable[[], bool]
 
-    def create_completion(self, prompt: str, **options: Any) -> Any: ...  # noqa: D102
+    def create_completion(self, prompt: str | list[int], **options: Any) -> Any: ...  # noqa: D102
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
@@ -40,6 +44,8 @@ class Engine(Protocol):
     ) -> dict[str, dict[str, float]]: ...
     def base_only(self) -> AbstractContextManager[None]: ...  # noqa: D102
     def under(self, weights: Mapping[str, float]) -> AbstractContextManager[None]: ...  # noqa: D102
+    def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]: ...  # noqa: D102
+    def n_vocab(self) -> int: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 
@@ -59,8 +65,7 @@ class Sampling:
 class Answer:
     """An answer as far as it has come; complete once the stream that fills it has ended.
 
-    `logo` has the route and the timings (`LoGo`), `usage` the token counts; a stream does not
-    carry the latter.
+    `logo` has the route and the timings (`LoGo`), `usage` the token counts.
     """
 
     text: str = ""
@@ -102,6 +107,7 @@ def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Ite
         choice = chunk["choices"][0]
         piece = choice["text"] if "text" in choice else choice["delta"].get("content")
         into.logo = chunk.get("logo", into.logo)
+        into.usage = chunk.get("usage", into.usage)
         if piece:
             into.text += piece
             yield piece

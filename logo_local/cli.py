@@ -31,6 +31,7 @@ from .options import (
     unknown_variables,
 )
 from .profile_command import profile
+from .server.command import serve
 from .terminal import (
     CommandGroup,
     ProgressBar,
@@ -221,6 +222,7 @@ cli.add_command(bench)
 cli.add_command(convert)
 cli.add_command(evaluate)
 cli.add_command(profile)
+cli.add_command(serve)
 
 
 @cli.command()

@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
 from .base_model import BaseModel
+from .embedding import Embedder
 from .errors import AdapterError, PromptError, SettingsError
 from .index import block_number
 from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixed_llama import MixedLlama
+from .mixed_llama import MixedLlama, Stopped
 from .mixture import Mixer, Mixture, ResidentAdapters
 from .pool import Pool
 from .router import Router, current_index
@@ -39,6 +40,7 @@ from .settings import (
     SIGNAL_NAMES,
     RoutingSettings,
 )
+from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +62,14 @@ class LoGo(MixedLlama):
     hold, as a number, like "512M", or "auto", a quarter of what is free. `self_profile` says if
     adapters without example prompts are asked what they are for (True, False, or "kept": only what
     is known already counts), `past` whether what prompts do to adapters is remembered, in a few
-    numbers and no words. `progress` is called with (stage, done, total) while adapters are read,
-    converted and indexed. Everything else, under a name that it has there, goes to
-    `llama_cpp.Llama`; unlike there, `n_ctx` is by default 4096 or what the model was trained with,
-    whichever is less, and `verbose` is off.
+    numbers and no words; `links_out` whether adapters may be links to elsewhere. `progress` is
+    called with (stage, done, total) while adapters are read, converted and indexed. Everything
+    else, under a name that it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by
+    default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
-    it in the chunk that has the finish reason. Not safe to use from two threads at once.
+    it in the chunk that has the finish reason, and ["usage"] there, too. Not safe to use from two
+    threads at once, but for setting `should_stop`.
 
     Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
     before they are loaded. Adapters that come into the folder, or go, are noticed at the next
@@ -90,6 +93,7 @@ class LoGo(MixedLlama):
         adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
         self_profile: bool | str = True,
         past: bool = True,
+        links_out: bool = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -123,6 +127,7 @@ class LoGo(MixedLlama):
             self.base,
             cache=config.cache_dir(),
             progress=progress,
+            links_out=links_out,
         )
         index = None
         if probe == "one-pass":
@@ -161,12 +166,14 @@ class LoGo(MixedLlama):
             timings_ms=self.timings_ms,
             index=index,
         )
+        self._embedder: Embedder | None = None
         self._stack.callback(_free, self._residents, self._router, self.mixer)
         self.pool.resident = self._residents.size
 
         self.last_route: Route | None = None
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
+        self._n_tokens = 0, 0  # of the last prompt and of its answer so far
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -201,6 +208,8 @@ class LoGo(MixedLlama):
         Raises PoolError for a name that is not in the pool, SettingsError for a weight that is
         not finite.
         """
+        if weights:
+            self._renew_pool()
         for name, weight in weights.items():
             self.pool.check_name(name)
             if not math.isfinite(weight):
@@ -309,17 +318,24 @@ class LoGo(MixedLlama):
                 raise
             log.debug("once more, after %s", error)
             self._route_and_adopt(prompt, given)
+        except Stopped:  # where the base reads the prompt
+            return
         parent = super().generate(prompt, **options)
         phase, more = "prefill", None
+        self._n_tokens = len(prompt), 0
         try:
             while True:
                 started = time.perf_counter()
                 try:
+                    if self.should_stop():
+                        return
                     token = parent.send(more)
-                except StopIteration:
+                except (StopIteration, Stopped):
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
+                if not llama_vocab_is_eog(self._model.vocab, token):
+                    self._n_tokens = len(prompt), self._n_tokens[1] + 1
                 more = yield token
                 if turn != self._turn:
                     raise PromptError(
@@ -360,6 +376,20 @@ class LoGo(MixedLlama):
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo(super().create_chat_completion, *args, **kwargs)
 
+    def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
+        """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
+
+        By the base model alone, pooled as its file says, else by the mean over its tokens. Needs
+        no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
+        empty or longer than the context.
+        """
+        if self._embedder is None:
+            pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
+            self._embedder = Embedder(self.model, self.context_params, self.base, pooling)
+            self._stack.callback(self._embedder.close)  # before the model goes
+        tokens = [self.tokenize(text.encode()) for text in texts]
+        return [self._embedder.embed(one) for one in tokens], sum(map(len, tokens))
+
     def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
         for name in route.names:
             self.pool.check_name(name)
@@ -394,6 +424,12 @@ class LoGo(MixedLlama):
                 return
             if any(choice.get("finish_reason") for choice in chunk["choices"]):
                 chunk["logo"] = self._logo()
+                prompt, answer = self._n_tokens
+                chunk["usage"] = {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": answer,
+                    "total_tokens": prompt + answer,
+                }
             yield chunk
 
     def _forget_timings(self) -> None:

@@ -15,16 +15,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter_file import AdapterFile
+import numpy as np
+
+from .adapter_file import AdapterFile, Module, TensorPlace
 from .base_model import BaseModel
 from .pool import Changes, Pool
 from .routing import Route, fixed, select
+from .signals import FloatArray
 
-# A piece of an answer: text, or an exception that is raised at that place.
-Piece = str | BaseException
+# A piece of an answer: text, or an exception that is raised at that place, or a function that makes
+# the text when it is reached (and may wait until then).
+Piece = str | BaseException | Callable[[], str]
 Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
 Answers = Sequence[str | Sequence[Piece]] | Callable[[str, Route], str]
 SignalScores = Mapping[str, Mapping[str, float]]
+
+
+_A, _B = TensorPlace(0, 1024, "F32", (4, 64)), TensorPlace(1024, 1024, "F32", (64, 4))
+_MODULES = {"blk.3.attn_q.weight": Module(4, 64, 64, "F32", 0, _A, _B)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class FakeLoGo:
     `scores` gives each adapter's score, or is a function from the prompt's text to them (then
     `names` lists the adapters); `by_signal` may give those of single signals instead. `answers`
     are given in turn, the last one for ever; an answer is a text, or a sequence of pieces, each a
-    text or an exception to raise when it is reached. They may also be a function from the prompt's
+    text, an exception to raise or a function to call when it is reached. `should_stop` is asked
+    before each piece. They may also be a function from the prompt's
     text and the route to the text.
     `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
     those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
@@ -72,7 +81,8 @@ class FakeLoGo:
         self._scores = scores
         self._by_signal = by_signal or {}
         self._answers = answers if callable(answers) else list(answers)
-        self.top_k = top_k
+        self.top_k, self.signal = top_k, "norm"
+        self.should_stop: Callable[[], bool] = lambda: False
         self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
         if isinstance(scores, Mapping):
             names = tuple(scores)
@@ -80,7 +90,9 @@ class FakeLoGo:
             folder=Path("adapters"),
             base=self.base,
             cache=Path("cache"),
-            adapters={n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, {}, 0, 0) for n in sorted(names)},
+            adapters={
+                n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, _MODULES, 2048, 0) for n in sorted(names)
+            },
         )
         self.metadata = {"tokenizer.chat_template": "fake"} if chat_template else {}
         self.last_route: Route | None = None
@@ -144,8 +156,9 @@ class FakeLoGo:
         """The same as `create_completion`."""
         return self.create_completion(prompt, **options)
 
-    def create_completion(self, prompt: str, **options: Any) -> Any:
+    def create_completion(self, prompt: str | list[int], **options: Any) -> Any:
         """llama_cpp's completion dictionary, or its chunks, with ["logo"]."""
+        prompt = _seen(prompt)[0]
         self.history.append(Call("create_completion", prompt, (), options))
         return self._answer(prompt, options, lambda text: {"text": text}, lambda t: {"text": t})
 
@@ -175,6 +188,15 @@ class FakeLoGo:
         """Within this block routes hold no adapter."""
         return self.under({})
 
+    def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
+        """Vectors of two numbers: of words, and of characters."""
+        vectors = [np.array([len(t.split()), len(t)], np.float32) for t in texts]
+        return vectors, sum(len(text.split()) for text in texts)
+
+    def n_vocab(self) -> int:
+        """A vocabulary of 100."""
+        return 100
+
     def close(self) -> None:
         """Only remembers that it was closed."""
         self.closed = True
@@ -195,7 +217,7 @@ class FakeLoGo:
         route = select(
             self._wanted(self._scores_for(text)),
             self.top_k,
-            signal="norm",
+            signal=self.signal,
             probe="one-pass",
             target="blk.3.attn_q.weight",
         )
@@ -216,18 +238,47 @@ class FakeLoGo:
         pieces = [answer] if isinstance(answer, str) else list(answer)
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
         if options.get("stream"):
-            return _chunks(pieces, part, logo)
-        text = "".join(_texts(pieces))
-        n_prompt, n_answer = len(prompt.split()), len(text.split())
+            return self._chunks(prompt, pieces, part, logo)
+        text = "".join(self._texts(pieces))
         return {
             "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
-            "usage": {
-                "prompt_tokens": n_prompt,
-                "completion_tokens": n_answer,
-                "total_tokens": n_prompt + n_answer,
-            },
+            "usage": _usage(prompt, text),
             "logo": logo,
         }
+
+    def _texts(self, pieces: Sequence[Piece]) -> Iterator[str]:
+        for piece in pieces:
+            if self.should_stop():
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece() if callable(piece) else piece
+
+    def _chunks(
+        self,
+        prompt: str,
+        pieces: Sequence[Piece],
+        part: Callable[[str], dict[str, Any]],
+        logo: Mapping[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        said = ""
+        for text in self._texts(pieces):
+            said += text
+            yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
+        yield {
+            "choices": [{"index": 0, **part(""), "finish_reason": "stop"}],
+            "logo": logo,
+            "usage": _usage(prompt, said),
+        }
+
+
+def _usage(prompt: str, text: str) -> dict[str, int]:
+    n_prompt, n_answer = len(prompt.split()), len(text.split())
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+    }
 
 
 def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
@@ -238,18 +289,3 @@ def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
     if messages and isinstance(messages[-1], Mapping):
         return str(messages[-1]["content"]), tuple(dict(message) for message in messages)
     return " ".join(str(token) for token in messages), ()
-
-
-def _texts(pieces: Sequence[Piece]) -> Iterator[str]:
-    for piece in pieces:
-        if isinstance(piece, BaseException):
-            raise piece
-        yield piece
-
-
-def _chunks(
-    pieces: Sequence[Piece], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    for text in _texts(pieces):
-        yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
-    yield {"choices": [{"index": 0, **part(""), "finish_reason": "stop"}], "logo": logo}

@@ -1,8 +1,9 @@
 """What lies in a folder of adapters, unread: what can be an adapter, and what only looks like one.
 
 The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
-with an adapter_config.json in it (PEFT), whose inside is not searched. Hidden names and other files
-(notes, data) are no adapters and are passed over. Links may lead anywhere. Nothing is opened here.
+with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie in one file
+or in several, the shards. Hidden names and other files (notes, data) are no adapters and are
+passed over. Links may lead anywhere, unless the caller forbids it. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +26,10 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MLX_WEIGHTS_FILE = "adapters.safetensors"  # of adapters that mlx-lm trained
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE)  # of a folder that is an adapter
+# What says which shard a tensor is in. transformers gives it the second name, that of a model's.
+INDEX_FILES = (f"{WEIGHTS_FILE}.index.json", "model.safetensors.index.json")
+SHARD_NAME = re.compile(r"adapter_model-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE, *INDEX_FILES)  # of a folder, before shards
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
@@ -54,8 +59,11 @@ class Entry:
     stamp: Stamp
 
 
-def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
-    """The adapters in `folder`, unread and with unique names, and what cannot be one."""
+def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Problem]]:
+    """The adapters in `folder`, unread and with unique names, and what cannot be one.
+
+    Without `links_out` none of their files may be a link to somewhere outside of the folder.
+    """
     _check_folder(folder)
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
@@ -68,6 +76,8 @@ def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
     for path, found in _adapters(paths, within=folder.resolve()):
         if isinstance(found, str):
             problems.append(Problem(path.stem, path, found))
+        elif not links_out and _leads_out(path, folder):
+            problems.append(Problem(found.name, path, "a link that leads out of the folder"))
         elif found.name in entries:
             taken = entries[found.name].path.relative_to(folder)
             reason = f"{taken} has the same name, {found.name}, and comes first"
@@ -75,6 +85,13 @@ def scan(folder: Path) -> tuple[list[Entry], list[Problem]]:
         else:
             entries[found.name] = found
     return list(entries.values()), problems
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether an adapter, or any file of it, lies elsewhere than it seems to."""
+    root = folder.resolve()
+    files = [path, *(path.iterdir() if path.is_dir() else ())]
+    return not all(file.resolve().is_relative_to(root) for file in files)
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -109,17 +126,43 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
         yield from _adapters(below, within=None)
 
 
-def weights_in(folder: Path) -> Path:
-    """The file with the weights of the adapter that `folder` is, PEFT's or mlx-lm's."""
-    path = folder / WEIGHTS_FILE
-    return path if path.exists() else folder / MLX_WEIGHTS_FILE
+def shards_in(folder: Path) -> list[Path]:
+    """The files in `folder` that are named as parts of an adapter's weights, by name.
+
+    None where the folder may not be listed: then a file is there for whoever knows its name.
+    """
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(name for name in os.listdir(folder) if SHARD_NAME.fullmatch(name))
+    return [folder / name for name in names]
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The file with the weights of the adapter that `folder` is, or its shards; one at least.
+
+    PEFT's one file comes before its shards, and these before mlx-lm's.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    shards = shards_in(folder)
+    if shards or not (folder / MLX_WEIGHTS_FILE).exists():
+        return shards or [folder / WEIGHTS_FILE]
+    return [folder / MLX_WEIGHTS_FILE]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files that say what the adapter in `folder` is: its config, weights, index of shards."""
+    weights = weights_in(folder)
+    sharded = SHARD_NAME.fullmatch(weights[0].name) is not None
+    names = (CONFIG_FILE, *(INDEX_FILES if sharded else ()))
+    return [*(path for name in names if (path := folder / name).is_file()), *weights]
 
 
 def kind_of(origin: Path) -> str:
     """Of an adapter as the user keeps it: "gguf", "peft" or "mlx"."""
     if not origin.is_dir():
         return "gguf"
-    return "mlx" if weights_in(origin).name == MLX_WEIGHTS_FILE else "peft"
+    return "mlx" if weights_in(origin)[0].name == MLX_WEIGHTS_FILE else "peft"
 
 
 def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
@@ -156,11 +199,18 @@ def stamp_of(path: Path) -> Stamp | None:
     """What changes when the file, or what a PEFT folder is read from, does; None if it is gone."""
     try:
         stat = path.stat()
-        inside = [path / name for name in _FILES]
+        is_adapter = (path / CONFIG_FILE).is_file()
+        inside = [path / name for name in _own(os.listdir(path))] if is_adapter else []
         stats = [child.stat() for child in inside if child.is_file()] or [stat]
     except OSError:
         return None
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _own(names: Collection[str]) -> list[str]:
+    """Which of the names in a folder are files of the adapter that it is, in a fixed order."""
+    shards = sorted(name for name in names if SHARD_NAME.fullmatch(name))
+    return [*(name for name in _FILES if name in names), *shards]
 
 
 def _classify(path: Path, *, last: bool) -> Entry | None:
@@ -193,10 +243,10 @@ def _classify(path: Path, *, last: bool) -> Entry | None:
 def _classify_folder(path: Path, *, last: bool) -> Entry | None:
     inside = sorted(child.name for child in path.iterdir())
     if CONFIG_FILE in inside:
-        stats = [(path / name).stat() for name in _FILES if name in inside]
+        stats = [(path / name).stat() for name in _own(inside)]
         stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
         return Entry(path.name, path, is_peft=True, stamp=stamp)
-    if any(name.startswith("adapter_model.") for name in inside):
+    if any(name.startswith(("adapter_model.", "adapter_model-")) for name in inside):
         raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
     if path.suffix.lower() == ".gguf":
         raise _NotUsableError("it is a folder, not a file")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
-from .digest import sha256_of
+from .digest import sha256_of_all
 from .errors import AdapterError
 from .folder import Stamp, weights_in
 
@@ -139,12 +139,11 @@ def content_key(origin: Path) -> str:
 
     `origin` is a GGUF file or a PEFT folder. Raises AdapterError where it cannot be read.
     """
-    path = weights_in(origin) if origin.is_dir() else origin
     try:
-        return sha256_of(path)
+        return sha256_of_all(weights_in(origin) if origin.is_dir() else [origin])
     except OSError as error:
         raise AdapterError(
-            f"{path} cannot be read: {error.strerror}",
+            f"{error.filename or origin} cannot be read: {error.strerror}",
             hint="give a GGUF LoRA file or a PEFT adapter folder",
         ) from error
 

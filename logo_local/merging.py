@@ -6,8 +6,6 @@ the nearest that has it, by the singular values of the sum; what is lost is said
 
 from __future__ import annotations
 
-import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ import numpy as np
 from .adapter_file import AdapterFile, FloatArray, read_adapter
 from .base_model import BaseModel
 from .errors import AdapterError, ConversionError, LogoError
+from .whole_file import written_whole
 
 OUTTYPES = ("f32", "f16")
 
@@ -67,17 +66,14 @@ def merge(
                 raise ConversionError(
                     f"{flat[0]} cannot be given a smaller rank", hint="leave --rank out"
                 )
-        unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
         try:
-            merged = _write(mixture, targets, base.architecture, unfinished, outtype, rank)
-            os.replace(unfinished, out)
+            with written_whole(out) as unfinished:
+                merged = _write(mixture, targets, base.architecture, unfinished, outtype, rank)
         except OSError as error:
             raise ConversionError(
                 f"cannot make {out}: {error.strerror or error}",
                 hint="is there space on the disk, and may you write to the folder?",
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
     return Merged(out, len(targets), *merged)
 
 
@@ -93,7 +89,7 @@ def _opened(paths: Sequence[Path], base: BaseModel) -> Iterator[list[AdapterFile
             try:
                 if path.is_dir():
                     file = Path(scratch) / f"{i}.gguf"
-                    convert_adapter(path, base, file, "f32")
+                    convert_adapter(path, base, file, "f32", to_run=True)
                     adapters.append(read_adapter(file, base))
                 else:
                     adapters.append(read_adapter(path, base))

@@ -6,17 +6,27 @@ right only under the same adapters with the same weights: keys and values are ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .mixture import Mixer, Mixture, MixtureKey, mixture_key
 from .prompt_tokens import PromptTokens
 
 
+class Stopped(Exception):
+    """Carries nothing: the prompt need not be read to its end."""
+
+
 class MixedLlama(PromptTokens):
-    """What is below the routing. `mixer` must be there before anything is generated."""
+    """What is below the routing. `mixer` must be there before anything is generated.
+
+    `should_stop` is asked before every token, and before every batch of a prompt, in the thread
+    that generates; once it says True the answer ends as if it had reached its longest. It may be
+    set by any thread, and is never asked while the route of a prompt is worked out.
+    """
 
     mixer: Mixer
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
     # What the context's keys and values were made under; None when that is unknown.
     _kv_key: MixtureKey | None = mixture_key(())
 
@@ -48,6 +58,13 @@ class MixedLlama(PromptTokens):
             self.set_mixture([])
             self.reset()
             self.eval(prompt)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As in the parent, batch by batch. Raises Stopped between two, if it should stop."""
+        for start in range(0, len(tokens), self.n_batch):
+            if self.should_stop():
+                raise Stopped
+            super().eval(tokens[start : start + self.n_batch])
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, by the base model alone."""

@@ -141,22 +141,29 @@ SIGNAL = _shared(
     default="auto",
     help="How an adapter's score is made.",
 )
-ROUTING = (
+TOP_K = _shared(
+    "--top-k",
+    type=click.IntRange(1),
+    default=settings.DEFAULT_TOP_K,
+    help="The most adapters to blend.",
+)
+SEED = _shared(
+    "--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"
+)
+ROUTES = (
     ADAPTERS,
     SIGNAL,
-    _shared(
-        "--top-k",
-        type=click.IntRange(1),
-        default=settings.DEFAULT_TOP_K,
-        help="The most adapters to blend.",
-    ),
+    TOP_K,
     _shared(
         "--past/--no-past",
         default=True,
         help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
     ),
     *ENGINE,
-    _shared("--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"),
+    SEED,
+)
+ROUTING = (
+    *ROUTES,
     _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
     RAW,
     JSON,
@@ -164,6 +171,52 @@ ROUTING = (
 SAMPLING = (
     _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
     _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
+)
+SERVER = (
+    _shared(
+        "--host",
+        default="127.0.0.1",
+        help="The address to listen at; one that others can reach needs --api-key.",
+    ),
+    _shared("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes any free one."),
+    _shared(
+        "--api-key",
+        metavar="KEY",
+        help="Answer only who shows it. Better set in the environment: command lines can be seen.",
+    ),
+    _shared(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="NAME",
+        help="Another name that this server may be called by; may be given several times.",
+    ),
+    _shared(
+        "--allow-origin",
+        "allowed_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Pages from there may ask: https://example.org, tauri://localhost, or "
+        "vscode-webview://*; may be given several times.",
+    ),
+    _shared(
+        "--parallel",
+        type=click.IntRange(1, 64),
+        default=1,
+        help="How many answers are made at once, as far as the memory allows.",
+    ),
+    _shared(
+        "--queue",
+        type=click.IntRange(0),
+        default=32,
+        help="How many requests may wait; the next one is told to come back.",
+    ),
+    _shared(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=600.0,
+        help="Seconds after which an answer ends.",
+    ),
 )
 
 

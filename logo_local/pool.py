@@ -21,16 +21,7 @@ from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
 from .errors import AdapterError, PoolError
-from .folder import (
-    CONFIG_FILE,
-    Entry,
-    Problem,
-    Stamp,
-    other_folders,
-    scan,
-    stamp_of,
-    weights_in,
-)
+from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
 from .ledger import Ledger, content_key
 
 log = logging.getLogger(__name__)
@@ -78,6 +69,7 @@ class Pool:
     cache: Path
     on_problem: Callable[[Problem], None] | None = None
     all_may_be_unfit: bool = False
+    links_out: bool = True
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     pinned: tuple[str, ...] = ()
@@ -102,15 +94,17 @@ class Pool:
         progress: Progress | None = None,
         on_problem: Callable[[Problem], None] | None = None,
         all_may_be_unfit: bool = False,
+        links_out: bool = True,
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
         `progress` is called with (stage, done, total) as adapters are read and converted;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
         all problems, when `folder` is no folder of adapters or holds none, and when none of them
-        can be used, unless `all_may_be_unfit`.
+        can be used, unless `all_may_be_unfit`. Without `links_out`, links to adapters outside of
+        the folder are left out.
         """
-        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit)
+        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out)
         pool.rescan(progress=progress)
         return pool
 
@@ -202,7 +196,7 @@ class Pool:
         PoolError, and changes nothing, when no usable adapter is left.
         """
         stamp = stamp_of(self.folder)
-        entries, problems = scan(self.folder)
+        entries, problems = scan(self.folder, links_out=self.links_out)
         used = {entry.path for entry in entries}
         unused = {path: stamp_of(path) for path in other_folders(self.folder, used)}
         unused |= {problem.path: stamp_of(problem.path) for problem in problems}
@@ -275,7 +269,7 @@ class Pool:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
             raise PoolError(
-                f"there is no adapter {name!r} in {self.folder}",
+                f"there is no adapter {name!r} in {self.folder.name}",
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
@@ -305,16 +299,16 @@ class Pool:
                 log.warning("%s is damaged and made anew: %s", out, error)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps)
+        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps, to_run=True)
         for note in conversion.notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 
 
 def _content_key(folder: Path, parts: Iterable[str]) -> str:
-    """Sixty-four hex digits for the adapter's two files and `parts`."""
+    """Sixty-four hex digits for the adapter's files and `parts`."""
     key = hashlib.sha256("\n".join(parts).encode())
-    for file in (folder / CONFIG_FILE, weights_in(folder)):
+    for file in files_in(folder):
         if file.is_file():  # without one of them the converter will say what is missing
             # Digests rather than contents: no file can pretend to be the start of the next.
             key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))

@@ -15,7 +15,7 @@ from typing import Any
 BLOCKS, WIDTH, HEADS, KV_HEADS, FFN, VOCAB, CONTEXT = 2, 64, 4, 2, 96, 300, 128
 TOKENS = [5, 17, 80, 33, 201, 44, 9, 150, 71, 260, 3, 18]
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": WIDTH,
     "intermediate_size": FFN,
@@ -28,11 +28,11 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": 0,
     "initializer_range": 0.12,  # far from linear: attention must have something to choose
 }
-_ONE_KV = {name: value for name, value in _SHAPE.items() if name != "num_key_value_heads"}
+_ONE_KV = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
 _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _PLAIN = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_MOE = {
+MOE = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "decoder_sparse_step": 1, "tie_word_embeddings": False,
 }  # fmt: skip
@@ -43,50 +43,50 @@ _GPT2 = {
 
 # llama.cpp's name -> transformers' model, its settings, the adapted layers
 FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "llama": ("Llama", _SHAPE | {"tie_word_embeddings": False}, [*_ALL, "lm_head", "embed_tokens"]),
-    "granite": ("Granite", _SHAPE | {"tie_word_embeddings": True}, _ALL),
-    "smollm3": ("SmolLM3", _SHAPE | {"tie_word_embeddings": True}, _ALL),
-    "olmo": ("Olmo", _SHAPE | {"tie_word_embeddings": False}, _ALL),
-    "qwen2": ("Qwen2", _SHAPE | {"tie_word_embeddings": True}, _ALL),
-    "qwen3": ("Qwen3", _SHAPE | {"tie_word_embeddings": True, "head_dim": 16}, _ALL),
-    "gemma": ("Gemma", _SHAPE | {"head_dim": 16}, _ALL),
+    "llama": ("Llama", SHAPE | {"tie_word_embeddings": False}, [*_ALL, "lm_head", "embed_tokens"]),
+    "granite": ("Granite", SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "smollm3": ("SmolLM3", SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "olmo": ("Olmo", SHAPE | {"tie_word_embeddings": False}, _ALL),
+    "qwen2": ("Qwen2", SHAPE | {"tie_word_embeddings": True}, _ALL),
+    "qwen3": ("Qwen3", SHAPE | {"tie_word_embeddings": True, "head_dim": 16}, _ALL),
+    "gemma": ("Gemma", SHAPE | {"head_dim": 16}, _ALL),
     "gemma2": (
-        "Gemma2", _SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}, _ALL
+        "Gemma2", SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}, _ALL
     ),
     "gemma3": (
         "Gemma3Text",
-        _SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+        SHAPE | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
         _ALL,
     ),
-    "olmo2": ("Olmo2", _SHAPE | {"tie_word_embeddings": False}, _ALL),
+    "olmo2": ("Olmo2", SHAPE | {"tie_word_embeddings": False}, _ALL),
     "phi2": (
         "Phi",
-        _SHAPE | {"num_key_value_heads": HEADS, "intermediate_size": 4 * WIDTH},
+        SHAPE | {"num_key_value_heads": HEADS, "intermediate_size": 4 * WIDTH},
         ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
     ),
     "phi3": (
         "Phi3",
-        _SHAPE | {"sliding_window": None, "tie_word_embeddings": False},
+        SHAPE | {"sliding_window": None, "tie_word_embeddings": False},
         ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     ),
     "stablelm": (
-        "StableLm", _SHAPE | {"num_key_value_heads": HEADS, "partial_rotary_factor": 0.5}, _ALL
+        "StableLm", SHAPE | {"num_key_value_heads": HEADS, "partial_rotary_factor": 0.5}, _ALL
     ),
     "starcoder2": (
         "Starcoder2",
-        _SHAPE | {"sliding_window": None},
+        SHAPE | {"sliding_window": None},
         ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
     ),
-    "command-r": ("Cohere", _SHAPE, _ALL),
-    "cohere2": ("Cohere2", _SHAPE | {"head_dim": 16, "sliding_window": 64}, _ALL),
+    "command-r": ("Cohere", SHAPE, _ALL),
+    "cohere2": ("Cohere2", SHAPE | {"head_dim": 16, "sliding_window": 64}, _ALL),
     "glm4": (
         "Glm4",
-        _SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
+        SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
     ),
-    "exaone4": ("Exaone4", _SHAPE | {"sliding_window": 64, "tie_word_embeddings": False}, _ALL),
-    "nemotron": ("Nemotron", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
-    "seed_oss": ("SeedOss", _SHAPE | {"head_dim": 16, "tie_word_embeddings": False}, _ALL),
+    "exaone4": ("Exaone4", SHAPE | {"sliding_window": 64, "tie_word_embeddings": False}, _ALL),
+    "nemotron": ("Nemotron", SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "seed_oss": ("SeedOss", SHAPE | {"head_dim": 16, "tie_word_embeddings": False}, _ALL),
     "gpt2": ("GPT2", _GPT2, ["c_attn", "c_proj", "c_fc"]),
     "gptneox": (
         "GPTNeoX",
@@ -111,30 +111,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
          "max_seq_len": CONTEXT, "expansion_ratio": 4, "initializer_range": 0.12},
         ["Wqkv", "out_proj", "up_proj", "down_proj"],
     ),
-    "apertus": ("Apertus", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
-    "arcee": ("Arcee", _SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "apertus": ("Apertus", SHAPE | {"tie_word_embeddings": False}, _PLAIN),
+    "arcee": ("Arcee", SHAPE | {"tie_word_embeddings": False}, _PLAIN),
     "chatglm": (
         "Glm",
-        _SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
+        SHAPE | {"head_dim": 16, "tie_word_embeddings": False},
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
     ),
-    "ernie4_5": ("Ernie4_5", _SHAPE | {"tie_word_embeddings": False, "head_dim": 16}, _ALL),
-    "granitemoe": ("GraniteMoe", _SHAPE | {"num_local_experts": 4} | _MOE, _ATTENTION),
-    "hunyuan-dense": ("HunYuanDenseV1", _SHAPE | {"head_dim": 16}, _ALL),
-    "jais2": ("Jais2", _SHAPE, _PLAIN),
+    "ernie4_5": ("Ernie4_5", SHAPE | {"tie_word_embeddings": False, "head_dim": 16}, _ALL),
+    "granitemoe": ("GraniteMoe", SHAPE | {"num_local_experts": 4} | MOE, _ATTENTION),
+    "hunyuan-dense": ("HunYuanDenseV1", SHAPE | {"head_dim": 16}, _ALL),
+    "jais2": ("Jais2", SHAPE, _PLAIN),
     "lfm2": (
         "Lfm2",
-        _SHAPE | {"layer_types": ["full_attention", "conv"]},
+        SHAPE | {"layer_types": ["full_attention", "conv"]},
         ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
     ),
-    "olmoe": ("Olmoe", _SHAPE | _MOE | {"num_key_value_heads": HEADS}, _ATTENTION),
+    "olmoe": ("Olmoe", SHAPE | MOE | {"num_key_value_heads": HEADS}, _ATTENTION),
     "qwen2moe": (
         "Qwen2Moe",
-        _SHAPE | _MOE | {"shared_expert_intermediate_size": 48},
+        SHAPE | MOE | {"shared_expert_intermediate_size": 48},
         [*_ATTENTION, *(f"shared_expert.{kind}_proj" for kind in ("gate", "up", "down"))],
     ),
     "qwen3moe": (
-        "Qwen3Moe", _SHAPE | _MOE | {"head_dim": 16, "norm_topk_prob": True}, _ATTENTION
+        "Qwen3Moe", SHAPE | MOE | {"head_dim": 16, "norm_topk_prob": True}, _ATTENTION
     ),
     "starcoder": ("GPTBigCode", _GPT2, ["c_attn", "c_proj", "c_fc"]),
 }  # fmt: skip
@@ -157,62 +157,78 @@ def _make_model(name: str, folder: Path) -> Any:
     torch.manual_seed(list(FAMILIES).index(name))
     config = getattr(transformers, f"{kind}Config")(**how)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return save_model(model, folder, MISSING.get(name, {}))
+
+
+def save_model(model: Any, folder: Path, missing: dict[str, Any]) -> Any:
+    """Save the model, with norms and biases that are random, too; returns it for evaluation."""
+    import torch
+
     with torch.no_grad():  # transformers starts norms at one and biases at zero: no test for either
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name or "ln" in parameter_name or "bias" in parameter_name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | MISSING.get(name, {})))
-    if name == "gemma3":  # there the vocabulary is counted by what the tokenizer says
+    path.write_text(json.dumps(json.loads(path.read_text()) | missing))
+    if type(model).__name__.startswith("Gemma3"):  # the vocabulary is counted by the tokenizer's
         pieces = {f"w{i}": i for i in range(VOCAB)}
         tokenizer = {"model": {"vocab": pieces}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return model.eval()
 
 
-def _make_adapters(model: Any, name: str, folder: Path) -> dict[str, Any]:
-    """Two adapters, saved; their logits (n_tokens, n_vocab) by PEFT, and the base's."""
+def make_adapters(
+    model: Any, modules: list[str], folder: Path, targets: str | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Two adapters of `modules`, saved; their logits (n_tokens, n_vocab) by PEFT, and the base's.
+
+    `targets` is how PEFT is told the modules, if not by their names.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
-    modules = FAMILIES[name][2]
-    first = modules[0]
     tokens = torch.tensor([TOKENS])
     logits = {}
     with torch.no_grad():
-        logits["base"] = model(tokens).logits[0].float().numpy()
+        logits["base"] = model(input_ids=tokens).logits[0].float().numpy()
         for adapter, how in (
             ("plain", {"r": 8, "lora_alpha": 16}),
             (
                 "patterns",
-                {"r": 6, "lora_alpha": 12, "rank_pattern": {first: 3},
+                {"r": 6, "lora_alpha": 12, "rank_pattern": {modules[0]: 3},
                  "alpha_pattern": {modules[-1]: 5}, "use_rslora": True},
             ),
         ):  # fmt: skip
             torch.manual_seed(7)
             config = LoraConfig(
-                task_type="CAUSAL_LM", target_modules=modules, fan_in_fan_out=name == "gpt2", **how
+                task_type="CAUSAL_LM", target_modules=targets or modules, **how, **settings
             )
             peft = get_peft_model(model, config)
             for parameter_name, parameter in peft.named_parameters():
                 if "lora_B" in parameter_name:
                     parameter.normal_(std=0.1)
             peft.eval()
-            logits[adapter] = peft(tokens).logits[0].float().numpy()
+            logits[adapter] = peft(input_ids=tokens).logits[0].float().numpy()
             peft.save_pretrained(folder / adapter)
             model = peft.unload()
     return logits
 
 
-def _convert(folder: Path, out: Path, **options: Any) -> None:
-    """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies."""
+def convert_base(folder: Path, out: Path, missing: dict[str, Any], **options: Any) -> None:
+    """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies.
+
+    `missing` is what llama.cpp's converter looks for beyond what lies in config.json, `options`
+    are those of its model classes.
+    """
     import gguf
     from conversion import ModelBase, get_model_architecture, get_model_class
     from conversion.base import ModelType
 
-    hparams = ModelBase.load_hparams(folder, False)
+    hparams = ModelBase.load_hparams(folder, False) | missing
     converter = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+
+    converter = getattr(converter, "Ministral3Model", converter)  # Mistral 3's is a shell around it
 
     class Dummy(converter):  # type: ignore[valid-type, misc]
         model_arch = converter.model_arch
@@ -228,7 +244,6 @@ def _convert(folder: Path, out: Path, **options: Any) -> None:
             self.gguf_writer.add_bos_token_id(1)
             self.gguf_writer.add_eos_token_id(2)
 
-    hparams |= MISSING.get(folder.parent.name, {})
     Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams, **options).write()
 
 
@@ -245,9 +260,9 @@ def _build(out: Path, sources: Path) -> None:
         folder.mkdir(parents=True)
         try:
             model = _make_model(name, folder / "model")
-            logits = _make_adapters(model, name, folder)
+            logits = make_adapters(model, FAMILIES[name][2], folder, fan_in_fan_out=name == "gpt2")
             np.savez(folder / "logits.npz", **logits)
-            _convert(folder / "model", folder / "base.gguf")
+            convert_base(folder / "model", folder / "base.gguf", MISSING.get(name, {}))
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}"
     (out / "failures.json").write_text(json.dumps(failures))

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from families import _MOE, _SHAPE, BLOCKS, HEADS, KV_HEADS, TOKENS, WIDTH, _convert
+from families import BLOCKS, HEADS, KV_HEADS, MOE, SHAPE, TOKENS, WIDTH, convert_base
 
 N_EXPERT = 4
 _HEADS = {"num_key_value_heads": HEADS}
@@ -22,13 +22,13 @@ _Q_V = ["q_proj", "v_proj"]
 EXPERTS: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     "llama": (
         "Mixtral",
-        _SHAPE | {"num_local_experts": N_EXPERT, "tie_word_embeddings": False},
+        SHAPE | {"num_local_experts": N_EXPERT, "tie_word_embeddings": False},
         _Q_V,
         ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
     ),
     "qwen2moe": (
         "Qwen2Moe",
-        _SHAPE | _MOE | {"shared_expert_intermediate_size": 48},
+        SHAPE | MOE | {"shared_expert_intermediate_size": 48},
         [
             *_Q_V,
             *(f"shared_expert{kind}" for kind in (".gate_proj", ".up_proj", ".down_proj", "_gate")),
@@ -37,19 +37,19 @@ EXPERTS: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     ),
     "qwen3moe": (
         "Qwen3Moe",
-        _SHAPE | _MOE | {"head_dim": 16, "norm_topk_prob": True},
+        SHAPE | MOE | {"head_dim": 16, "norm_topk_prob": True},
         _Q_V,
         ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
     ),
     "olmoe": (
         "Olmoe",
-        _SHAPE | _MOE | _HEADS | {"intermediate_size": 32},  # gate and up together: as wide as d
+        SHAPE | MOE | _HEADS | {"intermediate_size": 32},  # gate and up together: as wide as d
         _Q_V,
         ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
     ),
     "granitemoe": (
         "GraniteMoeShared",
-        _SHAPE | {"num_local_experts": N_EXPERT, "shared_intermediate_size": 48},
+        SHAPE | {"num_local_experts": N_EXPERT, "shared_intermediate_size": 48},
         [*_Q_V, "shared_mlp.input_linear", "shared_mlp.output_linear"],
         ["experts.gate_up_proj", "experts.down_proj", "router.weight"],
     ),
@@ -233,7 +233,7 @@ def _with_fused_layers(name: str, folder: Path) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     own, how, names = FUSED[name]
-    settings = _SHAPE | {"tie_word_embeddings": False} | how
+    settings = SHAPE | {"tie_word_embeddings": False} | how
     torch.manual_seed(3)
     model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="eager")).eval()
     logits = {"base": _logits(model)}
@@ -288,7 +288,7 @@ def _with_joined_layers(name: str, folder: Path) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(4)
-    config = getattr(transformers, f"{JOINED[name]}Config")(**_SHAPE, tie_word_embeddings=False)
+    config = getattr(transformers, f"{JOINED[name]}Config")(**SHAPE, tie_word_embeddings=False)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -350,7 +350,7 @@ def _build(out: Path, sources: Path) -> None:
             np.savez(folder / "logits.npz", **logits)
             if name == "baichuan":
                 _end_its_recursion()
-            _convert(folder / "model", folder / "base.gguf", fuse_qkv=name in JOINED)
+            convert_base(folder / "model", folder / "base.gguf", {}, fuse_qkv=name in JOINED)
         except Exception as error:
             import traceback
 

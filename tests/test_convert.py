@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 from peft_folder import factor_name, factors, read_lora, save_as, write_peft
 
+from logo_local.adapter_file import ALORA, read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.convert import OUTTYPES, convert_adapter, plan_conversion
 from logo_local.convert.layouts import (
@@ -24,7 +26,7 @@ from logo_local.convert.layouts import (
     parts_apart,
     parts_of,
 )
-from logo_local.errors import ConversionError, ModelError
+from logo_local.errors import AdapterError, ConversionError, ModelError
 
 REPOSITORY = Path(__file__).parents[1]
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -180,6 +182,40 @@ def test_the_bytes_of_a_minimal_adapter(base, tmp_path, out):
     expected += struct.pack("<3f", 1, 2, 3).ljust(32, b"\0")
     expected += struct.pack("<2f", 4, 5).ljust(32, b"\0")
     assert out.read_bytes() == expected
+
+
+def test_an_activated_lora_carries_its_tokens_for_llama_cpp(base, tmp_path, out, random_llama):
+    """llama.cpp itself reads them back; this runtime says that it does not run it."""
+    tokens = [299, 0, 17]
+    folder = write_peft(tmp_path / "x", factors(SHAPES), alora_invocation_tokens=tokens)
+    conversion = convert_adapter(folder, base, out)
+    assert conversion.invocation_tokens == (299, 0, 17)
+    (note,) = conversion.notes
+    assert note.startswith("it is an activated LoRA (aLoRA)")
+    assert "not supported by logo-local" in note
+    adapter = llama_cpp.llama_adapter_lora_init(random_llama.model, str(out).encode())
+    assert adapter
+    n = llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter)
+    assert llama_cpp.llama_adapter_get_alora_invocation_tokens(adapter)[:n] == tokens
+    llama_cpp.llama_adapter_lora_free(adapter)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(out, base)
+    assert caught.value.problems == (ALORA,)
+    # the numbers are those of the same adapter without them
+    with_tokens = read_lora(out)[1]
+    convert_adapter(write_peft(tmp_path / "x", factors(SHAPES)), base, out)
+    for target, pair in read_lora(out)[1].items():
+        for one, other in zip(pair, with_tokens[target], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_to_run_it_an_activated_lora_is_refused_and_nothing_written(base, tmp_path, out):
+    folder = write_peft(tmp_path / "x", factors(SHAPES), alora_invocation_tokens=[1])
+    with pytest.raises(ConversionError) as caught:
+        convert_adapter(folder, base, out, to_run=True)
+    assert caught.value.problems == (ALORA,)
+    assert "llama.cpp's own programs" in caught.value.hint
+    assert listing(out) == []
 
 
 @pytest.mark.parametrize(
@@ -444,13 +480,41 @@ REFUSALS = {
     "a switch of the future": ({"use_magic": True}, {}, "use_magic is set"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, {}, "changed the base's own weights"),
     "olora": ({"init_lora_weights": "OLoRA"}, {}, "changed the base's own weights"),
+    "corda": ({"init_lora_weights": "corda"}, {}, "changed the base's own weights"),
+    "lora_ga": ({"init_lora_weights": "lora_ga"}, {}, "changed the base's own weights"),
+    "loftq": ({"init_lora_weights": "loftq"}, {}, "belongs to a base that LoftQ quantised"),
     "layer_replication": ({"layer_replication": [[0, 2], [1, 3]]}, {}, "layer_replication"),
     "target_parameters in words": (
         {"target_parameters": "experts"},
         {},
         "target_parameters is not a list of names",
     ),
-    "activated lora": ({"alora_invocation_tokens": [1]}, {}, "activated LoRA"),
+    "activated lora without tokens": (
+        {"alora_invocation_tokens": []},
+        {},
+        "alora_invocation_tokens is not a list of tokens' numbers",
+    ),
+    "activated lora by words": (
+        {"alora_invocation_tokens": ["go", True]},
+        {},
+        "alora_invocation_tokens is not a list of tokens' numbers",
+    ),
+    "activated lora below zero": (
+        {"alora_invocation_tokens": [-1]},
+        {},
+        "alora_invocation_tokens is not a list of tokens' numbers",
+    ),
+    "activated lora of another vocabulary": (
+        {"alora_invocation_tokens": [299, 300]},
+        {},
+        "alora_invocation_tokens: the base has 300 tokens, and no token 300",
+    ),
+    "activated lora of before": ({"invocation_string": "<go>"}, {}, "invocation_string: an"),
+    "adalora by its tensors": (
+        {},
+        {f"base_model.model.{Q0}.lora_E": ones(4, 1), f"base_model.model.{Q0}.ranknum": ones(1)},
+        "lora_E and 1 more: AdaLoRA's singular values",
+    ),
     "alpha 0": ({"lora_alpha": 0}, {}, "lora_alpha is 0; it must be a number other than 0"),
     "alpha missing": ({"lora_alpha": None}, {}, "lora_alpha is None"),
     "alpha in words": ({"lora_alpha": "16"}, {}, "lora_alpha is '16'"),
@@ -659,12 +723,6 @@ def pickle_only(folder):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
-def sharded(folder):
-    for number in (1, 2):
-        (folder / f"adapter_model-{number:05}-of-00002.safetensors").touch()
-    (folder / "adapter_model.safetensors").unlink()
-
-
 def no_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
 
@@ -711,7 +769,6 @@ DAMAGE = {
     no_config: "no adapter_config.json in it",
     nested: "no adapter_config.json in it",
     pickle_only: "adapter_model.bin is a pickle",
-    sharded: "split over 2 files",
     no_weights: "no adapter_model.safetensors in it",
     truncated: "adapter_model.safetensors cannot be read",
     empty: "adapter_model.safetensors cannot be read",

@@ -6,10 +6,12 @@ compared with PEFT's formulas for bare parameters, written down here as einsums.
 
 import dataclasses
 
+import llama_cpp
 import numpy as np
 import pytest
 from peft_folder import factor_name, factors, read_lora, write_peft
 from random_gguf import EXPERTS, write_base
+from safetensors.numpy import save_file
 
 from logo_local.adapter_file import read_adapter
 from logo_local.base_model import BaseModel
@@ -186,6 +188,71 @@ def test_a_router_as_a_parameter_is_a_layer(converted):
     near(gains["blk.2.ffn_gate_inp.weight"], 8 / 5 * b @ a)
 
 
+@pytest.mark.parametrize("start", ["model.language_model.", "language_model.model."])
+def test_experts_inside_a_larger_model_are_the_same(converted, start):
+    """Both forms, of which one is placed by its block and the other by gguf's tables."""
+    found = []
+    for before in ("model.", start):
+        outer = f"{before}layers.1.mlp.experts"
+        tensors = wrapped(outer, WIDTH, FFN, 4, 1)
+        tensors |= wrapped(f"{outer}.base_layer", 2 * FFN, WIDTH, 4, 2)
+        for i in range(N):
+            name = f"{before}layers.0.mlp.experts.{i}.down_proj"
+            tensors |= factors({name: (WIDTH, FFN)}, seed=3 + i)
+        pattern = {rf"^{before}layers\.1\.mlp\.experts\.down_proj": 5}
+        conversion, gains = converted(tensors, target_parameters=BOTH, alpha_pattern=pattern)
+        assert conversion.notes == ()
+        found.append(gains)
+    plain, inside = found
+    assert (
+        set(plain)
+        == set(inside)
+        == {
+            "blk.0.ffn_down_exps.weight",
+            *(f"blk.1.ffn_{kind}_exps.weight" for kind in ("gate", "up", "down")),
+        }
+    )
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], inside[name])
+
+
+def test_experts_in_shards_are_the_same_as_in_one_file(base, converted, tmp_path):
+    names = {W2.format(i): (WIDTH, FFN) for i in range(N)}
+    tensors = factors(names) | wrapped(OWNER, 2 * FFN, WIDTH, 4, 1)
+    _, whole = converted(tensors, target_parameters=BOTH[:1])
+    folder = write_peft(tmp_path / "shards", tensors, target_parameters=BOTH[:1])
+    (folder / "adapter_model.safetensors").unlink()
+    for shard in range(3):  # an A and its B are in different files, and so are experts of a layer
+        some = dict(sorted(tensors.items())[shard::3])
+        save_file(some, folder / f"adapter_model-{shard + 1:05}-of-00003.safetensors")
+    convert_adapter(folder, base, tmp_path / "shards.gguf", "f32")
+    alpha, pairs = read_lora(tmp_path / "shards.gguf")
+    assert set(pairs) == set(whole)
+    for name, (a, b) in pairs.items():
+        np.testing.assert_array_equal(alpha / b.shape[-1] * (b @ a), whole[name])
+    # a shard that is missing is not taken for experts that are not adapted
+    (folder / "adapter_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ConversionError) as caught:
+        convert_adapter(folder, base, tmp_path / "less.gguf")
+    assert caught.value.problems == ("of its 3 shards number 2 is missing",)
+
+
+def test_an_activated_lora_of_single_experts_carries_its_tokens(base, converted, tmp_path):
+    tensors = factors({W2.format(i): (WIDTH, FFN) for i in range(N)})
+    _, plain = converted(tensors)
+    conversion, gains = converted(tensors, alora_invocation_tokens=[7, 8])
+    assert conversion.invocation_tokens == (7, 8)
+    np.testing.assert_array_equal(*(g["blk.0.ffn_down_exps.weight"] for g in (plain, gains)))
+    llama = llama_cpp.Llama(str(base.path), n_ctx=32, verbose=False)
+    try:
+        out = str(tmp_path / "out.gguf").encode()
+        adapter = llama_cpp.llama_adapter_lora_init(llama.model, out)
+        assert llama_cpp.llama_adapter_get_alora_invocation_tokens(adapter)[:2] == [7, 8]
+        llama_cpp.llama_adapter_lora_free(adapter)
+    finally:
+        llama.close()
+
+
 # adapter's tensors, config, what is said
 REFUSED = {
     "an expert too many": (
@@ -239,6 +306,22 @@ REFUSED = {
         wrapped(OWNER, 2 * FFN, WIDTH, 4, 1),
         {"target_parameters": ["experts.gate_up_proj", "experts.gate_up_proj_bias"]},
         "which of its parameters gate_up_proj, gate_up_proj_bias comes first is not known",
+    ),
+    "bare parameters of an activated LoRA": (
+        wrapped(OWNER, 2 * FFN, WIDTH, 4, 1),
+        {"target_parameters": BOTH[:1], "alora_invocation_tokens": [7, 8]},
+        "alora_invocation_tokens with target_parameters: PEFT has no activated LoRA of bare",
+    ),
+    "experts within an unknown model": (
+        wrapped("eyes." + OWNER, 2 * FFN, WIDTH, 4, 1),
+        {"target_parameters": BOTH[:1]},
+        "eyes.model.layers.1.mlp.experts.gate_up_proj: the base's architecture has no such layer",
+    ),
+    "experts of what sees": (
+        wrapped("model.visual.layers.1.mlp.experts", 2 * FFN, WIDTH, 4, 1)
+        | factors({f"model.visual.layers.0.mlp.experts.{i}.up_proj": (80, 32) for i in range(9)}),
+        {"target_parameters": BOTH[:1]},
+        "and 9 more: of the visual, but the GGUF base holds the text part only",
     ),
     "ranks that are no multiple": (
         factors({OWNER: (2 * FFN, WIDTH)}, 10),

@@ -12,29 +12,28 @@ import pytest
 from families import FAMILIES
 from layers import FUSED
 from llama_logits import logits_of
+from wrapped import WRAPPED
 
 from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import LAYOUTS
+from logo_local.errors import ConversionError
 
 # Why some of the converter's architectures are not proved here.
 UNPROVED = {
     "exaone": "transformers has no such model: its code is on a hub",
-    "mistral3": "the text part of a model for pictures; its layers are those of llama",
 }
 
 
 def test_every_architecture_is_proved_or_says_why_not():
-    assert set(LAYOUTS) == set(FAMILIES) | set(FUSED) | set(UNPROVED)
+    wrapped = {architecture for architecture, _, _ in WRAPPED.values()}
+    assert set(LAYOUTS) == set(FAMILIES) | set(FUSED) | wrapped | set(UNPROVED)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_equal_pefts(families, name, tmp_path):
-    failures = json.loads((families / "failures.json").read_text())
-    assert name not in failures, failures[name]
-    folder = families / name
+def check_logits(folder, architecture, tmp_path):
+    """That both adapters of a tiny model do under llama.cpp what they do under PEFT."""
     base = BaseModel.read(folder / "base.gguf")
-    assert base.architecture == name
+    assert base.architecture == architecture
     expected = np.load(folder / "logits.npz")
     llama = llama_cpp.Llama(
         str(base.path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False, type_k=0, type_v=0
@@ -51,3 +50,30 @@ def test_logits_equal_pefts(families, name, tmp_path):
             assert np.abs(found - expected["base"]).max() > 0.05 * size
     finally:
         llama.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_equal_pefts(families, name, tmp_path):
+    failures = json.loads((families / "failures.json").read_text())
+    assert name not in failures, failures[name]
+    check_logits(families / name, name, tmp_path)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_logits_of_a_text_part_equal_pefts(wrapped, name, tmp_path):
+    failures = json.loads((wrapped / "failures.json").read_text())
+    assert name not in failures, failures[name]
+    check_logits(wrapped / name, WRAPPED[name][0], tmp_path)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_an_adapter_of_everything_is_refused_by_the_names_of_what_is_no_text(
+    wrapped, name, tmp_path
+):
+    base = BaseModel.read(wrapped / name / "base.gguf")
+    with pytest.raises(ConversionError) as caught:
+        convert_adapter(wrapped / name / "everything", base, tmp_path / "x.gguf")
+    ending = "but the GGUF base holds the text part only"
+    assert 1 <= len(caught.value.problems) <= 2  # the tower, and what hands its pictures on
+    assert all(problem.endswith(ending) for problem in caught.value.problems)
+    assert "target_modules" in caught.value.hint

@@ -238,6 +238,43 @@ def test_a_stream_stays_under_the_weights_it_was_made_under(logo):
     assert not llm.last_route.is_base
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_should_stop_ends_after_the_token(logo, stream):
+    llm = logo()
+    asked = []
+    llm.should_stop = lambda: len(asked) > 4 or asked.append(1)
+    answer = llm(A, **{**GREEDY, "max_tokens": 50}, stream=stream)
+    last = list(answer)[-1] if stream else answer
+    assert last["choices"][0]["finish_reason"] == "length"
+    # Once for each token before it, and once for the only batch of the prompt, and its first token.
+    assert len(llm._input_ids) - len(llm.tokens_of(A)) <= 3
+    llm.should_stop = lambda: False
+    assert llm(A, **GREEDY)["usage"]["completion_tokens"] == 8
+
+
+def test_a_prompt_is_not_read_to_its_end_where_it_should_stop(logo):
+    llm = logo(n_batch=4)
+    prompt = list(range(5, 60))
+    whole = llm(prompt, **GREEDY)["choices"][0]["text"]
+    llm.reset()
+    asked = []
+    llm.should_stop = lambda: len(asked) > 5 or asked.append(1)
+    stopped = llm(prompt, **GREEDY)
+    assert (stopped["choices"][0]["text"], stopped["usage"]["completion_tokens"]) == ("", 0)
+    assert 0 < llm.n_tokens < len(prompt)
+    llm.should_stop = lambda: False
+    assert llm(prompt, **GREEDY)["choices"][0]["text"] == whole
+
+
+def test_weights_for_an_adapter_that_has_just_come(logo, tmp_path):
+    write_adapter(tmp_path / "old.gguf", seed=1, rank=2)
+    llm = logo(adapters=tmp_path)
+    write_adapter(tmp_path / "new.gguf", seed=2, rank=2)
+    with llm.under({"new": 1.0}):
+        llm(A, **GREEDY)
+    assert llm.last_route.names == ("new",)
+
+
 def test_going_on_with_an_answer_after_another_prompt_is_an_error(logo):
     llm = logo()
     stream = llm(A, stream=True, **GREEDY)

@@ -164,3 +164,12 @@ def test_the_command(arguments, code, words, random_base, tmp_path):
         )
         assert again.exit_code == 1
         assert "exists" in again.stderr
+
+
+def test_an_activated_lora_is_not_merged(base, tmp_path):
+    """It would be in force everywhere."""
+    one = factors({"model.layers.0.self_attn.q_proj": (64, 64)})
+    folder = write_peft(tmp_path / "activated", one, alora_invocation_tokens=[5])
+    with pytest.raises(ConversionError, match="it is an activated LoRA"):
+        merge([(folder, 1.0)], base, tmp_path / "merged.gguf")
+    assert not (tmp_path / "merged.gguf").exists()

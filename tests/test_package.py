@@ -123,6 +123,8 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
         *(f"logo_local/bench/{name}" for name in code_files("logo_local/bench")),
         *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),
+        *(f"logo_local/server/{name}" for name in code_files("logo_local/server")),
+        *(f"logo_local/server/page/page.{kind}" for kind in ("html", "css", "js")),
     }
     assert {name for name in names if name.startswith("logo_local/demo/")} == {
         f"logo_local/demo/{name}" for name in demo if "__pycache__" not in name

@@ -120,6 +120,19 @@ def test_unfit_adapters_are_left_out_with_a_line_each(folder, caplog):
     assert not caplog.records
 
 
+def test_an_activated_lora_is_left_out_with_the_reason_and_not_converted(folder, caplog):
+    write_peft(folder / "activated", config={"alora_invocation_tokens": [1, 2]})
+    pool = open_pool(folder)
+    (problem,) = pool.problems
+    assert problem.name == "activated"
+    assert problem.reason.startswith("it is an activated LoRA (aLoRA)")
+    assert "logo-local convert" in problem.hint
+    assert "translate" in pool.names
+    assert len(converted(folder)) == 1  # of translate
+    open_pool(folder)  # and nothing is taken for damaged
+    assert "made anew" not in caplog.text
+
+
 def test_without_a_listener_problems_are_logged(folder, caplog):
     (folder / "broken.gguf").write_bytes(b"GGUF")
     with caplog.at_level(logging.WARNING):
@@ -235,6 +248,27 @@ def test_links_to_adapters_elsewhere_are_followed(folder, tmp_path):
     (folder / "linked.gguf").symlink_to(write_gguf(tmp_path / "elsewhere.gguf"))
     (folder / "linked-peft").symlink_to(write_peft(tmp_path / "peft", seed=5))
     assert {"linked", "linked-peft"} <= set(open_pool(folder).names)
+
+
+def test_links_out_of_the_folder_can_be_forbidden(tmp_path):
+    folder, elsewhere = tmp_path / "adapters", tmp_path / "elsewhere"
+    folder.mkdir(), elsewhere.mkdir()
+    write_gguf(folder / "own.gguf")
+    (folder / "to-own.gguf").symlink_to("own.gguf")
+    (folder / "file.gguf").symlink_to(write_gguf(elsewhere / "file.gguf"))
+    (folder / "peft").symlink_to(write_peft(elsewhere / "peft", seed=1))
+    (folder / "other").symlink_to(elsewhere)  # a folder of adapters
+    inside = write_peft(folder / "inside", seed=2)
+    weights = inside / "adapter_model.safetensors"
+    weights.rename(elsewhere / "weights")
+    weights.symlink_to(elsewhere / "weights")
+    settings = {"cache": tmp_path / "cache", "on_problem": lambda _problem: None}
+    pool = Pool.open(folder, BASE, links_out=False, **settings)
+    assert pool.names == ("own", "to-own")
+    assert {(p.name, p.reason) for p in pool.problems} == {
+        (name, "a link that leads out of the folder") for name in ("file", "peft", "inside")
+    }
+    assert {"file", "peft", "inside"} < set(Pool.open(folder, BASE, **settings).names)
 
 
 def test_a_link_to_a_folder_above_is_harmless(folder):

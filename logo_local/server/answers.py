@@ -1,0 +1,131 @@
+"""From what the engine yields to what goes over the wire: OpenAI's shapes, and the route."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .. import report
+from ..ask import Engine
+from ..folder import kind_of
+from .asked import AUTO, BASE, ONE
+from .failures import RequestError, error_body
+
+
+def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
+    """An answer, or a chunk of one, as the client gets it: `model` is what it asked for.
+
+    llama_cpp names the model's file there, which is nobody's business. `waited` is the time in
+    line in seconds.
+    """
+    answer["model"] = model
+    if "timings_ms" in answer.get("logo", {}):
+        answer["logo"]["timings_ms"]["wait"] = 1000 * waited
+    answer.setdefault("created", int(time.time()))
+    for choice in answer.get("choices", ()):
+        choice.setdefault("logprobs", None)
+        for part in ("delta", "message"):
+            if part in choice:  # llama_cpp writes the older form of a call beside the newer
+                choice[part] = {
+                    name: value
+                    for name, value in choice[part].items()
+                    if name != "function_call" and (value is not None or name == "content")
+                }
+                if part == "delta" and choice[part].get("content", "") is None:
+                    del choice[part]["content"]
+    return answer
+
+
+def chunks_of(
+    chunk: dict[str, Any], model: str, waited: float, with_usage: bool
+) -> Iterator[dict[str, Any]]:
+    """A chunk as the client gets it; the usage comes in one of its own, where it is wanted."""
+    usage = chunk.pop("usage", None)
+    chunk = finished(chunk, model, waited)
+    yield chunk
+    if with_usage and usage is not None:
+        yield {**{k: v for k, v in chunk.items() if k != "logo"}, "choices": [], "usage": usage}
+
+
+def event(value: Mapping[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def failure(error: RequestError) -> dict[str, Any]:
+    """The body of an error."""
+    return error_body(
+        error.message,
+        status=error.status,
+        code=error.code,
+        param=error.param,
+        problems=error.problems,
+        hint=error.hint,
+    )
+
+
+def models(llm: Engine, started: int) -> dict[str, Any]:
+    """All names that a request may give as its model."""
+    names = [AUTO, BASE, *(ONE + name for name in llm.pool.adapters)]
+    return {"object": "list", "data": [model_card(name, started) for name in names]}
+
+
+def model_card(name: str, started: int) -> dict[str, Any]:
+    """One of them."""
+    return {"id": name, "object": "model", "created": started, "owned_by": "logo-local"}
+
+
+def adapters(llm: Engine) -> dict[str, Any]:
+    """The pool: what each adapter is, and what was left out and why. No paths."""
+    pool = llm.pool
+    rows = []
+    for adapter in pool.adapters.values():
+        try:
+            kind = kind_of(pool.origin(adapter.name))
+        except Exception:  # it went while we looked
+            continue
+        rows.append(
+            {
+                "name": adapter.name,
+                "kind": kind,
+                "rank": adapter.rank_text,
+                "lora_alpha": adapter.lora_alpha,
+                "modules": len(adapter.modules),
+                "n_bytes": adapter.n_bytes,
+            }
+        )
+    problems = [
+        {"name": problem.name, "file": os.path.basename(problem.path), "reason": problem.reason}
+        for problem in pool.problems
+    ]
+    return {"adapters": rows, "problems": problems}
+
+
+def changes(found: Any, n_adapters: int) -> dict[str, Any]:
+    """What a rescan found."""
+    return {
+        "added": list(found.added),
+        "removed": list(found.removed),
+        "changed": list(found.changed),
+        "n_adapters": n_adapters,
+    }
+
+
+def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
+    """Vectors in OpenAI's shape."""
+    rows = [
+        {"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return {"object": "list", "data": rows, "model": model, "usage": usage}
+
+
+def route(found: Any, timings_ms: Mapping[str, float]) -> dict[str, Any]:
+    """A route, as `score --json` prints it."""
+    return report.score_json(found, timings_ms)

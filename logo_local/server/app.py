@@ -1,0 +1,310 @@
+"""The application: which address does what. Requests in, a place in line, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from ..ask import Engine
+from ..errors import LogoError
+from . import answers, asked
+from .asked import Defaults
+from .failures import RequestError, as_request_error, error_body
+from .guard import Guard, Rules
+from .lanes import Job, Lanes, Work
+from .metrics import Counted, Metrics
+from .schema import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ErrorBody,
+    Generation,
+    RouteRequest,
+)
+
+log = logging.getLogger(__name__)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in (
+        (400, "The request says what cannot be done."),
+        (401, "The API key is missing or wrong."),
+        (403, "The Host or the Origin is not allowed."),
+        (404, "There is no such model, adapter or address."),
+        (408, "The body did not come in time."),
+        (409, "An adapter cannot be used any more."),
+        (413, "The body is too large."),
+        (415, "The body is not JSON."),
+        (429, "Too many are waiting; Retry-After says when to come back."),
+        (503, "The server is closing."),
+    )
+}
+_PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+# No page elsewhere may frame this one, and this one may ask nobody else.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class _App(FastAPI):
+    """Its document says 400 for what FastAPI would refuse with 422, as OpenAI does."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return document
+
+
+def create_app(
+    engines: Sequence[Engine],
+    *,
+    rules: Rules | None = None,
+    defaults: Defaults | None = None,
+    most_waiting: int = 32,
+    seconds: float = 600.0,
+    on_start: Callable[[Lanes], None] | None = None,
+) -> FastAPI:
+    """An ASGI application that answers with these engines, one request each at a time.
+
+    `most_waiting` more may stand in line; an answer may take `seconds`. The engines stay the
+    caller's to close, after the application has ended. `on_start` is told about the line.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.lanes = lanes = Lanes(engines, most_waiting=most_waiting, seconds=seconds)
+        app.state.metrics = Metrics(lanes)
+        if on_start is not None:
+            on_start(lanes)
+        try:
+            yield
+        finally:
+            await lanes.close()
+
+    app = _App(
+        title="logo-local",
+        version=__version__,
+        summary="For every prompt, the LoRA adapters that matter, blended.",
+        lifespan=life,
+        docs_url=None,  # its pages would come from the internet
+        redoc_url=None,
+    )
+    app.state.defaults = defaults or Defaults(max_tokens=2048, temperature=0.0)
+    app.state.started = int(time.time())
+    app.include_router(router)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _no_such_address)
+    app.add_exception_handler(LogoError, _failed)
+    app.add_middleware(Counted, app=app)
+    app.add_middleware(Guard, rules=rules or Rules())
+    return app
+
+
+router = APIRouter(responses=_ERRORS)
+
+
+@router.get("/health", summary="Whether the server is there, and how busy it is.")
+async def health(request: Request) -> dict[str, Any]:  # noqa: D103
+    lanes: Lanes = request.app.state.lanes
+    status = "closing" if lanes.closing else "ok"
+    return {"status": status, "running": lanes.n_running, "waiting": len(lanes.waiting)}
+
+
+@router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
+async def metrics(request: Request) -> Response:  # noqa: D103
+    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/models", summary="What may be given as a request's model.")
+async def models(request: Request) -> dict[str, Any]:  # noqa: D103
+    state = request.app.state
+    return answers.models(state.lanes.engines[0], state.started)
+
+
+@router.get("/v1/models/{name}", summary="One of them.")
+async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
+    state = request.app.state
+    for card in answers.models(state.lanes.engines[0], state.started)["data"]:
+        if card["id"] == name:
+            return dict(card)
+    raise RequestError(
+        f"there is no model {name!r}",
+        status=404,
+        code="model_not_found",
+        hint="/v1/models lists them",
+    )
+
+
+@router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
+async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
+    return answers.adapters(request.app.state.lanes.engines[0])
+
+
+@router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
+async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
+    lanes: Lanes = request.app.state.lanes
+    found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
+    return answers.changes(found[0], len(lanes.engines[0].pool.adapters))
+
+
+@router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
+async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
+    found, timings = await _only(_submit(request, asked.route(body)), request)
+    return answers.route(found, timings)
+
+
+@router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
+async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
+    vectors, n_tokens = await _only(_submit(request, asked.embedding(body)), request)
+    request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
+    return answers.embeddings(vectors, n_tokens, body.model)
+
+
+@router.post("/v1/completions", summary="Go on with a text.", response_model=None)
+async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
+    work = asked.completion(body, request.app.state.defaults)
+    return await _answer(request, body, work, str(body.prompt))
+
+
+@router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
+async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
+    work = asked.chat(body, request.app.state.defaults)
+    return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/page.css", include_in_schema=False)
+@router.get("/page.js", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """The built-in page, from the package's own files."""
+    name = _PAGE[request.url.path]
+    content = (resources.files(__package__) / "page" / name).read_bytes()
+    headers = {"content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
+    return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+def _submit(request: Request, work: Work, key: str = "") -> Job:
+    lanes: Lanes = request.app.state.lanes
+    return lanes.submit(work, key)
+
+
+async def _answer(request: Request, body: Generation, work: Work, prompt: str) -> Response:
+    """The whole answer, or a stream; what goes wrong before the first token has a status."""
+    job = _submit(request, work, prompt)
+    metrics: Metrics = request.app.state.metrics
+    if not body.stream:
+        answer = await _only(job, request)
+        metrics.answered(job, answer)
+        return JSONResponse(answers.finished(answer, body.model, job.waited))
+    items = job.__aiter__()
+    first = await _next(items, job, request)
+    usage = body.stream_options is not None and body.stream_options.include_usage
+
+    async def events() -> AsyncIterator[bytes]:
+        chunk = first
+        try:
+            while chunk is not None:
+                if chunk.get("usage"):
+                    metrics.answered(job, chunk)
+                for one in answers.chunks_of(chunk, body.model, job.waited, usage):
+                    yield answers.event(one)
+                chunk = await anext(items, None)
+        except Exception as error:
+            failed = _told(error)
+            yield answers.event(answers.failure(failed))
+        finally:
+            job.cancel()  # nothing, where it has ended
+        yield answers.DONE
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def _only(job: Job, request: Request) -> Any:
+    """The one thing that a job yields."""
+    item = await _next(job.__aiter__(), job, request)
+    if item is None:
+        raise RequestError("the answer was stopped", status=503, code="stopped")
+    return item
+
+
+async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
+    """The first item, or None; a client that goes while it is waited for takes the job along."""
+    item = asyncio.ensure_future(anext(items, None))
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((item, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not item.done():
+            raise RequestError("the client has gone", status=499, code="gone")
+        return item.result()
+    except Exception as error:
+        job.cancel()
+        raise _told(error) from error
+    except BaseException:
+        job.cancel()
+        raise
+    finally:
+        for task in (item, gone):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _told(error: Exception) -> RequestError:
+    """What the client is told; the log is told all of what nobody expected."""
+    failed = as_request_error(error)
+    if failed.status == 500:
+        log.error("a request failed", exc_info=error)
+    return failed
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    failed = _told(error)
+    return JSONResponse(answers.failure(failed), failed.status, headers=failed.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """All that is wrong with a body, in one answer; what it held is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    places: dict[str, str] = {}
+    for found in error.errors():
+        place = ".".join(str(part) for part in found["loc"] if part != "body")
+        places.setdefault(place, found["msg"])
+    problems = [f"{place}: {text}" if place else text for place, text in places.items()]
+    body = error_body(
+        "the request cannot be understood",
+        status=400,
+        code="invalid_request",
+        param=next(iter(places), None),
+        problems=problems[:20],
+    )
+    return JSONResponse(body, 400)
+
+
+async def _no_such_address(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    body = error_body(
+        str(error.detail),
+        status=error.status_code,
+        code="no_such_address" if error.status_code == 404 else "invalid_request",
+    )
+    return JSONResponse(body, error.status_code, headers=error.headers)

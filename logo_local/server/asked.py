@@ -1,0 +1,283 @@
+"""What a request asks for, in the engine's terms: whose weights, which options, which call.
+
+Each function here returns a lane's work: a function from an engine to what it yields. Names of
+adapters are looked up by the engine alone, whose pool is always as new as the folder.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ask import Engine, has_chat_template
+from .failures import RequestError
+from .lanes import Work
+from .schema import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Generation,
+    NamedTool,
+    Routed,
+    RouteRequest,
+    RoutingChoice,
+    SchemaFormat,
+)
+from .structured import any_json, grammar_for
+
+AUTO, BASE, ONE = "auto", "base", "base:"
+_SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"
+
+# The options that llama_cpp has under the same name.
+_SAME = (
+    *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop"),
+    *("presence_penalty", "frequency_penalty"),
+)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What requests that say nothing get; `max_tokens` is also the most that any can have."""
+
+    max_tokens: int
+    temperature: float
+
+
+def weights_of(request: Routed) -> Mapping[str, float] | None:
+    """The weights that the request gives, none for the base alone; None where it is routed."""
+    if request.model != AUTO and (request.lora is not None or request.logo is not None):
+        raise RequestError(
+            f"model {request.model!r} and lora or logo contradict each other",
+            param="model",
+            hint='say "model": "auto"',
+        )
+    if request.lora is not None:
+        if request.logo is not None:
+            raise RequestError("lora gives the weights, so that logo has no say", param="logo")
+        return request.lora
+    if request.model == AUTO:
+        return None
+    if request.model == BASE:
+        return {}
+    if request.model.startswith(ONE):
+        return {request.model.removeprefix(ONE): 1.0}
+    raise RequestError(
+        f"there is no model {request.model!r}",
+        status=404,
+        code="model_not_found",
+        param="model",
+        hint="models are auto, base, and base:NAME for one adapter; /v1/models lists them",
+    )
+
+
+@contextmanager
+def _routing(llm: Engine, choice: RoutingChoice | None) -> Iterator[None]:
+    """Within this block the engine routes as one request wants it."""
+    before = llm.top_k, llm.signal
+    if choice is not None:
+        llm.top_k, llm.signal = choice.top_k or llm.top_k, choice.signal or llm.signal
+    try:
+        yield
+    finally:
+        llm.top_k, llm.signal = before
+
+
+def _options(request: Generation, defaults: Defaults) -> dict[str, Any]:
+    """The request's options under llama_cpp's names."""
+    given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
+    options = {name: value for name, value in given.items() if value is not None}
+    if "seed" in options:
+        options["seed"] %= _SEEDS
+    wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    options["max_tokens"] = min(wanted or defaults.max_tokens, defaults.max_tokens)
+    options.setdefault("temperature", defaults.temperature)
+    options["stream"] = bool(request.stream)
+    return options
+
+
+def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
+    """The bias with its token ids looked at: llama_cpp would write to any place."""
+    if not request.logit_bias:
+        return {}
+    bias = {}
+    for token, value in request.logit_bias.items():
+        if not (token.isascii() and token.isdigit()) or int(token[:9]) >= llm.n_vocab():
+            raise RequestError(
+                f"logit_bias names the token {token!r}, and there are {llm.n_vocab()}",
+                param="logit_bias",
+            )
+        bias[int(token)] = value
+    return {"logit_bias": bias}
+
+
+def completion(request: CompletionRequest, defaults: Defaults) -> Work:
+    """Yields the chunks of a stream, or one whole completion."""
+    weights, options = weights_of(request), _options(request, defaults)
+    prompt = request.prompt
+    if isinstance(prompt, list) and isinstance(prompt[0], str):
+        prompt = prompt[0]
+
+    def work(llm: Engine) -> Iterator[Any]:
+        if isinstance(prompt, list):
+            _check_tokens(llm, prompt)
+        bias = _bias(llm, request)
+        return _generate(
+            llm, request, weights, lambda: llm.create_completion(prompt, **options, **bias)
+        )
+
+    return work
+
+
+def chat(request: ChatRequest, defaults: Defaults) -> Work:
+    """Yields the chunks of a stream, or one whole chat completion."""
+    weights, options = weights_of(request), _options(request, defaults)
+    options["messages"] = plain_messages(request.messages)
+    options |= _structure(request)
+
+    def work(llm: Engine) -> Iterator[Any]:
+        _check_template(llm)
+        bias = _bias(llm, request)
+        return _generate(
+            llm, request, weights, lambda: llm.create_chat_completion(**options, **bias)
+        )
+
+    return work
+
+
+def _generate(
+    llm: Engine, request: Routed, weights: Mapping[str, float] | None, call: Callable[[], Any]
+) -> Iterator[Any]:
+    with _routing(llm, request.logo), nullcontext() if weights is None else llm.under(weights):
+        result = call()
+        if isinstance(result, dict):
+            yield result
+            return
+        for i, chunk in enumerate(result):
+            if i == 0 and llm.last_route is not None:  # for whoever shows it beside the answer
+                chunk.setdefault("logo", {"route": llm.last_route.as_dict()})
+            yield chunk
+
+
+def _structure(request: ChatRequest) -> dict[str, Any]:
+    """Tools and formats as llama_cpp takes them; RequestError for what it cannot keep to."""
+    wanted = request.response_format
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+    choice = request.tool_choice
+    if choice not in (None, "none", "auto") and not tools:
+        raise RequestError("tool_choice asks for a call, but there are no tools", param="tools")
+    if choice == "required":
+        if len(tools) > 1:
+            raise RequestError(
+                "with several tools the one to be called must be named", param="tool_choice"
+            )
+        choice = NamedTool.model_validate({"type": "function", "function": {"name": _name(tools)}})
+    structure: dict[str, Any] = {}
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+        schema = next((t["function"]["parameters"] for t in tools if _name([t]) == name), None)
+        if schema is None:
+            raise RequestError(f"there is no tool {name!r}", param="tool_choice")
+        grammar_for(schema, f"tools[{name!r}].function.parameters")
+        structure = {"tools": tools, "tool_choice": choice.model_dump()}
+    elif tools and choice != "none":
+        structure = {"tools": tools, "tool_choice": "auto"}
+    if wanted is None or wanted.type == "text":
+        return structure
+    if isinstance(choice, NamedTool):
+        raise RequestError("a call has a format of its own", param="response_format")
+    if isinstance(wanted, SchemaFormat):
+        schema = wanted.json_schema.schema_
+        structure["grammar"] = grammar_for(schema, "response_format.json_schema.schema")
+    else:
+        structure["grammar"] = any_json()
+    return structure
+
+
+def _name(tools: list[dict[str, Any]]) -> str:
+    return str(tools[0]["function"]["name"])
+
+
+def route(request: RouteRequest) -> Work:
+    """Yields the route and its timings, as `logo-local score --json` prints them."""
+    weights = weights_of(request)
+    if (request.prompt is None) == (request.messages is None):
+        raise RequestError("give either a prompt or messages", param="prompt")
+    if weights is not None:
+        raise RequestError('only "model": "auto" has a route to be found', param="model")
+    messages = None if request.messages is None else plain_messages(request.messages)
+
+    def work(llm: Engine) -> Iterator[Any]:
+        if messages is not None:
+            _check_template(llm)
+        with _routing(llm, request.logo):
+            found = llm.route(request.prompt if messages is None else messages)
+        yield found, dict(llm.timings_ms)
+
+    return work
+
+
+def embedding(request: EmbeddingRequest) -> Work:
+    """Yields one vector a text, and the number of tokens in all."""
+    if request.model != BASE:
+        raise RequestError(
+            f"embeddings are made by the base model alone, not by {request.model!r}",
+            status=404,
+            code="model_not_found",
+            param="model",
+            hint='say "model": "base"',
+        )
+    texts = [request.input] if isinstance(request.input, str) else request.input
+
+    def work(llm: Engine) -> Iterator[Any]:
+        vectors, n_tokens = llm.embeddings(texts)
+        yield [_encoded(vector, request.encoding_format) for vector in vectors], n_tokens
+
+    return work
+
+
+def _encoded(vector: Any, encoding: str | None) -> list[float] | str:
+    if encoding == "base64":
+        return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+    return [float(number) for number in vector]
+
+
+def rescan(llm: Engine) -> Iterator[Any]:
+    """Yields what has changed in the folder."""
+    yield llm.pool.rescan()
+
+
+def plain_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates know them: parts joined, `developer` called `system`."""
+    plain = []
+    for message in messages:
+        values = message.model_dump(include={"role", "name", "tool_calls", "tool_call_id"})
+        values = {name: value for name, value in values.items() if value is not None}
+        content = message.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        values["content"] = "" if content is None else content
+        if message.role == "developer":
+            values["role"] = "system"
+        plain.append(values)
+    return plain
+
+
+def _check_template(llm: Engine) -> None:
+    if not has_chat_template(llm):
+        raise RequestError(
+            "the model's file brings no chat template", hint="use /v1/completions instead"
+        )
+
+
+def _check_tokens(llm: Engine, tokens: list[Any]) -> None:
+    highest = max(tokens)
+    if highest >= llm.n_vocab():
+        raise RequestError(
+            f"there is no token {highest}: the model has {llm.n_vocab()}", param="prompt"
+        )

@@ -1,0 +1,160 @@
+"""`logo-local serve`: the options, the socket, and an orderly end."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..ask import Engine
+from ..background import asking
+from ..errors import SettingsError
+from ..opening import open_by_options
+from ..options import ROUTES, SAMPLING, SERVER, options
+from ..terminal import UsageError, say
+
+if TYPE_CHECKING:
+    from .guard import Rules
+
+
+@click.command()
+@click.argument("model")
+@options(*SERVER, *SAMPLING, *ROUTES)
+@click.pass_context
+def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
+    """Answer over HTTP, for OpenAI's clients and for a page in the browser.
+
+    A request's model is auto (the adapters that fit), base, or base:NAME for one adapter. --temp is
+    for requests that name none, --max-tokens the most that any can have. Ctrl+C, or SIGTERM,
+    finishes the answers that are being made.
+    """
+    try:
+        from .http import listen
+    except ImportError as error:
+        raise SettingsError(
+            f"serve needs packages that are not installed ({error.name})",
+            hint="pip install 'logo-local[server]'",
+        ) from error
+    from .asked import Defaults
+
+    rules = _rules(given)
+    with _socket(given["host"], given["port"]) as bound:
+        engines = _engines(ctx, model, given)
+        first = engines[0]
+        with _asking(first, given):
+            say(
+                f"{first.base.path.name} with {len(first.pool.names)} adapters at "
+                f"{_address(given['host'], bound)} (Ctrl+C stops)"
+            )
+            listen(
+                engines,
+                bound,
+                rules=rules,
+                defaults=Defaults(given["max_tokens"], given["temp"]),
+                most_waiting=given["queue"],
+                seconds=given["time_limit"],
+            )
+
+
+def _rules(given: Mapping[str, Any]) -> Rules:
+    """Who may ask. UsageError where everybody could."""
+    from .guard import LOOPBACK, Rules
+
+    host, key = given["host"], given["api_key"]
+    own = _is_loopback(host)
+    if not own and not key:
+        raise UsageError(
+            f"others can reach {host}, so that an API key is needed",
+            "set LOGO_LOCAL_API_KEY to a long random text, or leave out --host",
+        )
+    if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
+        raise UsageError("the API key must be made of visible ASCII characters", "choose another")
+    for origin in given["allowed_origins"]:
+        if "://" not in origin or origin.startswith("*"):
+            raise UsageError(
+                f"{origin!r} is no origin", "write it like https://example.org or tauri://localhost"
+            )
+    hosts = [*LOOPBACK, *(name.lower() for name in given["allowed_hosts"])]
+    return Rules(
+        hosts=[*hosts, host.lower()],
+        any_address=not own,
+        origins=[origin.rstrip("/") for origin in given["allowed_origins"]],
+        api_key=key,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    """Bound before the model is loaded: what is wrong with it is said at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol asyncio knows TCP, and then does not hold back small packets for 40 ms.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name != "nt":  # where it means something else
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        bound.listen(128)
+        return bound
+    except OSError as error:
+        bound.close()
+        raise SettingsError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}",
+            hint="choose another with --port; --port 0 takes a free one",
+        ) from error
+
+
+def _address(host: str, bound: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{bound.getsockname()[1]}/"
+
+
+def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engine]:
+    """As many engines as wished for, or as the memory allows; each has been asked once."""
+    import psutil
+
+    n = given["parallel"]
+    # What somebody else asked before must not change an answer: see docs/server.md.
+    given |= {"past": False, "links_out": False}
+    if given["self_profile"]:
+        given["self_profile"] = "kept"
+    if n > 1 and given["threads"] is None:
+        given["threads"] = max(1, (os.cpu_count() or n) // n)
+    before = _private_bytes()
+    engines = [open_by_options(ctx, model, given)]
+    engines[0].route("Hello")  # what is made once for a pool is made before anybody waits for it
+    each = _private_bytes() - before
+    while len(engines) < n:
+        if psutil.virtual_memory().available < 2 * each:  # its own, and as much for the others
+            say(f"warning: the memory allows only {len(engines)} answers at once", "yellow")
+            break
+        engines.append(open_by_options(ctx, model, given))
+        engines[-1].route("Hello")
+    return engines
+
+
+def _private_bytes() -> int:
+    """What this process takes for itself, without the model's file, which all engines share."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
+
+
+def _asking(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
+    unasked = llm.unasked()
+    if not unasked:
+        return nullcontext()
+    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
+    settings = {name: given[name] for name in ("signal", "adapter_memory")}
+    return asking(str(llm.base.path), str(llm.pool.folder), settings)

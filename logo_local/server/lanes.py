@@ -1,0 +1,231 @@
+"""Whose turn it is: requests wait in line for an engine, and each engine answers one at a time.
+
+Every engine has a thread of its own, a lane. All bookkeeping happens on the event loop; a lane only
+takes a job, runs it, and hands each item back to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ask import Engine
+from .failures import RequestError
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Engine], Iterator[Any]]
+_REMEMBERED = 0.1  # how much the last job counts in the usual time of one
+
+
+@dataclass(frozen=True)
+class _End:
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One request: iterate over it for what its work yields, in order; an error ends it.
+
+    `key` is what the prompt begins with: an engine that has just read it is preferred. `waited`
+    is the time in line in seconds, once it has begun.
+    """
+
+    work: Work
+    key: str
+    lanes: Lanes
+    events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    queued_at: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+    deadline: float = math.inf
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Leave the line, or end the answer after the token that is being made."""
+        self.cancelled = True
+        self.lanes.forget(self)
+
+    def should_stop(self) -> bool:
+        """What the engine asks after every token."""
+        return self.cancelled or time.monotonic() > self.deadline
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            item = await self.events.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+
+
+class _Lane:
+    """An engine and its thread."""
+
+    def __init__(self, engine: Engine, lanes: Lanes, number: int) -> None:
+        self.engine = engine
+        self.last_key = ""
+        self.jobs: list[Job] = []  # the one that runs, and what waits for this lane alone
+        self._lanes = lanes
+        self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
+
+    def _run(self) -> None:
+        while (job := self.inbox.get()) is not None:
+            error: Exception | None = None
+            try:
+                self.engine.should_stop = job.should_stop
+                if not job.cancelled:
+                    for item in job.work(self.engine):
+                        self._lanes.hand_over(job, item)
+            except Exception as caught:
+                error = caught
+            self._lanes.finished(self, job, _End(error))
+
+
+class Lanes:
+    """All engines and the line before them. Made, used and closed on one event loop.
+
+    At most `most_waiting` jobs wait; an answer may take `seconds` from when it is begun, after
+    which it ends as if it had reached its longest.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, most_waiting: int, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.most_waiting, self.seconds = most_waiting, seconds
+        self.waiting: deque[Job] = deque()
+        self.closing = False
+        self._usual = 1.0  # seconds a job
+        self._lanes = [_Lane(engine, self, i) for i, engine in enumerate(engines)]
+        self._idle = list(self._lanes)  # longest idle first
+        for lane in self._lanes:
+            lane.thread.start()
+
+    @property
+    def n_running(self) -> int:
+        """How many jobs have an engine now."""
+        return len(self._lanes) - len(self._idle)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines; only to be read from here, while a lane may be at work."""
+        return [lane.engine for lane in self._lanes]
+
+    def submit(self, work: Work, key: str = "") -> Job:
+        """Stand in line. RequestError 429 where it is too long, 503 where the server is closing."""
+        if self.closing:
+            raise _closing()
+        job = Job(work, key, self)
+        if self._idle:
+            lane = self._idle[0]
+            if len(self._idle) > 1:  # the comparison takes its time
+                lane = max(self._idle, key=lambda one: _common(one.last_key, key))
+            self._give(lane, job)
+        elif len(self.waiting) < self.most_waiting:
+            self.waiting.append(job)
+        else:
+            seconds = math.ceil(self._usual * (len(self.waiting) + 1) / len(self._lanes))
+            raise RequestError(
+                f"{len(self.waiting)} requests are waiting already",
+                status=429,
+                code="queue_full",
+                hint=f"try again in {seconds} s",
+                headers={"Retry-After": str(seconds)},
+            )
+        return job
+
+    def submit_to_all(self, work: Work) -> list[Job]:
+        """One job for each engine, ahead of the line; each begins when its engine is free."""
+        jobs = [Job(work, "", self) for _ in self._lanes]
+        for lane, job in zip(self._lanes, jobs, strict=True):
+            self._give(lane, job)
+        return jobs
+
+    def forget(self, job: Job) -> None:
+        """Take a cancelled job out of the line, if it is still in it."""
+        if job in self.waiting:
+            self.waiting.remove(job)
+
+    def drain(self) -> None:
+        """Take nothing more, send away who waits; what runs goes on to its end."""
+        self.closing = True
+        while self.waiting:
+            self.waiting.popleft().events.put_nowait(_End(_closing()))
+
+    def drain_soon(self) -> None:
+        """`drain`, for a signal handler or another thread."""
+        self._tell(self.drain)
+
+    async def close(self) -> None:
+        """As `stop`, without holding up the event loop."""
+        self.drain()
+        await asyncio.to_thread(self.stop)
+
+    def stop(self) -> None:
+        """End what runs and wait for the threads. May be called twice.
+
+        The engines stay open: they are the caller's.
+        """
+        self.closing = True
+        for lane in self._lanes:
+            for job in lane.jobs:
+                job.cancelled = True
+            lane.inbox.put(None)
+        for lane in self._lanes:
+            lane.thread.join()
+
+    # From a lane's thread
+
+    def hand_over(self, job: Job, item: Any) -> None:
+        """Give the loop what a job yields."""
+        self._tell(job.events.put_nowait, item)
+
+    def finished(self, lane: _Lane, job: Job, end: _End) -> None:
+        """Give the loop a job's end, and the lane back."""
+        self._tell(self._finish, lane, job, end)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop has been closed: nobody waits for this any more
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _give(self, lane: _Lane, job: Job) -> None:
+        if lane in self._idle:
+            self._idle.remove(lane)
+        now = time.monotonic()
+        job.waited, job.deadline = now - job.queued_at, now + self.seconds
+        if job.key:
+            lane.last_key = job.key
+        lane.jobs.append(job)
+        lane.inbox.put(job)
+
+    def _finish(self, lane: _Lane, job: Job, end: _End) -> None:
+        job.events.put_nowait(end)
+        if job.key:
+            took = time.monotonic() - job.queued_at - job.waited
+            self._usual += _REMEMBERED * (took - self._usual)
+        lane.jobs.remove(job)
+        if lane.jobs:
+            return
+        if self.waiting:
+            self._give(lane, self.waiting.popleft())
+        else:
+            self._idle.append(lane)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    n = min(len(one), len(other))
+    return next((i for i in range(n) if one[i] != other[i]), n)
+
+
+def _closing() -> RequestError:
+    return RequestError("the server is closing", status=503, code="closing")

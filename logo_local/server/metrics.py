@@ -1,0 +1,82 @@
+"""What Prometheus may know: counts and times, never a prompt and never a name of a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .guard import App, Message, Receive, Scope, Send
+from .lanes import Job, Lanes
+
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """The numbers of one server."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "logo_requests", "Requests by endpoint and status.", ["endpoint", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self.tokens = Counter(
+            "logo_tokens", "Tokens read and written.", ["kind"], registry=registry
+        )
+        self.routed = Counter(
+            "logo_routed", "Answers that an adapter took part in.", ["adapter"], registry=registry
+        )
+        self.waited = Histogram(
+            "logo_wait_seconds", "Time in line.", registry=registry, buckets=_SECONDS
+        )
+        self.phases = Histogram(
+            "logo_phase_seconds", "Time of an answer's phases.", ["phase"], registry=registry,
+            buckets=_SECONDS,
+        )  # fmt: skip
+        Gauge("logo_waiting", "Requests in line.", registry=registry).set_function(
+            lambda: len(lanes.waiting)
+        )
+        Gauge("logo_running", "Requests that have an engine.", registry=registry).set_function(
+            lambda: lanes.n_running
+        )
+        Gauge("logo_adapters", "Adapters in the pool.", registry=registry).set_function(
+            lambda: len(lanes.engines[0].pool.adapters)
+        )
+        Gauge(
+            "logo_adapter_bytes", "Bytes of adapters in llama.cpp.", registry=registry
+        ).set_function(lambda: sum(llm.pool.resident_bytes for llm in lanes.engines))
+
+    def answered(self, job: Job, answer: dict[str, Any]) -> None:
+        """Count an answer, or the last chunk of one, with its route and its usage."""
+        self.waited.observe(job.waited)
+        logo, usage = answer.get("logo") or {}, answer.get("usage") or {}
+        for adapter in logo.get("route", {}).get("adapters", ()):
+            self.routed.labels(adapter["name"]).inc()
+        for phase, ms in logo.get("timings_ms", {}).items():
+            if phase != "load":
+                self.phases.labels(phase).observe(ms / 1000)
+        self.tokens.labels("prompt").inc(usage.get("prompt_tokens", 0))
+        self.tokens.labels("answer").inc(usage.get("completion_tokens", 0))
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class Counted:
+    """An ASGI layer that counts requests, where the application has `Metrics` in its state."""
+
+    def __init__(self, inner: App, app: Any) -> None:
+        self.inner, self.app = inner, app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, and count its status when it is known."""
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                endpoint = getattr(scope.get("route"), "path", "other")
+                self.app.state.metrics.requests.labels(endpoint, message["status"]).inc()
+            await send(message)
+
+        await self.inner(scope, receive, counted if scope["type"] == "http" else send)

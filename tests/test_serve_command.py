@@ -1,0 +1,159 @@
+"""`logo-local serve` as a program: what it refuses to begin with, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx2 as httpx
+import pytest
+from click.testing import CliRunner
+
+from logo_local.cli import cli
+from logo_local.fake import FakeLoGo
+
+
+def run(*arguments, env=None):
+    llm = FakeLoGo({"a": 1.0})
+    return CliRunner().invoke(cli, ["serve", *arguments], obj=llm.opened, env=env)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["demo", "--host", "0.0.0.0"], 2, "LOGO_LOCAL_API_KEY"),
+        (["demo", "--host", "192.168.0.7"], 2, "an API key is needed"),
+        (["demo", "--host", "localhost.evil.example"], 2, "an API key is needed"),
+        (["demo", "--api-key", " "], 2, "visible ASCII"),
+        (["demo", "--api-key", "schlüssel"], 2, "visible ASCII"),
+        (["demo", "--allow-origin", "*"], 2, "no origin"),
+        (["demo", "--allow-origin", "example.org"], 2, "no origin"),
+        (["demo", "--queue", "-1"], 2, "queue"),
+        (["demo", "--port", "70000"], 2, "port"),
+        (["demo", "--host", "203.0.113.1", "--api-key", "k"], 1, "cannot listen at 203.0.113.1"),
+        (["model.gguf"], 2, "--adapters"),
+    ],
+)
+def test_what_it_refuses_to_begin_with(arguments, code, words):
+    result = run(*arguments, *(["--port", "0"] if "--port" not in arguments else []))
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.output.split())
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("demo", "--port", str(port))
+    assert result.exit_code == 1
+    assert f"port {port}" in result.output
+    assert "--port 0" in result.output
+
+
+def test_the_extra_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "logo_local.server.http", raising=False)
+    result = run("demo", "--port", "0")
+    assert result.exit_code == 1
+    assert "logo-local[server]" in result.output
+
+
+def test_the_command_line_stays_light():
+    """The server's packages take half a second to import: only `serve` may."""
+    code = "import logo_local.cli, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"fastapi", "uvicorn", "pydantic", "prometheus_client"} & set(loaded.stdout.split())
+
+
+@pytest.fixture
+def program(user_folder):
+    """program(*arguments): a running server and its address; ended and checked afterwards."""
+    running = []
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "logo_local", "serve", "demo", "--port", "0"]
+        process = subprocess.Popen(
+            [*command, "--threads", "1", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LOGO_LOCAL_HOME": str(user_folder)},
+        )
+        running.append(process)
+        for line in process.stderr:
+            if found := re.search(r"http://\S+", line):
+                return process, found[0]
+        raise AssertionError(f"it ended: {process.wait()}")
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def ask(address, into, **asked):
+    body = {"messages": [{"role": "user", "content": "Write a letter to Anna."}], **asked}
+    into.append(httpx.post(f"{address}v1/chat/completions", json=body, timeout=60))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_running_answer(program, sent):
+    process, address = program("--max-tokens", "100000")
+    body = {
+        "messages": [{"role": "user", "content": "Go on"}],
+        "model": "base",
+        "stream": True,
+        "temperature": 1.5,
+        "response_format": {  # a text of a given length: the answer does not end before
+            "type": "json_schema",
+            "json_schema": {"schema": {"type": "string", "minLength": 900, "maxLength": 950}},
+        },
+    }
+    waiting = []
+    with httpx.stream("POST", f"{address}v1/chat/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        late = threading.Thread(target=ask, args=(address, waiting))
+        late.start()
+        while httpx.get(f"{address}health", timeout=20).json()["waiting"] == 0 and late.is_alive():
+            pass
+        process.send_signal(sent)
+        events = [line for line in lines if line]
+    late.join()
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in [first, *events[:-1]]]
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert len(json.loads(text)) >= 900
+    assert process.wait(30) == 0
+    assert [one.status_code for one in waiting] == [503] or waiting[0].status_code == 200
+    assert process.stdout.read() == ""
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_two_engines_answer_at_once_and_alike(program):
+    _, address = program("--parallel", "2")
+    answers = []
+    threads = [threading.Thread(target=ask, args=(address, answers)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
+
+
+def test_the_key_is_never_printed(program):
+    process, address = program("--api-key", "very-secret-key")
+    assert httpx.get(f"{address}v1/models", timeout=20).status_code == 401
+    wrong = {"authorization": "Bearer other-secret"}
+    assert httpx.get(f"{address}v1/models", headers=wrong, timeout=20).status_code == 401
+    right = {"authorization": "Bearer very-secret-key"}
+    assert httpx.get(f"{address}v1/models", headers=right, timeout=20).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert "secret" not in said
