@@ -99,7 +99,7 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
 
 def _parts(row: Row) -> Iterator[tuple[str, tuple[int, ...], str]]:
     yield f"{row.target}.lora_a", row.module.a.shape, row.types[0]
-    yield f"{row.target}.lora_b", row.module.b.shape, row.types[1]
+    yield f"{row.target}.lora_b", row.b_shape, row.types[1]
 
 
 def _stored(conversion: Conversion) -> Iterator[npt.NDArray[np.generic]]:

@@ -1,7 +1,8 @@
 """How llama.cpp stores a layer's rows, where that differs from Hugging Face's order.
 
 Rows of W are rows of lora_B, so whatever order the base's rows were put in when it was converted
-must be that of lora_B. To support another architecture, add a line to `LAYOUTS`, after looking at
+must be that of lora_B; and where a layer became several weights, each has its rows of lora_B and
+the whole of lora_A. To support another architecture, add a line to `LAYOUTS`, after looking at
 what llama.cpp's converter does to that architecture's tensors (`modify_tensors`, conversion/*.py);
 one whose rows it leaves alone needs `Layout()`. Then add it to tests/families.py, which proves it.
 """
@@ -23,14 +24,17 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Row i of what is written is row `indices[i]` of what PEFT saved; `text` says it in words."""
+    """Row i of what is written is row `indices[i]` of what PEFT saved; `text` says it in words.
+
+    There are fewer indices than rows where a layer becomes several weights.
+    """
 
     indices: npt.NDArray[np.intp] = field(repr=False, compare=False)  # the text says as much
     text: str
 
     def apply(self, rows: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """`rows` (d_out, ...) in this order."""
-        return rows[self.indices]
+        """`rows` (..., d_out, rank) in this order."""
+        return np.take(rows, self.indices, axis=-2)
 
 
 # From the base and the number of rows to their order. ValueError says why they have none.
@@ -39,9 +43,16 @@ Reorder: TypeAlias = Callable[["BaseModel", int], RowOrder]
 
 @dataclass(frozen=True)
 class Layout:
-    """What one architecture does to its rows, by the last part of a Hugging Face module's name."""
+    """What one architecture does to its layers.
+
+    `rows` has those whose rows are reordered, by the last part of a Hugging Face module's name.
+    `parts` has those that become several weights of a block, or one that gguf's tables do not
+    know, by the end of the module's name: the weights' GGUF names within a block ("attn_q"), each
+    with its rows (None: all, as they are).
+    """
 
     rows: Mapping[str, Reorder] = field(default_factory=dict)
+    parts: Mapping[str, tuple[tuple[str, Reorder | None], ...]] = field(default_factory=dict)
 
 
 def halves_interleaved(d_out: int, n_heads: int) -> npt.NDArray[np.intp]:
@@ -86,39 +97,80 @@ def _qkv_by_group(base: BaseModel, d_out: int) -> RowOrder:
     return RowOrder(order, f"queries, keys, values apart, {base.n_head_kv} groups")
 
 
+def _share(number: int, n_parts: int) -> Reorder:
+    """One of `n_parts` parts of the same size that follow each other."""
+
+    def order(base: BaseModel, d_out: int) -> RowOrder:
+        if d_out % n_parts:
+            raise ValueError(f"{d_out} rows do not form {n_parts} parts")
+        rows = np.arange(d_out).reshape(n_parts, -1)[number]
+        return RowOrder(rows, f"rows {rows[0]} to {rows[-1]} of {d_out}")
+
+    return order
+
+
+def _qkv_part(part: int, n_groups: Callable[[BaseModel], int]) -> Reorder:
+    """The queries (0), keys (1) or values (2) of a layer that has them in groups q.. k.. v..
+
+    Queries and keys are then put in the order for ggml's rotary embedding.
+    """
+
+    def order(base: BaseModel, d_out: int) -> RowOrder:
+        heads = (base.n_head, base.n_head_kv, base.n_head_kv)
+        groups = n_groups(base)
+        apart = parts_apart(d_out, groups, tuple(n // groups for n in heads))
+        width = d_out // sum(heads)
+        start = width * sum(heads[:part])
+        rows = apart[start : start + width * heads[part]]
+        name = ("queries", "keys", "values")[part]
+        if part == 2:
+            return RowOrder(rows, f"{name} of {groups} groups")
+        rotary = rows[halves_interleaved(len(rows), heads[part])]
+        return RowOrder(rotary, f"{name} of {groups} groups, rotary rows, {heads[part]} heads")
+
+    return order
+
+
+def _qkv_parts(n_groups: Callable[[BaseModel], int]) -> tuple[tuple[str, Reorder | None], ...]:
+    return tuple((f"attn_{kind}", _qkv_part(i, n_groups)) for i, kind in enumerate("qkv"))
+
+
 # Hugging Face keeps a head's rotary pairs (i, i + d/2) apart; ggml's graph for some architectures
 # wants them side by side.
-_ROTARY = Layout(
-    {
-        "q_proj": _rotary(lambda base: base.n_head),
-        "k_proj": _rotary(lambda base: base.n_head_kv),
-    }
-)
-_AS_IT_IS = Layout()
+_ROTARY = {
+    "q_proj": _rotary(lambda base: base.n_head),
+    "k_proj": _rotary(lambda base: base.n_head_kv),
+}
+
+# Experts in transformers 5: gate and up are one parameter.
+_EXPERTS: Mapping[str, tuple[tuple[str, Reorder | None], ...]] = {
+    "experts.gate_up_proj": (("ffn_gate_exps", _share(0, 2)), ("ffn_up_exps", _share(1, 2))),
+    "experts.down_proj": (("ffn_down_exps", None),),
+}
+_GRANITE_MOE: Mapping[str, tuple[tuple[str, Reorder | None], ...]] = {
+    **_EXPERTS,
+    "block_sparse_moe.input_linear": _EXPERTS["experts.gate_up_proj"],  # in transformers 4
+    "block_sparse_moe.router": (("ffn_gate_inp", None),),
+    "shared_mlp.input_linear": (("ffn_gate_shexp", _share(0, 2)), ("ffn_up_shexp", _share(1, 2))),
+}
 
 LAYOUTS: dict[str, Layout] = {
-    **dict.fromkeys(
-        ("arcee", "granite", "granitemoe", "llama", "mistral3", "olmo", "smollm3"), _ROTARY
-    ),
+    **dict.fromkeys(("arcee", "granite", "mistral3", "olmo", "smollm3"), Layout(_ROTARY)),
+    "llama": Layout(_ROTARY, _EXPERTS),
+    "granitemoe": Layout(_ROTARY, _GRANITE_MOE),
+    **dict.fromkeys(("olmoe", "qwen2moe", "qwen3moe"), Layout(parts=_EXPERTS)),
     **dict.fromkeys(("bloom", "gptneox"), Layout({"query_key_value": _qkv_by_head})),
     "falcon": Layout({"query_key_value": _qkv_by_group}),
+    "internlm2": Layout(parts={"attention.wqkv": _qkv_parts(lambda base: base.n_head_kv)}),
+    "baichuan": Layout(parts={"self_attn.W_pack": _qkv_parts(lambda base: 1)}),
     **dict.fromkeys(
         (
             *("apertus", "chatglm", "cohere2", "command-r", "ernie4_5", "exaone"),
             *("exaone4", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "hunyuan-dense", "jais2"),
-            *("lfm2", "mpt", "nemotron", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe"),
-            *(
-                "qwen2vl",
-                "qwen3",
-                "qwen3moe",
-                "qwen3vl",
-                "seed_oss",
-                "stablelm",
-                "starcoder",
-                "starcoder2",
-            ),
+            *("lfm2", "mpt", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen2vl", "qwen3"),
+            *("qwen3vl", "seed_oss", "stablelm", "starcoder", "starcoder2"),
         ),
-        _AS_IT_IS,
+        Layout(),
     ),
 }
 
@@ -129,11 +181,21 @@ REFUSED: dict[str, str] = {
 }
 
 
-def row_order(base: BaseModel, module: str, d_out: int) -> RowOrder | None:
-    """How the rows of Hugging Face's `module` are to be reordered; None: left as they are.
+def parts_of(architecture: str, module: str) -> tuple[tuple[str, Reorder | None], ...]:
+    """The weights within a block that Hugging Face's `module` becomes, with the rows of each.
 
-    The architecture must be one of `LAYOUTS`. Raises ValueError where so many rows have no such
-    order.
+    Empty where that is the one weight that gguf's tables name. The architecture must be one of
+    `LAYOUTS`.
     """
-    reorder = LAYOUTS[base.architecture].rows.get(module.rpartition(".")[2])
-    return None if reorder is None else reorder(base, d_out)
+    for ending, parts in LAYOUTS[architecture].parts.items():
+        if module.endswith(f".{ending}"):
+            return parts
+    return ()
+
+
+def reorder_of(architecture: str, module: str) -> Reorder | None:
+    """What gives the order of the rows of Hugging Face's `module`; None: left as they are.
+
+    The architecture must be one of `LAYOUTS`.
+    """
+    return LAYOUTS[architecture].rows.get(module.rpartition(".")[2])

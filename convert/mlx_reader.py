@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +103,6 @@ def _module(
         findings.add(f"{name}: {shapes}: a dimension is 0")
     else:
         rank = a.shape[1]
-        turned = [replace(t, shape=t.shape[::-1], transposed=True) for t in (a, b)]
+        turned = [tensor.turned(1, 0) for tensor in (a, b)]
         return PeftModule(name, turned[0], turned[1], rank, scale, scale * rank)
     return None

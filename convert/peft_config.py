@@ -48,10 +48,6 @@ UNSUPPORTED: Mapping[str, tuple[str, str]] = {
         "trainable_token_indices: new or changed tokens were trained",
         MERGE_HINT,
     ),
-    "target_parameters": (
-        "target_parameters: LoRA on bare parameters is not supported",
-        MERGE_HINT,
-    ),
     "layer_replication": (
         "layer_replication: the adapter was made for a base with repeated layers",
         MERGE_HINT,
@@ -73,7 +69,7 @@ UNSUPPORTED: Mapping[str, tuple[str, str]] = {
 # Settings that the conversion goes by.
 READ = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
-    | {"init_lora_weights", "alora_invocation_tokens"}
+    | {"init_lora_weights", "target_parameters", "alora_invocation_tokens"}
     | {"task_type", "peft_version", "base_model_name_or_path"}  # what the file says of its origin
 )
 # Settings that say how it was trained, or where the factors are, which their names say, too.
@@ -89,6 +85,10 @@ IGNORED = frozenset(
 # so that the factors fit no plain base. By how the name begins.
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 BASE_CHANGING_STARTS = ("pissa", "corda", "olora", "lora_ga", "loftq")
+
+# Bare parameters of one module that LoRA can be on, in the order that Hugging Face's models declare
+# them: PEFT wraps them from the first on, each around the one before.
+_DECLARED = ("gate_up_proj", "down_proj")
 
 
 @dataclass
@@ -117,9 +117,37 @@ class PeftConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     notes: tuple[str, ...] = ()
+
+    def adapted(self, module: str) -> tuple[str, bool]:
+        """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
+
+        Parameters (target_parameters) have a wrapper for each, named like the module that owns
+        them: `mlp.experts.base_layer` inside of `mlp.experts`. Returned is the parameter's full
+        name. Raises ValueError where a wrapper's parameter cannot be told.
+        """
+        owner = module
+        while owner.endswith(".base_layer"):
+            owner = owner.removesuffix(".base_layer")
+        leaves = {target.rpartition(".")[2] for target in self.target_parameters}
+        owned = [
+            leaf
+            for leaf in sorted(leaves)
+            if any(f".{owner}.{leaf}".endswith(f".{target}") for target in self.target_parameters)
+        ]
+        depth = module.count(".base_layer")
+        if not owned and not depth:
+            return module, False
+        if len(owned) > 1 and not set(owned) <= set(_DECLARED):
+            raise ValueError(f"which of its parameters {', '.join(owned)} comes first is not known")
+        if depth >= len(owned):
+            raise ValueError(f"target_parameters names {len(owned)} parameters of {owner}")
+        if len(owned) > 1:
+            owned = sorted(owned, key=_DECLARED.index)
+        return f"{owner}.{owned[-1 - depth]}", True
 
     def rank(self, module: str) -> tuple[float | None, str]:
         """The rank that `module` should have, and the setting that says so."""
@@ -147,7 +175,12 @@ class PeftConfig:
         ):
             matching: dict[str, list[str]] = {name: [] for name in modules}
             for key in pattern:
-                named = [name for name in modules if pattern_key({key: 0}, name)]
+                # A router that is adapted as a bare parameter goes by its layer's name.
+                named = [
+                    name
+                    for name in modules
+                    if pattern_key({key: 0}, name) or pattern_key({key: 0}, f"{name}.weight")
+                ]
                 if not named:
                     notes.append(f"{table}: {key!r} names no layer of the adapter")
                 for name in named:
@@ -187,14 +220,23 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
     if rank is None or rank < 1 or rank != int(rank):
         findings.add(f"r is {raw.get('r')!r}; it must be a whole number of at least 1")
         rank = None
+    parameters = _names(raw, "target_parameters", findings)
+    tokens = _invocation_tokens(raw, findings)
+    if parameters and tokens:  # PEFT makes none: it could only apply them to every token
+        findings.add(
+            "alora_invocation_tokens with target_parameters: PEFT has no activated LoRA of bare "
+            "parameters",
+            "train it on layers alone (target_modules), or as a plain LoRA",
+        )
     return PeftConfig(
         default_rank=None if rank is None else int(rank),
         default_alpha=alpha,
         use_rslora=bool(raw.get("use_rslora")),
         rank_pattern=_pattern(raw, "rank_pattern", findings),
         alpha_pattern=_pattern(raw, "alpha_pattern", findings),
+        target_parameters=parameters,
         provenance=said_by_config(raw),
-        invocation_tokens=_invocation_tokens(raw, findings),
+        invocation_tokens=tokens,
         notes=tuple(
             f"{CONFIG_FILE} has {printable(key)}, which this converter does not know"
             for key, value in raw.items()
@@ -310,6 +352,14 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _names(raw: Mapping[str, Any], key: str, findings: Findings) -> tuple[str, ...]:
+    names = raw.get(key) or []
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    findings.add(f"{key} is not a list of names")
+    return ()
 
 
 def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str, float]:

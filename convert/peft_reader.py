@@ -14,8 +14,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
 from .provenance import said_by_card
@@ -55,29 +59,52 @@ _FOREIGN = (
 )
 
 
+class Factor(Protocol):
+    """A lora_A or lora_B whose numbers are not held: its shape, its type, and how to get it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape it is used in."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """How it is stored, in safetensors' words ("BF16")."""
+        ...
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Its numbers as float32, of shape `shape`. Raises OSError when they cannot be read."""
+        ...
+
+
 @dataclass(frozen=True)
 class PeftModule:
     """One adapted layer. Its output gains `scaling * B @ A @ x`.
 
     `a` has shape (rank, d_in), `b` (d_out, rank); of an `embedding`, whose input is a token, `a`
-    has a row for each: (n_vocab, rank). `effective_alpha` is scaling * rank, kept beside it because
-    it is often an exact number where scaling is not.
+    has a row for each: (n_vocab, rank). Of experts both have the expert as their first axis.
+    `effective_alpha` is scaling * rank, kept beside it because it is often an exact number where
+    scaling is not. `made_of` says in words what was put together, where something was.
     """
 
     name: str
-    a: StoredTensor
-    b: StoredTensor
+    a: Factor
+    b: Factor
     rank: int
     scaling: float
     effective_alpha: float
     embedding: bool = False
+    made_of: str = ""
 
     @property
-    def layer_shape(self) -> tuple[int, int]:
-        """The shape of the layer's weight: (d_out, d_in), of an embedding (n_vocab, d)."""
+    def layer_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's weight: (d_out, d_in), of experts (n_expert, d_out, d_in).
+
+        Of an embedding it is (n_vocab, d).
+        """
         if self.embedding:
             return self.a.shape[0], self.b.shape[0]
-        return self.b.shape[0], self.a.shape[1]
+        return (*self.b.shape[:-1], self.a.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -166,23 +193,35 @@ def _with_scalings(
 ) -> tuple[PeftModule, ...]:
     """The modules whose shapes, ranks and factors hold together."""
     modules = []
-    for name, (a, b) in pairs.items():
+    for wrapper, (a, b) in pairs.items():
         shapes = f"lora_A {a.shape}, lora_B {b.shape}"
         if len(a.shape) != 2 or len(b.shape) != 2:
-            findings.add(f"{name}: {shapes}: both must have two dimensions")
+            findings.add(f"{wrapper}: {shapes}: both must have two dimensions")
             continue
-        rank = a.shape[0]
-        if rank != b.shape[1]:
-            findings.add(f"{name}: the ranks of A and B differ: {shapes}")
+        if a.shape[0] != b.shape[1]:
+            findings.add(f"{wrapper}: the ranks of A and B differ: {shapes}")
             continue
         if 0 in a.shape or 0 in b.shape:
-            findings.add(f"{name}: {shapes}: a dimension is 0")
+            findings.add(f"{wrapper}: {shapes}: a dimension is 0")
             continue
-        expected, source = config.rank(name)
+        try:
+            adapted, bare = config.adapted(wrapper)
+        except ValueError as error:
+            findings.add(f"{wrapper}: {error}")
+            continue
+        rank = a.shape[0]
+        expected, source = config.rank(adapted)
+        if bare and expected and expected in range(1, rank + 1) and rank % expected == 0:
+            # PEFT lays the experts' A's one below the other; in B's columns the rank is outermost.
+            n_expert, rank = int(rank // expected), int(expected)
+            if n_expert > 1 or not adapted.endswith(".weight"):
+                a = a.split(n_expert, rank, a.shape[1])
+                b = b.split(b.shape[0], rank, n_expert).turned(2, 0, 1)
+        name = adapted.removesuffix(".weight")
         if rank != (expected or rank):
             findings.add(f"{name}: rank {rank}, but {CONFIG_FILE} says {expected:g} ({source})")
             continue
-        alpha = config.alpha(name)
+        alpha = config.alpha(adapted)
         effective = alpha * math.sqrt(rank) if config.use_rslora else alpha
         if not _ALPHA_RANGE[0] < abs(effective) < _ALPHA_RANGE[1]:
             findings.add(f"{name}: lora_alpha {alpha:g} is too small or too large to be stored")
@@ -190,6 +229,6 @@ def _with_scalings(
         scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
         embedding = _EMBEDDING_NAME.fullmatch(a.name) is not None
         if embedding:
-            a = replace(a, shape=a.shape[::-1], transposed=True)
+            a = a.turned(1, 0)
         modules.append(PeftModule(name, a, b, rank, scaling, effective, embedding))
     return tuple(modules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,30 +14,28 @@ import numpy as np
 from ..adapter_file import ALORA
 from ..base_model import BaseModel
 from ..errors import ConversionError
-from .layouts import LAYOUTS, REFUSED, RowOrder, row_order
+from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
-from .peft_reader import PeftAdapter, PeftModule, read_peft
-from .stored import StoredTensor
-from .tensor_names import TensorNames, not_text
+from .peft_reader import Factor, PeftModule, read_peft
+from .placing import WRONG_BASE, placed_in
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
 _LARGEST = {"f16": _F16_MAX, "q8_0": 127 * _F16_MAX}  # q8_0: 127 times a scale in f16
 _F32_MAX = float(np.finfo(np.float32).max)
 
-_WRONG_BASE = "is this the base model that the adapter was trained on?"
-
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted layer: where it comes from, where it goes, what is done on the way.
+    """One adapted weight: where it comes from, where it goes, what is done on the way.
 
-    A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding. `factor` is what B
-    is multiplied with when written (1.0: left as it is), `order` the one that B's rows are put in
-    (None: left as they are), `types` the GGUF types of A and B as written.
+    A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding and experts. Several
+    rows may have one module. `factor` is what B is multiplied with when written (1.0: left as it
+    is), `order` the rows of B that are written (None: all, as they are), `types` the GGUF types of
+    A and B as written.
     """
 
     module: PeftModule
@@ -64,17 +62,23 @@ class Row:
     @property
     def d_in(self) -> int:
         """The width of the layer's input."""
-        return self.module.layer_shape[0 if self.module.embedding else 1]
+        return self.module.layer_shape[0 if self.module.embedding else -1]
 
     @property
     def d_out(self) -> int:
-        """The width of the layer's output."""
-        return self.module.b.shape[0]
+        """The width of the weight's output."""
+        return self.b_shape[-2]
+
+    @property
+    def b_shape(self) -> tuple[int, ...]:
+        """The shape of B as written."""
+        *experts, d_out, rank = self.module.b.shape
+        return (*experts, d_out if self.order is None else len(self.order.indices), rank)
 
     @property
     def transform(self) -> str:
         """What is done to B, in words for a table; empty when it is left as it is."""
-        parts = []
+        parts = [self.module.made_of] if self.module.made_of else []
         if self.order is not None:
             parts.append(self.order.text)
         if self.factor != 1.0:
@@ -148,17 +152,20 @@ def plan_conversion(
             ALORA, "logo-local convert writes it for llama.cpp's own programs, which have them"
         )
     _check_tokens(adapter.invocation_tokens, base, findings)
-    placed = _place(adapter, base, findings)
+    placed = placed_in(base, adapter, findings)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
     broken: list[str] = []
     largest_b = 0.0
+    checked: set[str] = set()
     for done, (module, target, order) in enumerate(placed):
         same = np.float32(module.effective_alpha) == np.float32(lora_alpha)
         factor = 1.0 if same else module.effective_alpha / lora_alpha
         types = _gguf_type(module.a, outtype), _gguf_type(module.b, outtype)
         row = Row(module, target, factor, order, types)
-        largest_b = max(largest_b, _check_values(row, findings, broken))
+        if module.name not in checked:  # the parts of a layer have the same numbers
+            largest_b = max(largest_b, _check_values(row, findings, broken))
+        checked.add(module.name)
         rows.append(row)
         if progress:
             progress(2 * (done + 1), 2 * len(placed))
@@ -191,9 +198,9 @@ def plan_conversion(
         rows=tuple(rows),
         notes=tuple(notes),
         n_bytes=sum(
-            n_stored_bytes(tensor.shape, type_name)
+            n_stored_bytes(shape, type_name)
             for row in rows
-            for tensor, type_name in zip((row.module.a, row.module.b), row.types, strict=True)
+            for shape, type_name in zip((row.module.a.shape, row.b_shape), row.types, strict=True)
         ),
         provenance=adapter.provenance,
         invocation_tokens=adapter.invocation_tokens,
@@ -223,76 +230,7 @@ def _check_tokens(tokens: tuple[int, ...], base: BaseModel, findings: Findings) 
     if beyond:
         findings.add(
             f"alora_invocation_tokens: the base has {n_vocab} tokens, and no token {beyond[0]}",
-            _WRONG_BASE,
-        )
-
-
-def _place(
-    adapter: PeftAdapter, base: BaseModel, findings: Findings
-) -> list[tuple[PeftModule, str, RowOrder | None]]:
-    """Each module with its GGUF weight and the order of its rows there, as far as they fit."""
-    if base.architecture in REFUSED:
-        findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
-        return []
-    if base.architecture not in LAYOUTS:
-        findings.add(
-            f"the base's architecture {base.architecture!r} is not supported; "
-            f"supported: {', '.join(sorted(LAYOUTS))}"
-        )
-        return []
-    names = TensorNames(base)
-    placed: list[tuple[PeftModule, str, RowOrder | None]] = []
-    taken: dict[str, str] = {}
-    _refuse_other_parts(adapter, findings)
-    for module in adapter.modules:
-        if not_text(module.name):
-            continue
-        target = names.target(module.name)
-        if target is None:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", _WRONG_BASE)
-            continue
-        if target not in base.tensors:
-            tied = target == "output.weight"
-            reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {target}{reason}", _WRONG_BASE)
-            continue
-        if target in taken:
-            findings.add(f"{module.name} and {taken[target]} are both {target}")
-            continue
-        taken[target] = module.name
-        shape = module.layer_shape
-        if module.embedding and "output.weight" not in base.tensors:
-            findings.add(
-                f"{module.name}: the base's embedding is its output layer, too, of which "
-                "llama.cpp cannot adapt one alone"
-            )
-            continue
-        if base.tensors[target] != shape:
-            findings.add(
-                f"{module.name}: made for a layer of shape {shape}, "
-                f"but the base's {target} has {base.tensors[target]}",
-                _WRONG_BASE,
-            )
-            continue
-        try:
-            placed.append((module, target, row_order(base, module.name, shape[0])))
-        except ValueError as error:
-            findings.add(f"{module.name}: {error}")
-    return placed
-
-
-def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
-    """One line for each part of the model, beside its text part, that is adapted."""
-    parts: dict[str, list[str]] = defaultdict(list)
-    for module in adapter.modules:
-        if part := not_text(module.name):
-            parts[part].append(module.name)
-    for part, (first, *others) in parts.items():
-        more = f" and {len(others)} more" if others else ""
-        findings.add(
-            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
-            "train on the text part alone: in PEFT, target_modules may be a regular expression "
-            r"such as .*language_model.*\.(q_proj|v_proj)",
+            WRONG_BASE,
         )
 
 
@@ -306,7 +244,7 @@ def _shared_alpha(modules: list[PeftModule]) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _gguf_type(tensor: StoredTensor, outtype: str) -> str:
+def _gguf_type(tensor: Factor, outtype: str) -> str:
     """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it.
 
     With "auto" the type that the tensor is stored in; float32 where that is wider.

@@ -13,7 +13,7 @@ import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,8 @@ _RESAVE_HINT = (
 class StoredTensor:
     """Where one tensor lies in a safetensors file that has been checked; its data is not held.
 
-    `shape` is the one it is used in, the other way round in the file where it is `transposed`.
+    `shape` is the one it is used in. Where that is not the file's, `axes` says which axis of the
+    file's shape each of its own is, as numpy's transpose takes them.
     """
 
     path: Path
@@ -49,7 +50,17 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    transposed: bool = False
+    axes: tuple[int, ...] = ()
+
+    def turned(self, *axes: int) -> StoredTensor:
+        """The same tensor with its axes in another order, as numpy's transpose."""
+        own = self.axes or tuple(range(len(self.shape)))
+        shape = tuple(self.shape[axis] for axis in axes)
+        return replace(self, shape=shape, axes=tuple(own[axis] for axis in axes))
+
+    def split(self, *shape: int) -> StoredTensor:
+        """The same numbers, which lie in the file in their own order, in another shape."""
+        return replace(self, shape=shape)
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor as float32 (shape `self.shape`), read from the file now.
@@ -65,9 +76,10 @@ class StoredTensor:
         else:
             with np.errstate(over="ignore"):  # too large for float32: seen later as not finite
                 values = raw.astype(np.float32, copy=False)
-        if self.transposed:
-            return np.ascontiguousarray(values.reshape(self.shape[::-1]).T)
-        return values.reshape(self.shape)
+        if not self.axes:
+            return values.reshape(self.shape)
+        in_file = [self.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
+        return np.ascontiguousarray(values.reshape(in_file).transpose(self.axes))
 
 
 def read_weights(folder: Path, findings: Findings) -> list[StoredTensor]:

@@ -10,6 +10,7 @@ model's names. A base's GGUF holds the text part alone, under the names it has b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import gguf
@@ -50,23 +51,39 @@ def not_text(module: str) -> str | None:
     return next((part for part in module.split(".") if part in _NO_TEXT), None)
 
 
+def _without_wrapper(module: str) -> Iterator[str]:
+    """`module` as it is, and as it may be called in the text part by itself."""
+    yield module
+    for wrapper, start in _WRAPPERS:
+        if module.startswith(wrapper):
+            yield start + module.removeprefix(wrapper)
+
+
 class TensorNames:
     """The GGUF names of one base model's weights."""
 
     def __init__(self, base: BaseModel) -> None:
         self._n_blocks = base.n_blocks
         self._map = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], base.n_blocks)
+        numbers = ((name, _BLOCK_NUMBER.search(name)) for name in self._map.mapping)
+        self._blocks = {name[: number.start()] for name, number in numbers if number}
 
     def target(self, module: str) -> str | None:
         """The GGUF weight of `module` (as in `model.layers.0.mlp.up_proj`), or None."""
-        inside = (
-            start + module.removeprefix(wrapper)
-            for wrapper, start in _WRAPPERS
-            if module.startswith(wrapper)
-        )
-        names = (self._map.get_name(name) for name in (module, *inside))
+        names = (self._map.get_name(name) for name in _without_wrapper(module))
         name = next((name for name in names if name is not None), None)
         return None if name is None else f"{name}.weight"
+
+    def in_block(self, module: str, kind: str) -> str | None:
+        """The GGUF weight `kind` ("attn_q") of the block that `module` lies in, or would lie in.
+
+        None where what comes before the number is not how blocks are named.
+        """
+        for name in _without_wrapper(module):
+            number = _BLOCK_NUMBER.search(name)
+            if number and name[: number.start()] in self._blocks:
+                return f"blk.{number[0]}.{kind}.weight"
+        return None
 
     def why_unknown(self, module: str) -> str:
         """What to tell the user about a module for which `target` is None."""

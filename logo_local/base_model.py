@@ -58,7 +58,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             for name, field in reader.fields.items()
             if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
         }
-        shapes = {t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in reader.tensors}
+        shapes = {t.name: _shape(t) for t in reader.tensors}
     except Exception as error:  # the reader raises whatever the damaged bytes lead it to
         raise ModelError(
             f"{path} cannot be read as a GGUF file: {error}",
@@ -66,6 +66,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             "sha256 with its source",
         ) from error
     return fields, shapes
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The numpy shape; some files have the one layer with a single output as a vector."""
+    shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+    is_vector = tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1
+    return (1, *shape) if is_vector else shape
 
 
 def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
@@ -87,7 +94,8 @@ class BaseModel:
     """The shape of a base model.
 
     `tensors` maps each GGUF tensor name to its shape in numpy order (rows first), so a linear
-    layer `y = W x` has shape (d_out, d_in); a stack of experts (n_expert, d_out, d_in).
+    layer `y = W x` has shape (d_out, d_in), with a single output too; a stack of experts
+    (n_expert, d_out, d_in).
     """
 
     path: Path

@@ -45,20 +45,21 @@ def choose_target(adapters: Mapping[str, AdapterFile], base: BaseModel, layer: i
     """The GGUF name of the weight, in block `layer`, whose input is probed.
 
     That is `attn_q`, as in the paper, unless another projection of the block is adapted by more
-    of the pool. Raises PoolError when no adapter touches the block at all.
+    of the pool. Experts are never probed: a token goes to some of them only. Raises PoolError when
+    no adapter touches anything else of the block.
     """
-    prefix = f"blk.{block_number(layer, base)}."
-    counts = Counter(
-        target
-        for adapter in adapters.values()
-        for target in adapter.modules
-        if target.startswith(prefix) and len(base.tensors[target]) == 2
-    )
+    block = block_number(layer, base)
+    prefix = f"blk.{block}."
+    touched = [target for adapter in adapters.values() for target in adapter.modules]
+    readable = [t for t in touched if t.startswith("blk.") and len(base.tensors[t]) == 2]
+    counts = Counter(target for target in readable if target.startswith(prefix))
     if not counts:
-        raise PoolError(
-            f"no adapter touches block {prefix[4:-1]}, whose input --layer {layer} asks for",
-            hint="choose another block with --layer, or use --probe each",
-        )
+        if any(target.startswith(prefix) for target in touched):
+            message = f"adapters touch only the experts of block {block}, which cannot be probed"
+        else:
+            message = f"no adapter touches block {block}, whose input --layer {layer} asks for"
+        hint = "choose another block with --layer, or " if readable else ""
+        raise PoolError(message, hint=f"{hint}use --probe each")
 
     def rank(target: str) -> tuple[int, int, str]:
         kind = target.removeprefix(prefix).removesuffix(".weight")

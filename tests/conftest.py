@@ -5,6 +5,7 @@ from pathlib import Path
 
 import families as families_module
 import hypothesis
+import layers as layers_module
 import pytest
 import wrapped as wrapped_module
 from random_gguf import write_adapter, write_base
@@ -64,21 +65,27 @@ def tiny_folder(request):
 @pytest.fixture(scope="session")
 def families(request):
     """Where the tiny models of many architectures lie (families.py), built once and kept."""
-    cache = request.config.cache.mkdir("tiny")
-    sources = cached_sources(cache)
-    if sources is None:
-        pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
-    return cached_build(cache, sources, Path(families_module.__file__), "families")
+    return _built(request, families_module, "families")
+
+
+@pytest.fixture(scope="session")
+def layers(request):
+    """Where the tiny models with experts and fused layers lie (layers.py), built once and kept."""
+    return _built(request, layers_module, "layers")
 
 
 @pytest.fixture(scope="session")
 def wrapped(request):
     """Where the tiny models with a text part lie (wrapped.py), built once and kept."""
+    return _built(request, wrapped_module, "wrapped")
+
+
+def _built(request, module, name):
     cache = request.config.cache.mkdir("tiny")
     sources = cached_sources(cache)
     if sources is None:
         pytest.skip("needs llama.cpp's converters: pip cannot fetch llama-cpp-python's source")
-    return cached_build(cache, sources, Path(wrapped_module.__file__), "wrapped")
+    return cached_build(cache, sources, Path(module.__file__), name)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ _ONE_KV = {name: value for name, value in SHAPE.items() if name != "num_key_valu
 _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _PLAIN = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_MOE = {
+MOE = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "decoder_sparse_step": 1, "tie_word_embeddings": False,
 }  # fmt: skip
@@ -119,7 +119,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
     ),
     "ernie4_5": ("Ernie4_5", SHAPE | {"tie_word_embeddings": False, "head_dim": 16}, _ALL),
-    "granitemoe": ("GraniteMoe", SHAPE | {"num_local_experts": 4} | _MOE, _ATTENTION),
+    "granitemoe": ("GraniteMoe", SHAPE | {"num_local_experts": 4} | MOE, _ATTENTION),
     "hunyuan-dense": ("HunYuanDenseV1", SHAPE | {"head_dim": 16}, _ALL),
     "jais2": ("Jais2", SHAPE, _PLAIN),
     "lfm2": (
@@ -127,14 +127,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         SHAPE | {"layer_types": ["full_attention", "conv"]},
         ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
     ),
-    "olmoe": ("Olmoe", SHAPE | _MOE | {"num_key_value_heads": HEADS}, _ATTENTION),
+    "olmoe": ("Olmoe", SHAPE | MOE | {"num_key_value_heads": HEADS}, _ATTENTION),
     "qwen2moe": (
         "Qwen2Moe",
-        SHAPE | _MOE | {"shared_expert_intermediate_size": 48},
+        SHAPE | MOE | {"shared_expert_intermediate_size": 48},
         [*_ATTENTION, *(f"shared_expert.{kind}_proj" for kind in ("gate", "up", "down"))],
     ),
     "qwen3moe": (
-        "Qwen3Moe", SHAPE | _MOE | {"head_dim": 16, "norm_topk_prob": True}, _ATTENTION
+        "Qwen3Moe", SHAPE | MOE | {"head_dim": 16, "norm_topk_prob": True}, _ATTENTION
     ),
     "starcoder": ("GPTBigCode", _GPT2, ["c_attn", "c_proj", "c_fc"]),
 }  # fmt: skip
@@ -215,10 +215,11 @@ def make_adapters(
     return logits
 
 
-def convert_base(folder: Path, out: Path, missing: dict[str, Any]) -> None:
+def convert_base(folder: Path, out: Path, missing: dict[str, Any], **options: Any) -> None:
     """The base as GGUF in f32 by llama.cpp's converter, with a vocabulary of dummies.
 
-    `missing` is what llama.cpp's converter looks for beyond what lies in config.json.
+    `missing` is what llama.cpp's converter looks for beyond what lies in config.json, `options`
+    are those of its model classes.
     """
     import gguf
     from conversion import ModelBase, get_model_architecture, get_model_class
@@ -243,7 +244,7 @@ def convert_base(folder: Path, out: Path, missing: dict[str, Any]) -> None:
             self.gguf_writer.add_bos_token_id(1)
             self.gguf_writer.add_eos_token_id(2)
 
-    Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams).write()
+    Dummy(folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams, **options).write()
 
 
 def _build(out: Path, sources: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_fingerprint_is_of_the_shape_alone(random_base, tmp_path):
     assert BaseModel.read(other).fingerprint == BaseModel.read(random_base).fingerprint
 
 
-def write(path, *, architecture="llama", heads=4, **keys):
+def write(path, *, architecture="llama", heads=4, tensors=(), **keys):
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     if heads is not None:
@@ -31,6 +31,8 @@ def write(path, *, architecture="llama", heads=4, **keys):
     for key, value in keys.items():
         getattr(writer, f"add_{key}")(value)
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    for name, shape in dict(tensors).items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -50,6 +52,14 @@ def test_heads_that_differ_by_block_and_arrays_of_text(tmp_path):
     base = BaseModel.read(path)
     assert (base.n_head, base.n_head_kv) == (4, 2)
     assert base.tensors == {"token_embd.weight": (4, 8)}
+
+
+@pytest.mark.parametrize("stored", [(8,), (1, 8)])
+def test_the_gate_of_a_shared_expert_is_a_layer_with_one_output(tmp_path, stored):
+    tensors = {"blk.0.ffn_gate_inp_shexp.weight": stored, "blk.0.attn_norm.weight": (8,)}
+    base = BaseModel.read(write(tmp_path / "x.gguf", embedding_length=8, tensors=tensors))
+    assert base.tensors["blk.0.ffn_gate_inp_shexp.weight"] == (1, 8)
+    assert base.tensors["blk.0.attn_norm.weight"] == (8,)
 
 
 def test_every_missing_key_is_named(tmp_path):

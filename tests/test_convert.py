@@ -19,7 +19,13 @@ from peft_folder import factor_name, factors, read_lora, save_as, write_peft
 from logo_local.adapter_file import ALORA, read_adapter
 from logo_local.base_model import BaseModel
 from logo_local.convert import OUTTYPES, convert_adapter, plan_conversion
-from logo_local.convert.layouts import LAYOUTS, halves_interleaved, parts_apart
+from logo_local.convert.layouts import (
+    LAYOUTS,
+    REFUSED,
+    halves_interleaved,
+    parts_apart,
+    parts_of,
+)
 from logo_local.errors import AdapterError, ConversionError, ModelError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -70,6 +76,44 @@ def test_queries_keys_and_values_are_put_apart():
     assert parts_apart(8, 2, (2, 1, 1)).tolist() == [0, 1, 4, 5, 2, 6, 3, 7]
     with pytest.raises(ValueError, match="7 rows do not form 8 heads"):
         parts_apart(7, 2, (2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module", "expected"),
+    [
+        # 4 heads of queries in 2 groups, each followed by a key and a value, of width 2:
+        # q0 q1 k0 v0 q2 q3 k1 v1; a head of width 2 is its own rotary order
+        (
+            "internlm2",
+            "model.layers.0.attention.wqkv",
+            {"attn_q": [0, 1, 2, 3, 8, 9, 10, 11], "attn_k": [4, 5, 12, 13],
+             "attn_v": [6, 7, 14, 15]},
+        ),
+        # the same heads one after the other
+        (
+            "baichuan",
+            "model.layers.0.self_attn.W_pack",
+            {"attn_q": list(range(8)), "attn_k": [8, 9, 10, 11], "attn_v": [12, 13, 14, 15]},
+        ),
+        (
+            "granitemoe",
+            "model.layers.0.shared_mlp.input_linear",
+            {"ffn_gate_shexp": list(range(8)), "ffn_up_shexp": list(range(8, 16))},
+        ),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_layer(base, architecture, module, expected):
+    parts = parts_of(architecture, module)
+    assert {kind: rows(base, 16).indices.tolist() for kind, rows in parts} == expected
+    with pytest.raises(ValueError, match="15 rows do not form"):
+        parts[0][1](base, 15)
+
+
+def test_the_parts_of_queries_are_put_in_rotary_order(base):
+    ((_, queries), *_) = parts_of("internlm2", "model.layers.0.attention.wqkv")
+    # heads of width 4: q0 is rows 0 to 3, whose halves are interleaved
+    assert queries(base, 32).indices.tolist()[:8] == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert queries(base, 32).indices.tolist()[8:] == [16, 18, 17, 19, 20, 22, 21, 23]
 
 
 def test_llama_reorders_only_the_rows_of_q_and_k(adapter, base, out):
@@ -440,7 +484,11 @@ REFUSALS = {
     "lora_ga": ({"init_lora_weights": "lora_ga"}, {}, "changed the base's own weights"),
     "loftq": ({"init_lora_weights": "loftq"}, {}, "belongs to a base that LoftQ quantised"),
     "layer_replication": ({"layer_replication": [[0, 2], [1, 3]]}, {}, "layer_replication"),
-    "target_parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters"),
+    "target_parameters in words": (
+        {"target_parameters": "experts"},
+        {},
+        "target_parameters is not a list of names",
+    ),
     "activated lora without tokens": (
         {"alora_invocation_tokens": []},
         {},
@@ -587,6 +635,21 @@ def test_an_unsupported_architecture_is_named(adapter, base, out):
         ConversionError, match=r"'rwkv6' is not supported; supported: .*llama.*qwen2"
     ):
         convert_adapter(adapter, dataclasses.replace(base, architecture="rwkv6"), out)
+
+
+@pytest.mark.parametrize(
+    "architecture", sorted(set(gguf.MODEL_ARCH_NAMES.values()) - set(LAYOUTS) - set(REFUSED))
+)
+def test_every_other_architecture_is_refused_by_name(adapter, base, out, architecture):
+    with pytest.raises(ConversionError) as caught:
+        plan_conversion(adapter, dataclasses.replace(base, architecture=architecture), out)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"the base's architecture {architecture!r} is not supported")
+
+
+def test_every_architecture_is_one_of_ggufs_and_supported_or_refused():
+    assert set(LAYOUTS) | set(REFUSED) <= set(gguf.MODEL_ARCH_NAMES.values())
+    assert not set(LAYOUTS) & set(REFUSED)
 
 
 def test_an_architecture_that_llama_cpp_adapts_nothing_of_is_refused(adapter, base, out):

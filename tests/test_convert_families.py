@@ -4,21 +4,20 @@ One tiny model for each (families.py); the adapters are on every linear layer, o
 ranks and alphas that differ by layer.
 """
 
-import ctypes
 import json
 
 import llama_cpp
 import numpy as np
 import pytest
-from families import FAMILIES, TOKENS
+from families import FAMILIES
+from layers import FUSED
+from llama_logits import logits_of
 from wrapped import WRAPPED
 
 from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import LAYOUTS
 from logo_local.errors import ConversionError
-from logo_local.mixture import set_adapters
-from logo_local.native import load_adapter
 
 # Why some of the converter's architectures are not proved here.
 UNPROVED = {
@@ -28,25 +27,7 @@ UNPROVED = {
 
 def test_every_architecture_is_proved_or_says_why_not():
     wrapped = {architecture for architecture, _, _ in WRAPPED.values()}
-    assert set(LAYOUTS) == set(FAMILIES) | wrapped | set(UNPROVED)
-
-
-def logits_of(llama, path=None):
-    """The logits (n_tokens, n_vocab) behind each of TOKENS, under the adapter in `path`."""
-    handle = None if path is None else load_adapter(llama.model, path)
-    set_adapters(llama.ctx, [handle] if handle else [], [1.0] if handle else [])
-    rows = []
-    for i in range(len(TOKENS)):
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
-        tokens = (llama_cpp.llama_token * (i + 1))(*TOKENS[: i + 1])
-        assert llama_cpp.llama_decode(llama.ctx, llama_cpp.llama_batch_get_one(tokens, i + 1)) == 0
-        pointer = llama_cpp.llama_get_logits_ith(llama.ctx, -1)
-        pointer = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float))
-        rows.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
-    set_adapters(llama.ctx, [], [])
-    if handle:
-        llama_cpp.llama_adapter_lora_free(handle)
-    return np.stack(rows)
+    assert set(LAYOUTS) == set(FAMILIES) | set(FUSED) | wrapped | set(UNPROVED)
 
 
 def check_logits(folder, architecture, tmp_path):

@@ -116,6 +116,10 @@ SETTINGS = {
         {"layers.1.self_attn.k_proj"},
     ),
     "the head as well": ({"target_modules": ["q_proj", "lm_head"]}, SMALL.blocks + 1),
+    "bare parameters": (
+        {"target_modules": [], "target_parameters": ["mlp.up_proj.weight", "mlp.gate_proj.weight"]},
+        2 * SMALL.blocks,
+    ),
     "random": ({"init_lora_weights": False}, SMALL.blocks),
     "gaussian": ({"init_lora_weights": "gaussian"}, SMALL.blocks),
     "orthogonal": ({"init_lora_weights": "orthogonal"}, SMALL.blocks),
@@ -277,7 +281,13 @@ def test_each_unsupported_setting_is_refused_with_a_way_out(setting, base, tmp_p
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("setting", sorted(UNSUPPORTED))
+def test_peft_itself_has_no_activated_lora_of_bare_parameters(llama):
+    told = {"target_parameters": ["mlp.up_proj.weight"], "alora_invocation_tokens": [5]}
+    with pytest.raises(ValueError, match="alora_invocation_tokens"):
+        get_peft_model(llama, LoraConfig(task_type="CAUSAL_LM", target_modules=[], **told))
+
+
+@pytest.mark.parametrize("setting", [*sorted(UNSUPPORTED), "target_parameters"])
 @pytest.mark.parametrize("value", [None, False, "", [], {}])
 def test_a_setting_that_is_not_in_use_stands_in_no_way(setting, value, base, tmp_path):
     folder = write_peft(tmp_path / "x", factors({Q0: (64, 64)}), **{setting: value})
@@ -318,10 +328,6 @@ REFUSED = {
     "bias of lora": (LoraConfig(bias="lora_only", **Q), ["bias is 'lora_only'"]),
     "lora_bias": (LoraConfig(lora_bias=True, **Q), ["lora_bias:", "biases of lora_B"]),
     "replication": (LoraConfig(layer_replication=[(0, 2), (1, 3)], **Q), ["layer_replication"]),
-    "parameters": (
-        LoraConfig(target_modules=[], target_parameters=["mlp.up_proj.weight"], r=4),
-        ["target_parameters"],
-    ),
     "kasa": (LoraConfig(kasa_config=peft.KasaConfig(), **Q), ["kasa_config"]),
     "vera": (peft.VeraConfig(target_modules=["q_proj"]), ["'VERA'"]),
     "ia3": (

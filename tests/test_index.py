@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from random_gguf import WIDTH, write_adapter
+from random_gguf import EXPERTS, WIDTH, write_adapter, write_base
 
 from logo_local.adapter_file import AdapterFile, read_adapter
 from logo_local.base_model import BaseModel
@@ -64,6 +64,25 @@ def test_a_block_that_nobody_adapts_is_an_error(pool_of):
     with pytest.raises(PoolError, match="block 2") as caught:
         choose_target(pool, base)
     assert "--layer" in caught.value.hint
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_block_of_which_experts_alone_are_adapted_says_so(tmp_path, elsewhere):
+    base = BaseModel.read(write_base(tmp_path / "base.gguf", shape=EXPERTS))
+    experts = {"kinds": ("ffn_up_exps", "ffn_down_exps"), "shape": EXPERTS}
+    paths = [write_adapter(tmp_path / "experts.gguf", 0, **experts)]
+    if elsewhere:
+        paths.append(write_adapter(tmp_path / "q.gguf", 1, **Q, blocks=(0,), shape=EXPERTS))
+    pool = {path.stem: read_adapter(path, base) for path in paths}
+    with pytest.raises(PoolError) as caught:
+        choose_target(pool, base)
+    assert caught.value.message == (
+        "adapters touch only the experts of block 2, which cannot be probed"
+    )
+    assert "--probe each" in caught.value.hint
+    assert ("--layer" in caught.value.hint) == elsewhere  # no other block would do either
+    if elsewhere:
+        assert choose_target(pool, base, layer=0) == "blk.0.attn_q.weight"
 
 
 def test_an_adapter_without_the_target_is_named_and_has_no_score(pool_of, caplog):

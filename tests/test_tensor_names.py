@@ -50,6 +50,24 @@ def test_where_a_layer_sits_does_not_change_what_it_is(module, target, base):
     assert TensorNames(base).target(module) == target
 
 
+@pytest.mark.parametrize(
+    ("module", "block"),
+    [
+        ("model.layers.1.mlp.experts.gate_up_proj", 1),
+        ("model.language_model.layers.1.mlp.experts.gate_up_proj", 1),
+        ("language_model.model.layers.2.mlp.experts.3.gate_proj", 2),
+        ("thinker.model.layers.0.mlp.experts.down_proj", 0),
+        ("model.layers.7.mlp.experts.down_proj", 7),  # what the base does not have is seen later
+        ("mlp.experts.gate_up_proj", None),
+        ("wrapper.model.layers.1.mlp.experts.gate_up_proj", None),
+        ("model.audio_tower.layers.0.mlp.experts.gate_up_proj", None),
+    ],
+)
+def test_the_block_that_a_layer_lies_in(module, block, base):
+    expected = None if block is None else f"blk.{block}.ffn_up_exps.weight"
+    assert TensorNames(base).in_block(module, "ffn_up_exps") == expected
+
+
 def test_a_layer_beyond_a_wrapped_base_is_known_as_such(base):
     names = TensorNames(base)
     module = "model.language_model.layers.7.self_attn.q_proj"

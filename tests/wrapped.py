@@ -1,7 +1,7 @@
 """Tiny random models for pictures, whose text part sits inside another model.
 
 PEFT names its layers by where they sit, llama.cpp's GGUF file has the text part alone. Made and
-kept as in families.py, adapters on the text part's linear layers, and one on everything.
+kept as in families.py: adapters of the text part's linear layers and experts, and of everything.
 """
 
 import json
@@ -27,6 +27,12 @@ WRAPPED: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Llava",
         {"text_config": _LLAMA, "vision_config": _EYES | {"model_type": "clip_vision_model"},
          "image_token_index": 4},
+    ),
+    "llava-mixtral": (
+        "llama",
+        "Llava",
+        {"text_config": _LLAMA | {"model_type": "mixtral", "num_local_experts": 4},
+         "vision_config": _EYES | {"model_type": "clip_vision_model"}, "image_token_index": 4},
     ),
     "smolvlm": (
         "llama",
@@ -67,6 +73,9 @@ WRAPPED: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+# Those with experts: the parameters that are adapted beside the layers.
+_PARAMETERS = {"llava-mixtral": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+
 
 def _make_model(name: str, folder: Path) -> Any:
     import torch
@@ -95,7 +104,8 @@ def _build(out: Path, sources: Path) -> None:
         try:
             model = _make_model(name, folder / "model")
             text = rf"model\.(language|text)_model\..*\.({'|'.join(ALL)})"
-            logits = make_adapters(model, ALL, folder, targets=text)
+            parameters = _PARAMETERS.get(name)
+            logits = make_adapters(model, ALL, folder, targets=text, target_parameters=parameters)
             np.savez(folder / "logits.npz", **logits)
             everything = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
             get_peft_model(model, everything).save_pretrained(folder / "everything")

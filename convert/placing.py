@@ -1,0 +1,130 @@
+"""Where each module of an adapter goes: the base's GGUF weights, and which rows of B each has."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ..base_model import BaseModel
+from .experts import as_saved_before, experts_stacked, is_parameter
+from .joined import Placed, shares_of, with_joined
+from .layouts import LAYOUTS, REFUSED, Reorder, parts_of, reorder_of
+from .peft_config import MERGE_HINT, Findings
+from .peft_reader import PeftAdapter, PeftModule
+from .tensor_names import TensorNames, not_text
+
+WRONG_BASE = "is this the base model that the adapter was trained on?"
+
+
+def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list[Placed]:
+    """The adapter's modules with the GGUF weights of `base` that they adapt, as far as they fit.
+
+    Single experts come back as one module for all of a layer. What does not fit goes to `findings`.
+    """
+    if base.architecture in REFUSED:
+        findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
+        return []
+    if base.architecture not in LAYOUTS:
+        findings.add(
+            f"the base's architecture {base.architecture!r} is not supported; "
+            f"supported: {', '.join(sorted(LAYOUTS))}"
+        )
+        return []
+    names = TensorNames(base)
+    placed: list[Placed] = []
+    shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
+    taken: dict[str, str] = {}
+    _refuse_other_parts(adapter, findings)
+    of_text = [module for module in adapter.modules if not not_text(module.name)]
+    for adapted in experts_stacked(of_text, base.n_expert, findings):
+        module = adapted
+        parts = _parts(module, base, names)
+        targets = [target for target, _ in parts]
+        if not parts:
+            findings.add(f"{module.name}: {names.why_unknown(module.name)}", WRONG_BASE)
+            continue
+        missing = [target for target in targets if target not in shapes]
+        if missing:
+            tied = missing == ["output.weight"]
+            reason = " (its output layer is its token embedding)" if tied else ""
+            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", WRONG_BASE)
+            continue
+        twice = [target for target in targets if target in taken]
+        if twice:
+            findings.add(f"{module.name} and {taken[twice[0]]} are both {twice[0]}")
+            continue
+        taken |= dict.fromkeys(targets, module.name)
+        if module.embedding and "output.weight" not in base.tensors:
+            findings.add(
+                f"{module.name}: the base's embedding is its output layer, too, of which "
+                "llama.cpp cannot adapt one alone"
+            )
+            continue
+        whole = _layer_shape([shapes[target] for target in targets])
+        if is_parameter(module):
+            if whole[-1] == whole[-2] and _peft_version(adapter) < (0, 19):
+                findings.add(
+                    f"{module.name}: it has as many rows as columns, and a PEFT before 0.19 may "
+                    "have saved its A for its B",
+                    MERGE_HINT,
+                )
+                continue
+            if module.layer_shape != whole == as_saved_before(module).layer_shape:
+                module = as_saved_before(module)
+        if whole != module.layer_shape:
+            findings.add(
+                f"{module.name}: made for a layer of shape {module.layer_shape}, "
+                f"but the base's {' and '.join(targets)} has {whole}",
+                WRONG_BASE,
+            )
+            continue
+        try:
+            for target, reorder in parts:
+                order = None if reorder is None else reorder(base, module.layer_shape[-2])
+                placed.append((module, target, order))
+        except ValueError as error:
+            findings.add(f"{module.name}: {error}")
+    return with_joined(placed, base)
+
+
+def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
+    """One line for each part of the model, beside its text part, that is adapted."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for module in adapter.modules:
+        if part := not_text(module.name):
+            parts[part].append(module.name)
+    for part, (first, *others) in parts.items():
+        more = f" and {len(others)} more" if others else ""
+        findings.add(
+            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
+            "train on the text part alone: in PEFT, target_modules may be a regular expression "
+            r"such as .*language_model.*\.(q_proj|v_proj)",
+        )
+
+
+def _parts(
+    module: PeftModule, base: BaseModel, names: TensorNames
+) -> list[tuple[str, Reorder | None]]:
+    """The GGUF weights that `module` becomes, with the rows of each; none where it has no name."""
+    parts = parts_of(base.architecture, module.name)
+    if parts:
+        targets = [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
+        return [(target, reorder) for target, reorder in targets if target is not None]
+    target = names.target(module.name)
+    return [] if target is None else [(target, reorder_of(base.architecture, module.name))]
+
+
+def _peft_version(adapter: PeftAdapter) -> tuple[int, int]:
+    """The first two numbers of the PEFT that saved the adapter; zeros where it does not say."""
+    text = adapter.provenance.get("logo_local.peft_version", "")
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _layer_shape(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of the layer that became weights of these shapes, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    *experts, _, d_in = parts[0]
+    return (*experts, sum(shape[-2] for shape in parts), d_in)
