@@ -163,7 +163,7 @@ def test_an_answer_streams_in_and_its_route_is_there_before_its_end(visit):
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#timings")).to_have_text(
-        "probe 0 ms, score 0 ms, mixture 0 ms, prefill 0 ms, decode 0 ms"
+        "probe 0 ms, score 0 ms, mixture 0 ms, prefill 0 ms, decode 0 ms, wait 0 ms"
     )
 
 
