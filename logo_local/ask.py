@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from .base_model import BaseModel
 from .pool import Pool
 from .routing import Route
+from .settings import RoutingSettings
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -26,13 +27,26 @@ class Engine(Protocol):
     pool: Pool
     last_route: Route | None
     timings_ms: dict[str, float]
+    token_counts: dict[str, int]  # of the last "prompt", and those "generated" after it
     metadata: dict[str, str]
 
+    @property
+    def routing(self) -> RoutingSettings: ...  # noqa: D102
+    def configure(  # noqa: D102
+        self,
+        *,
+        signal: str | None = None,
+        top_k: int | None = None,
+        mixture: str | None = None,
+        keep_route: float | None = None,
+    ) -> None: ...
     def create_completion(self, prompt: str, **options: Any) -> Any: ...  # noqa: D102
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
     def unasked(self) -> list[str]: ...  # noqa: D102
+    def n_ctx(self) -> int: ...  # noqa: D102
+    def tokens_of(self, prompt: Any) -> list[int]: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
     def read_ahead(self, prompt: Any) -> None: ...  # noqa: D102
     def signal_scores(  # noqa: D102
@@ -45,25 +59,42 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy)."""
+    """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy).
+
+    `top_p` and `min_p` leave out unlikely tokens, `repeat_penalty` above 1 makes those that were
+    there less likely; an answer ends before any text in `stop`; `seed` makes it repeatable, None
+    is the engine's own. All but the first two are by default what they are in llama_cpp.
+    """
 
     max_tokens: int = 512
     temp: float = 0.0
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """The same under llama_cpp's names."""
-        return {"max_tokens": self.max_tokens, "temperature": self.temp}
+        """The same under llama_cpp's names; what is its default is left to it."""
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temp}
+        for one in fields(self)[2:]:
+            value = getattr(self, one.name)
+            if value != one.default:
+                options[one.name] = list(value) if isinstance(value, tuple) else value
+        return options
 
 
 @dataclass
 class Answer:
     """An answer as far as it has come; complete once the stream that fills it has ended.
 
-    `logo` has the route and the timings (`LoGo`), `usage` the token counts; a stream does not
-    carry the latter.
+    `finish` says why it ended: "stop", or "length" where tokens or the context ran out; it is
+    empty as long as it has not. `logo` has the route and the timings (`LoGo`), `usage` the token
+    counts; a stream does not carry the latter.
     """
 
     text: str = ""
+    finish: str = ""
     logo: Mapping[str, Any] = field(default_factory=dict)
     usage: Mapping[str, int] = field(default_factory=dict)
 
@@ -76,9 +107,16 @@ def has_chat_template(llm: Engine) -> bool:
     return "tokenizer.chat_template" in llm.metadata
 
 
-def as_prompt(llm: Engine, text: str, *, raw: bool = False) -> Prompt:
-    """`text` as one chat message where the model has a template, unless `raw`."""
-    return text if raw or not has_chat_template(llm) else [{"role": "user", "content": text}]
+def as_prompt(llm: Engine, text: str, *, raw: bool = False, system: str | None = None) -> Prompt:
+    """`text` as one chat message, after `system`, where the model has a template, unless `raw`."""
+    if raw or not has_chat_template(llm):
+        return text
+    return [*system_messages(system), {"role": "user", "content": text}]
+
+
+def system_messages(system: str | None) -> list[Message]:
+    """What a conversation begins with: the system message, if there is one."""
+    return [{"role": "system", "content": system}] if system else []
 
 
 def _create(llm: Engine, prompt: Prompt, sampling: Sampling, *, stream: bool) -> Any:
@@ -93,7 +131,7 @@ def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
     result = _create(llm, prompt, sampling, stream=False)
     choice = result["choices"][0]
     text = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
-    return Answer(text or "", result["logo"], result["usage"])
+    return Answer(text or "", choice["finish_reason"] or "", result["logo"], result["usage"])
 
 
 def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Iterator[str]:
@@ -102,6 +140,7 @@ def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Ite
         choice = chunk["choices"][0]
         piece = choice["text"] if "text" in choice else choice["delta"].get("content")
         into.logo = chunk.get("logo", into.logo)
+        into.finish = choice.get("finish_reason") or into.finish
         if piece:
             into.text += piece
             yield piece

@@ -167,6 +167,7 @@ class LoGo(MixedLlama):
         self.last_route: Route | None = None
         self._fixed: Route | None = None  # what `under` asks for
         self._turn = 0  # counts the prompts that reached the context
+        self.token_counts = {"prompt": 0, "generated": 0}  # of the last prompt and its answer
         self.timings_ms["load"] = _ms_since(started)
 
     # Routing
@@ -235,6 +236,37 @@ class LoGo(MixedLlama):
         self._forget_timings()
         return {signal: self._router.scores(tokens, signal).scores for signal in signals}
 
+    @property
+    def routing(self) -> RoutingSettings:
+        """How prompts are routed now; `configure` changes it."""
+        return replace(self._settings, signal=self.signal, top_k=self.top_k)
+
+    def configure(
+        self,
+        *,
+        signal: str | None = None,
+        top_k: int | None = None,
+        mixture: str | None = None,
+        keep_route: float | None = None,
+    ) -> None:
+        """Route otherwise from the next prompt on; what is None stays as it is.
+
+        These four can change while the engine runs. SettingsError, and nothing changed, when one
+        of them cannot be used.
+        """
+        asked = {
+            "signal": signal,
+            "top_k": top_k,
+            "mixture": mixture,
+            "keep_route": keep_route,
+        }
+        given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+        settings = replace(self.routing, **given)
+        settings.check()
+        self._settings = settings
+        self.signal, self.top_k = settings.resolved_signal, settings.top_k
+        self.mixer.way = settings.mixture
+
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
 
@@ -275,8 +307,7 @@ class LoGo(MixedLlama):
 
     @mixture.setter
     def mixture(self, way: str) -> None:
-        replace(self._settings, mixture=way).check()
-        self.mixer.way = way
+        self.configure(mixture=way)
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
@@ -300,6 +331,7 @@ class LoGo(MixedLlama):
         self.stop_at(prompt)
         self._turn += 1
         turn = self._turn
+        self.token_counts = {"prompt": len(prompt), "generated": 0}
         self._forget_timings()
         self._renew_pool()
         try:
@@ -319,6 +351,7 @@ class LoGo(MixedLlama):
                 except StopIteration:
                     return
                 self.timings_ms[phase] += _ms_since(started)
+                self.token_counts["generated"] += 1
                 phase = "decode"
                 more = yield token
                 if turn != self._turn:

@@ -15,16 +15,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter_file import AdapterFile
+from .adapter_file import AdapterFile, Module, TensorPlace
 from .base_model import BaseModel
+from .errors import PromptError
 from .pool import Changes, Pool
 from .routing import Route, fixed, select
+from .settings import RoutingSettings
 
 # A piece of an answer: text, or an exception that is raised at that place.
 Piece = str | BaseException
 Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
 Answers = Sequence[str | Sequence[Piece]] | Callable[[str, Route], str]
 SignalScores = Mapping[str, Mapping[str, float]]
+
+# What every adapter of the stand-in adapts: of rank 8, in a file that is not there.
+_MODULES = {
+    "blk.3.attn_q.weight": Module(
+        8,
+        64,
+        64,
+        "F16",
+        0,
+        TensorPlace(0, 1024, "F16", (8, 64)),
+        TensorPlace(0, 1024, "F16", (64, 8)),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,9 @@ class FakeLoGo:
     those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
     `settings`.
 
-    Token counts are numbers of words. Does not sample: temperature and seed are only recorded.
+    Token counts are numbers of words: an answer of `max_tokens` or more has finish reason
+    "length", though nothing is cut off; a prompt of `n_ctx` words or more is a PromptError. Does
+    not sample: temperature and seed are only recorded.
     """
 
     def __init__(
@@ -67,12 +84,14 @@ class FakeLoGo:
         names: Sequence[str] = (),
         top_k: int = 3,
         chat_template: bool = True,
+        n_ctx: int = 4096,
         by_signal: SignalScores | None = None,
     ) -> None:
         self._scores = scores
         self._by_signal = by_signal or {}
         self._answers = answers if callable(answers) else list(answers)
-        self.top_k = top_k
+        self.routing = RoutingSettings(top_k=top_k)
+        self._n_ctx = n_ctx
         self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
         if isinstance(scores, Mapping):
             names = tuple(scores)
@@ -80,13 +99,16 @@ class FakeLoGo:
             folder=Path("adapters"),
             base=self.base,
             cache=Path("cache"),
-            adapters={n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, {}, 0, 0) for n in sorted(names)},
+            adapters={
+                n: AdapterFile(n, Path(f"{n}.gguf"), 8.0, _MODULES, 4096, 0) for n in sorted(names)
+            },
         )
         self.metadata = {"tokenizer.chat_template": "fake"} if chat_template else {}
         self.last_route: Route | None = None
         self.timings_ms = dict.fromkeys(
             ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
         )
+        self.token_counts = {"prompt": 0, "generated": 0}
         self.history: list[Call] = []
         self.ahead: list[Call] = []
         self.taught: dict[str, list[str]] = {}
@@ -98,8 +120,28 @@ class FakeLoGo:
     def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
         """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
         self.settings = {"model_path": str(model_path), "adapters": adapters, **settings}
-        self.top_k = settings.get("top_k", self.top_k)
+        known = self.routing.__dataclass_fields__.keys() & settings
+        self.routing = replace(self.routing, **{name: settings[name] for name in known})
         return self
+
+    def configure(self, **settings: Any) -> None:
+        """Change `routing`, of which only top_k has an effect, or raise SettingsError."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        routing = replace(self.routing, **given)
+        routing.check()
+        self.routing = routing
+
+    def n_ctx(self) -> int:
+        """The number of words that the context holds."""
+        return self._n_ctx
+
+    def tokens_of(self, prompt: Any) -> list[int]:
+        """A number for each word of all messages; PromptError when there are too many."""
+        texts = [prompt] if isinstance(prompt, str) else [str(m["content"]) for m in prompt]
+        n = sum(len(text.split()) for text in texts)
+        if n >= self._n_ctx:
+            raise PromptError(f"the prompt does not fit: {n} of {self._n_ctx}", hint="shorten it")
+        return list(range(n))
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember `prompts` in `taught`; scores stay as they are scripted."""
@@ -147,12 +189,14 @@ class FakeLoGo:
     def create_completion(self, prompt: str, **options: Any) -> Any:
         """llama_cpp's completion dictionary, or its chunks, with ["logo"]."""
         self.history.append(Call("create_completion", prompt, (), options))
+        self.tokens_of(prompt)
         return self._answer(prompt, options, lambda text: {"text": text}, lambda t: {"text": t})
 
     def create_chat_completion(self, messages: Any, **options: Any) -> Any:
         """llama_cpp's chat completion dictionary, or its chunks, with ["logo"]."""
         text, copied = _seen(messages)
         self.history.append(Call("create_chat_completion", text, copied, options))
+        self.tokens_of(copied)
         return self._answer(
             text,
             options,
@@ -194,7 +238,7 @@ class FakeLoGo:
     def _route(self, text: str) -> Route:
         route = select(
             self._wanted(self._scores_for(text)),
-            self.top_k,
+            self.routing.top_k,
             signal="norm",
             probe="one-pass",
             target="blk.3.attn_q.weight",
@@ -215,12 +259,15 @@ class FakeLoGo:
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         pieces = [answer] if isinstance(answer, str) else list(answer)
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
+        self.token_counts = {"prompt": len(prompt.split()), "generated": 0}
+        limit = options.get("max_tokens")
         if options.get("stream"):
-            return _chunks(pieces, part, logo)
+            return self._chunks(pieces, part, logo, limit)
         text = "".join(_texts(pieces))
         n_prompt, n_answer = len(prompt.split()), len(text.split())
+        self.token_counts["generated"] = n_answer
         return {
-            "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
+            "choices": [{"index": 0, **whole(text), "finish_reason": _finish(n_answer, limit)}],
             "usage": {
                 "prompt_tokens": n_prompt,
                 "completion_tokens": n_answer,
@@ -228,6 +275,23 @@ class FakeLoGo:
             },
             "logo": logo,
         }
+
+    def _chunks(
+        self,
+        pieces: Sequence[Piece],
+        part: Callable[[str], dict[str, Any]],
+        logo: Mapping[str, Any],
+        limit: int | None,
+    ) -> Iterator[dict[str, Any]]:
+        for text in _texts(pieces):
+            self.token_counts["generated"] += len(text.split())
+            yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
+        finish = _finish(self.token_counts["generated"], limit)
+        yield {"choices": [{"index": 0, **part(""), "finish_reason": finish}], "logo": logo}
+
+
+def _finish(n_words: int, limit: int | None) -> str:
+    return "stop" if limit is None or n_words < limit else "length"
 
 
 def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
@@ -245,11 +309,3 @@ def _texts(pieces: Sequence[Piece]) -> Iterator[str]:
         if isinstance(piece, BaseException):
             raise piece
         yield piece
-
-
-def _chunks(
-    pieces: Sequence[Piece], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    for text in _texts(pieces):
-        yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
-    yield {"choices": [{"index": 0, **part(""), "finish_reason": "stop"}], "logo": logo}
