@@ -66,15 +66,21 @@ def bar(share: float, width: int) -> str:
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
-def columns(rows: Sequence[tuple[str, str]], width: int = 80) -> str:
-    """Terms and what is said of them, side by side; one below the other in a narrow terminal."""
-    left = max((len(term) for term, _ in rows), default=0) + 2
+def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
+    """Terms and, last in each row, what is said of them, side by side and wrapped.
+
+    In a narrow terminal the text stands below its terms, which are then not aligned.
+    """
+    terms = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*terms, strict=True)]
+    left = sum(widths) + 2 * len(widths)
     lines = []
-    for term, text in rows:
+    for *cells, text in rows:
         if left + 24 <= width:
-            start, indent = f"{term:<{left}}", " " * left
+            start = "".join(f"{cell:<{n + 2}}" for cell, n in zip(cells, widths, strict=True))
+            indent = " " * left
         else:
-            lines.append(term)
+            lines.append(" ".join(cells))
             start = indent = "  "
         lines += textwrap.wrap(
             text,
@@ -83,7 +89,7 @@ def columns(rows: Sequence[tuple[str, str]], width: int = 80) -> str:
             subsequent_indent=indent,
             break_long_words=False,  # names and paths stay whole
             break_on_hyphens=False,
-        ) or [start.rstrip()] * bool(start.strip())
+        )
     return "\n".join(lines)
 
 

@@ -584,6 +584,36 @@ def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
     assert llm.route(A).is_base
 
 
+def test_routing_can_change_between_prompts(logo):
+    llm = logo(signal="norm", top_k=2)
+    llm.configure(top_k=1, signal="entropy", mixture="scales", keep_route=0.5)
+    assert (llm.routing.top_k, llm.routing.signal, llm.routing.keep_route) == (1, "entropy", 0.5)
+    route = llm(A, **GREEDY)["logo"]["route"]
+    assert (len(route["adapters"]), route["signal"], route["mixture"]) == (1, "entropy", "scales")
+    before = llm.routing
+    llm.configure()
+    with pytest.raises(SettingsError, match="top_k is 0") as caught:
+        llm.configure(top_k=0, signal="loud", mixture="fused")
+    assert len(caught.value.problems) == 2
+    assert (llm.routing, llm.mixture) == (before, "scales")
+    assert len(llm.route(A).names) == 1
+
+
+def test_probing_with_each_adapter_allows_its_signals_only(logo):
+    llm = logo(probe="each")
+    with pytest.raises(SettingsError, match="one-pass"):
+        llm.configure(signal="norm")
+    llm.configure(signal="each-likelihood")
+    assert llm.routing.signal == "each-likelihood"
+
+
+def test_tokens_are_counted(logo):
+    llm = logo()
+    answer = llm(A, **GREEDY)
+    assert answer["usage"]["completion_tokens"] == llm.token_counts["generated"] == 8
+    assert answer["usage"]["prompt_tokens"] == llm.token_counts["prompt"] == len(llm.tokens_of(A))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [

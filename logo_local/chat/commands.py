@@ -159,11 +159,7 @@ def _set(session: Session, argument: str) -> None:
     name, _, value = argument.partition(" ")
     values = session.settings.values()
     if not name:
-        longest = max(map(len, OPTIONS))
-        rows = [
-            (f"{option:<{longest}}  {shown(values[option])}", about.help)
-            for option, about in OPTIONS.items()
-        ]
+        rows = [(option, shown(values[option]), about.help) for option, about in OPTIONS.items()]
         say(report.columns(rows, err_console().width))
         say(f"/set OPTION VALUE changes one, /set OPTION {DEFAULT} takes it back", "dim")
     elif not value.strip() and name in OPTIONS:
