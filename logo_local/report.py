@@ -127,12 +127,15 @@ def adapters_table(pool: Pool, route: Route | None, width: int = 80) -> Table:
     wide = width >= 50
     for heading in ("rank", "size") if wide else ():
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    if pool.pinned or pool.excluded:
+        table.add_column("", no_wrap=True)
     for name, adapter in pool.adapters.items():
         cells = [name, f"{applied[name]:.2f}" if name in applied else ""]
         if wide:
             cells += [adapter.rank_text, size_text(adapter.n_bytes)]
-        cells.append("pinned" if name in pool.pinned else "off" if name in pool.excluded else "")
+        if pool.pinned or pool.excluded:
+            state = "pinned" if name in pool.pinned else "off" if name in pool.excluded else ""
+            cells.append(state)
         table.add_row(*map(Text, cells), style="" if name in pool.candidates else "dim")
     return table
 
@@ -152,25 +155,31 @@ def answer_line(timings_ms: Mapping[str, float], counts: Mapping[str, int]) -> s
 def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
     """Every adapter's score with a bar, and the weights of the selected; for `--explain`.
 
-    The highest twenty are shown, and all the selected; the others are counted. There is room for
-    `bars` from 40 columns on.
+    The highest twenty are shown, and all the selected; the others are counted. Names are cut
+    where a terminal is narrow, numbers never: there is room for the weights from 30 columns on,
+    and for `bars` from 40.
     """
     selected = dict(zip(route.names, route.weights, strict=True))
     ranked = sorted(route.all_scores.items(), key=lambda item: (-item[1], item[0]))
     shown = [item for i, item in enumerate(ranked) if i < _MOST_ROWS or item[0] in selected]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("adapter", overflow="ellipsis", no_wrap=True)
-    table.add_column("weight", justify="right", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
+    weights, bars = width >= 30, bars and width >= 40
     bar_width = min(24, width // 4)
-    bars = bars and width >= 40
+    scores = {name: f"{score:.4g}" for name, score in shown}
+    widest = max([len("score"), *map(len, scores.values())])
+    taken = 2 + widest + weights * (2 + len("weight")) + bars * (2 + bar_width)
+    table.add_column("adapter", no_wrap=True)
+    if weights:
+        table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     if bars:
         table.add_column("", no_wrap=True)
     top = max((score for _, score in ranked), default=0.0)
     for name, score in shown:
         weight = f"{selected[name]:.2f}" if name in selected else ""
         share = score / top if top > 0 else 0.0
-        cells = [Text(name), Text(weight), Text(f"{score:.4g}")]
+        cells = [Text(name), *([Text(weight)] if weights else []), Text(scores[name])]
+        cells[0].truncate(max(width - taken, 4), overflow="ellipsis")
         if bars:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")

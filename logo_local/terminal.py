@@ -46,6 +46,13 @@ def say(text: str, style: str | None = None) -> None:
     console.print(visible(text) if console.is_terminal else text, style=style, soft_wrap=True)
 
 
+def note(text: str, style: str = "dim") -> None:
+    """A remark beside a conversation, on standard error; a narrow terminal keeps words whole."""
+    console = err_console()
+    shown = visible(text) if console.is_terminal else text
+    console.print(shown, style=style, soft_wrap=not console.is_terminal)
+
+
 # What a terminal would obey rather than show: C0 but for tab and line feed, DEL, C1, and what
 # turns the direction of writing.
 _UNSEEN = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}

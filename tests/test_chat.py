@@ -93,7 +93,7 @@ def test_commands(talk):
     assert "Nothing was asked yet\n" in err
     assert re.search(r"^reverse .*\nsort-words ", err, re.M)
     assert "norm · one-pass · blk.3.attn_q.weight" in err
-    assert "error: there is no command /nonsense\nhint: /? lists them, and //nonsense " in err
+    assert "error: there is no command /nonsense\nhint: /? lists them; two slashes " in err
     assert len(llm.history) == 1
 
 
@@ -204,7 +204,7 @@ def test_the_help_is_the_table(talk):
     ("line", "words"),
     [
         ("/cler", "did you mean /clear? /? lists them"),
-        ("/etc/passwd says", "//etc/passwd sends a message that begins with /etc/passwd"),
+        ("/etc/passwd says", "two slashes begin a message: //etc/passwd"),
         ("/pin", "hint: /pin NAME"),
         ("/clear all", "/clear takes nothing after it"),
         ("/set topk 3", "there is no option topk (did you mean top-k?)"),

@@ -7,6 +7,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from llama_cpp import Llama, LlamaRAMCache
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
 from logo_local import native, router
@@ -653,6 +654,25 @@ def test_a_prompt_longer_than_the_context(logo, prompt):
     with pytest.raises(PromptError, match="256"):
         list(llm(prompt, stream=True, **GREEDY))
     assert llm(A, **GREEDY)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ messages[0]['content'] + nothing.at.all }}", "nothing"),
+    ],
+)
+def test_a_template_that_refuses_a_conversation(logo, template, words):
+    llm = logo()
+    formatter = Jinja2ChatFormatter(template, eos_token="", bos_token="")
+    llm.chat_handler = formatter.to_chat_handler()
+    for stream in (False, True):
+        with pytest.raises(PromptError, match=f"chat template refuses.*{words}"):
+            llm.create_chat_completion([{"role": "user", "content": A}], stream=stream)
+    with pytest.raises(ValueError, match="logprobs") as caught:
+        llm.create_completion(A, logprobs=1)
+    assert not isinstance(caught.value, PromptError)
 
 
 def test_a_context_is_closed_only_once(logo):

@@ -62,6 +62,18 @@ def test_the_table_of_scores():
     assert lines[5].split()[:2] == ["[red]", "1"]  # no weight, and no markup either
 
 
+@pytest.mark.parametrize("width", [20, 29, 30, 40])
+def test_numbers_are_never_cut(width):
+    lines = shown(
+        report.explain_table(route(scores={"a-rather-long-name" * 2: 0.12345, "b": 0.1}), width),
+        width,
+    )
+    assert any(line.split()[-1 if width < 40 else -2] == "0.1235" for line in lines)
+    assert any("0.55" in line for line in lines) == (width >= 30)
+    if width == 40:
+        assert lines[2].endswith("█" * 10)
+
+
 @pytest.mark.parametrize("width", [20, 39, 40, 41, 60, 200])
 def test_the_table_fits_narrow_terminals(width):
     long = {f"{'a-very-long-name-' * 4}{i}": 5.0 - i for i in range(5)}
@@ -106,7 +118,7 @@ def test_columns_side_by_side_or_below():
     ]
     assert report.columns(rows, 20).splitlines() == [
         *("a 1", "  some words", "longer not set"),
-        *("  others that go", "  on and on and on"),
+        *("  others that go on", "  and on and on"),
     ]
     assert report.columns([], 20) == ""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import report
 from ..errors import LogoError
-from ..terminal import err_console, say
+from ..terminal import err_console, note, say
 from . import transcript
 from .settings import DEFAULT, OPTIONS, shown
 from .transcript import Transcript
@@ -46,7 +46,7 @@ def run(session: Session, line: str) -> None:
         guess = f"did you mean {close[0]}? " if close else ""
         raise LogoError(
             f"there is no command {name}",
-            hint=f"{guess}/? lists them, and /{name} sends a message that begins with {name}",
+            hint=f"{guess}/? lists them; two slashes begin a message: /{name}",
         )
     if argument and not command.argument:
         raise LogoError(f"{command.name} takes nothing after it", hint="/? lists the commands")
@@ -119,11 +119,11 @@ _KEYS = [
 
 def _why(session: Session, _argument: str) -> None:
     if session.llm.last_route is None:
-        say("Nothing was asked yet", "dim")
+        note("Nothing was asked yet")
         return
     session.why()
     for line in report.route_changes(session.before, session.llm.last_route):
-        say(line, "dim")
+        note(line)
 
 
 def _adapters(session: Session, _argument: str) -> None:
@@ -140,19 +140,19 @@ def _pin(session: Session, name: str) -> None:
     for other in off:
         pool.exclude(other)
     pool.pin(name)
-    say(f"{name} answers until /auto; /teach {name} remembers your message", "dim")
+    note(f"{name} answers until /auto; /teach {name} remembers your message")
 
 
 def _off(session: Session, name: str) -> None:
     pool = session.llm.pool
     pool.exclude(name)
     left = "" if pool.candidates else ", and so is every other: the base answers alone"
-    say(f"{name} is off until /auto{left}", "dim")
+    note(f"{name} is off until /auto{left}")
 
 
 def _auto(session: Session, _argument: str) -> None:
     session.llm.pool.auto()
-    say("The adapters are chosen for each message", "dim")
+    note("The adapters are chosen for each message")
 
 
 def _set(session: Session, argument: str) -> None:
@@ -161,14 +161,14 @@ def _set(session: Session, argument: str) -> None:
     if not name:
         rows = [(option, shown(values[option]), about.help) for option, about in OPTIONS.items()]
         say(report.columns(rows, err_console().width))
-        say(f"/set OPTION VALUE changes one, /set OPTION {DEFAULT} takes it back", "dim")
+        note(f"/set OPTION VALUE changes one, /set OPTION {DEFAULT} takes it back")
     elif not value.strip() and name in OPTIONS:
         say(session.settings.system or "not set" if name == "system" else shown(values[name]))
     else:
         changed = session.settings.change({name: value.strip()})
-        say(f"{name} is now {shown(changed[name])}", "dim")
+        note(f"{name} is now {shown(changed[name])}")
         if name == "system" and session.raw:
-            say("It has no effect: there is no chat template in use", "dim")
+            note("It has no effect: there is no chat template in use")
 
 
 def _show(session: Session, _argument: str) -> None:
@@ -194,7 +194,7 @@ def _show(session: Session, _argument: str) -> None:
 def _retry(session: Session, _argument: str) -> None:
     text, messages = session.last, session.messages
     if not text:
-        say("Nothing was asked yet", "dim")
+        note("Nothing was asked yet")
         return
     before = ""
     if messages[-2:-1] == [{"role": "user", "content": text}]:
@@ -204,12 +204,12 @@ def _retry(session: Session, _argument: str) -> None:
     sampling = session.settings.sampling
     same = session.messages[-1:] == [{"role": "assistant", "content": before}]
     if same and (sampling.temp == 0 or sampling.seed is not None):
-        say("The same answer: at temp 0, or with a seed, it cannot be another", "dim")
+        note("The same answer: at temp 0, or with a seed, it cannot be another")
 
 
 def _clear(session: Session, _argument: str) -> None:
     session.messages, session.last = [], ""
-    say("The conversation is forgotten", "dim")
+    note("The conversation is forgotten")
 
 
 def _save(session: Session, argument: str) -> None:
@@ -223,7 +223,7 @@ def _save(session: Session, argument: str) -> None:
         pool.excluded,
     )
     transcript.save(chat, path)
-    say(f"{len(chat.messages)} messages are in {path}; /load reads them", "dim")
+    note(f"{len(chat.messages)} messages are in {path}; /load reads them")
 
 
 def _load(session: Session, argument: str) -> None:
@@ -238,24 +238,24 @@ def _load(session: Session, argument: str) -> None:
             if name in pool.names:
                 put(name)
             else:
-                say(f"warning: {name} is no adapter in {pool.folder}", "yellow")
+                note(f"warning: {name} is no adapter in {pool.folder}", "yellow")
     if chat.model != session.llm.base.name:
-        say(f"warning: the answers are by {chat.model or 'another model'}", "yellow")
-    say(f"{len(chat.messages)} messages of {path} are the conversation now", "dim")
+        note(f"warning: the answers are by {chat.model or 'another model'}", "yellow")
+    note(f"{len(chat.messages)} messages of {path} are the conversation now")
 
 
 def _teach(session: Session, name: str) -> None:
     session.llm.pool.check_name(name)
     if not session.last:
-        say("Send the message first that is an example", "dim")
+        note("Send the message first that is an example")
         return
     session.llm.teach(name, [session.last])
-    say(f"Remembered for {name}; /unteach {name} forgets it", "dim")
+    note(f"Remembered for {name}; /unteach {name} forgets it")
 
 
 def _unteach(session: Session, name: str) -> None:
     gone = session.llm.unteach(name, last=True)
-    say(f"Forgotten: {gone} example of {name}", "dim")
+    note(f"Forgotten: {gone} example of {name}")
 
 
 def _bye(session: Session, _argument: str) -> None:

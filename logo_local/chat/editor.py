@@ -21,7 +21,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from .. import config
-from ..terminal import say
+from ..terminal import note
 from .lines import MORE, Complete, is_open
 
 _MOST_BYTES = 1 << 20  # of history; above it the older half goes
@@ -45,7 +45,7 @@ class Editor:
             enable_suspend=True,
             enable_open_in_editor=True,
             multiline=True,
-            prompt_continuation=MORE,
+            prompt_continuation=_continuation,
             key_bindings=_keys(),
         )
 
@@ -54,6 +54,11 @@ class Editor:
         text = self._session.prompt(prompt)
         # Bytes that are no UTF-8 come as surrogates, which no tokenizer takes.
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _continuation(width: int, _line: int, wraps: int) -> str:
+    """What stands before a further line; nothing to be seen where a long one goes on."""
+    return " " * width if wraps else MORE
 
 
 def _keys() -> KeyBindings:
@@ -112,7 +117,7 @@ def history(path: Path) -> History:
         if path.stat().st_size > _MOST_BYTES:
             path.write_bytes(newer_half(path.read_bytes()))
     except OSError as error:
-        say(f"What you type is not kept: {path}: {error.strerror}", "dim")
+        note(f"What you type is not kept: {path}: {error.strerror}")
         return InMemoryHistory()
     return _SafeHistory(path)
 

@@ -14,7 +14,7 @@ from .. import report
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
 from ..errors import LogoError, PromptError
 from ..routing import Route
-from ..terminal import err_console, for_reader, print_error, say
+from ..terminal import err_console, for_reader, note, print_error
 from . import commands
 from .lines import read_message
 from .settings import Settings
@@ -48,18 +48,18 @@ class Session:
 
     def run(self, read: Callable[[str], str]) -> None:
         """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
-        say("Send a message (/? for help)", "dim")
+        note("Send a message (/? for help)")
         if self.raw:
-            say("Each line is completed by itself: there is no chat template in use", "dim")
+            note("Each line is completed by itself: there is no chat template in use")
             if self.settings.system:
-                say("warning: --system has no effect without a chat template", "yellow")
+                note("warning: --system has no effect without a chat template", "yellow")
         while not self.over:
             try:
                 self.take(read_message(read))
             except EOFError:
                 return
             except KeyboardInterrupt:
-                say("Ctrl+D or /bye leaves", "dim")
+                note("Ctrl+D or /bye leaves")
 
     def take(self, text: str) -> None:
         """One message or command."""
@@ -113,13 +113,13 @@ class Session:
         if self.messages and not self.raw:
             self._read_ahead()
         if stopped:
-            say("stopped", "dim")
+            note("stopped")
         elif self.llm.last_route is not None:
             self.before = route
             self._say_how_it_ended(answer)
             if self.explain:
                 self.why()
-            say(report.blend_line(self.llm.last_route, err_console().width), "dim")
+            note(report.blend_line(self.llm.last_route, err_console().width))
 
     def _make_room(self, message: Message) -> None:
         """Forget the oldest turns where the conversation would leave no room for an answer."""
@@ -131,16 +131,16 @@ class Session:
         if dropped:
             self.messages = kept
             n = "2 messages are" if dropped == 2 else f"{dropped} messages are"
-            say(f"The oldest {n} forgotten: {n_ctx} tokens of context are full", "dim")
+            note(f"The oldest {n} forgotten: {n_ctx} tokens of context are full")
 
     def _say_how_it_ended(self, answer: Answer) -> None:
         if answer.finish != "length":
             return
         if sum(self.llm.token_counts.values()) >= self.llm.n_ctx():
-            say("The answer ends here: the context is full (/clear, or --ctx-size)", "dim")
+            note("The answer ends here: the context is full (/clear, or --ctx-size)")
         else:
             most = self.settings.sampling.max_tokens
-            say(f"The answer ends here: it has {most} tokens (/set max-tokens)", "dim")
+            note(f"The answer ends here: it has {most} tokens (/set max-tokens)")
 
     def why(self) -> None:
         """Show the scores of the last route."""
