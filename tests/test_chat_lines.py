@@ -45,8 +45,11 @@ def test_a_dumb_terminal_gets_a_prompt_and_nothing_else(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
-    assert lines.reader(lambda text: (0, []))(">>> ") == "caf\ufffd"
-    assert capsys.readouterr().out == ">>> "
+    read = lines.reader(lambda text: (0, []))
+    assert read(">>> ") == "caf\ufffd"
+    with pytest.raises(EOFError):
+        read(">>> ")
+    assert capsys.readouterr().out == ">>> >>> \n"
 
 
 def entries(made):

@@ -70,5 +70,7 @@ def _plain(screen: TextIO | None, prompt: str) -> str:
         screen.flush()
     line = sys.stdin.readline()
     if not line:
+        if screen is not None:
+            screen.write("\n")  # what comes next begins its own line
         raise EOFError
     return line.removesuffix("\n")
