@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
+N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
+
 
 class LoGo(MixedLlama):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
@@ -128,10 +130,13 @@ class LoGo(MixedLlama):
         if probe == "one-pass":
             index = current_index(None, self.pool, layer)
 
+        if n_ctx is None:
+            n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
         with model_errors(model_path):
             super().__init__(
                 model_path=str(model_path),
-                n_ctx=min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx,
+                # llama.cpp rounds it up itself, and the parent's arrays would be too short.
+                n_ctx=math.ceil(n_ctx / N_CTX_STEP) * N_CTX_STEP,
                 verbose=verbose,
                 **llama,
             )

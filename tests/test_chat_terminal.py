@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPT = ">>>"
 QUESTION = "What animal does Ruvo look after?"
 BLEND = r"recall-pet \d\.\d\d|base alone"
+CTRL_R = "\x12"
 CTRL_C, CTRL_D, UP, TAB, ENTER, ALT_ENTER = "\x03", "\x04", "\x1b[A", "\t", "\r", "\x1b\r"
 
 # Newer Pythons warn of every fork beside threads; the child only replaces itself.
@@ -126,6 +127,21 @@ def test_arrow_up_brings_back_what_was_typed_in_an_earlier_chat(terminal, tmp_pa
     chat = terminal()
     chat.prompt()
     chat.say(UP)
+    chat.say("/save chat.json", "2 messages are in")
+    assert chat.ends(CTRL_D) == 0
+    assert messages(tmp_path / "chat.json")[0] == QUESTION
+
+
+def test_what_was_typed_is_searched(terminal, tmp_path):
+    chat = terminal()
+    chat.prompt()
+    chat.say(QUESTION)
+    chat.say("/clear", "forgotten")
+    chat.child.send(f"{CTRL_R}Ruvo")
+    chat.expect("I-search")
+    chat.child.send(CTRL_C)  # ends the search, not the chat
+    chat.child.send(f"{CTRL_R}Ruvo{ENTER}")
+    chat.say("")
     chat.say("/save chat.json", "2 messages are in")
     assert chat.ends(CTRL_D) == 0
     assert messages(tmp_path / "chat.json")[0] == QUESTION

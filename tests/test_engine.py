@@ -675,6 +675,14 @@ def test_a_template_that_refuses_a_conversation(logo, template, words):
     assert not isinstance(caught.value, PromptError)
 
 
+@pytest.mark.parametrize("n_ctx", [1, 64, 257])
+def test_a_context_that_llama_cpp_rounds_up_can_be_filled(logo, n_ctx):
+    llm = logo(n_ctx=n_ctx)
+    assert llm.n_ctx() == len(llm.input_ids) == (256 if n_ctx < 256 else 512)
+    prompt = [5] * (llm.n_ctx() - 3)
+    assert llm(prompt, **GREEDY)["usage"]["completion_tokens"] == 3
+
+
 def test_a_context_is_closed_only_once(logo):
     llm = logo()
     llm(A, **GREEDY)

@@ -120,6 +120,8 @@ def _read(path: Path) -> Transcript:
         json.dumps(value, ensure_ascii=False).encode()  # half a character has no tokens
     except UnicodeError as error:
         raise ValueError("it is not text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError("it is not JSON") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return parsed(value)
