@@ -7,13 +7,14 @@ prints, and nothing here imports llama_cpp.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from .base_model import BaseModel
 from .pool import Pool
 from .routing import Route
+from .settings import RoutingSettings
 from .signals import FloatArray
 
 Message = dict[str, str]
@@ -25,8 +26,6 @@ class Engine(Protocol):
 
     base: BaseModel
     pool: Pool
-    signal: str
-    top_k: int
     last_route: Route | None
     on_route: Callable[[Route], None] | None
     usage: dict[str, int]
@@ -34,11 +33,23 @@ class Engine(Protocol):
     metadata: dict[str, str]
     should_stop: Callable[[], bool]
 
+    @property
+    def routing(self) -> RoutingSettings: ...  # noqa: D102
+    def configure(  # noqa: D102
+        self,
+        *,
+        signal: str | None = None,
+        top_k: int | None = None,
+        mixture: str | None = None,
+        keep_route: float | None = None,
+    ) -> None: ...
     def create_completion(self, prompt: str | list[int], **options: Any) -> Any: ...  # noqa: D102
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
     def unasked(self) -> list[str]: ...  # noqa: D102
+    def n_ctx(self) -> int: ...  # noqa: D102
+    def tokens_of(self, prompt: Any) -> list[int]: ...  # noqa: D102
     def route(self, prompt: Any) -> Route: ...  # noqa: D102
     def read_ahead(self, prompt: Any) -> None: ...  # noqa: D102
     def signal_scores(  # noqa: D102
@@ -51,26 +62,48 @@ class Engine(Protocol):
     def close(self) -> None: ...  # noqa: D102
 
 
+# The fields of `Sampling` that are options of the commands, under the same names.
+SAMPLED = ("max_tokens", "temp", "top_p", "min_p", "repeat_penalty")
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy)."""
+    """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy).
+
+    `top_p` and `min_p` leave out unlikely tokens, `repeat_penalty` above 1 makes those that were
+    there less likely; an answer ends before any text in `stop`; `seed` makes it repeatable, None
+    is the engine's own. All but the first two are by default what they are in llama_cpp.
+    """
 
     max_tokens: int = 512
     temp: float = 0.0
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """The same under llama_cpp's names."""
-        return {"max_tokens": self.max_tokens, "temperature": self.temp}
+        """The same under llama_cpp's names; what is its default is left to it."""
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temp}
+        for one in fields(self)[2:]:
+            value = getattr(self, one.name)
+            if value != one.default:
+                options[one.name] = list(value) if isinstance(value, tuple) else value
+        return options
 
 
 @dataclass
 class Answer:
     """An answer as far as it has come; complete once the stream that fills it has ended.
 
-    `logo` has the route and the timings (`LoGo`), `usage` the token counts.
+    `finish` says why it ended: "stop", or "length" where tokens or the context ran out; it is
+    empty as long as it has not. `logo` has the route and the timings (`LoGo`), `usage` the token
+    counts.
     """
 
     text: str = ""
+    finish: str = ""
     logo: Mapping[str, Any] = field(default_factory=dict)
     usage: Mapping[str, int] = field(default_factory=dict)
 
@@ -83,9 +116,27 @@ def has_chat_template(llm: Engine) -> bool:
     return "tokenizer.chat_template" in llm.metadata
 
 
-def as_prompt(llm: Engine, text: str, *, raw: bool = False) -> Prompt:
-    """`text` as one chat message where the model has a template, unless `raw`."""
-    return text if raw or not has_chat_template(llm) else [{"role": "user", "content": text}]
+def as_prompt(llm: Engine, text: str, *, raw: bool = False, system: str | None = None) -> Prompt:
+    """`text` as one chat message, after `system`, where the model has a template, unless `raw`."""
+    if raw or not has_chat_template(llm):
+        return text
+    return [*system_messages(system), {"role": "user", "content": text}]
+
+
+def system_messages(system: str | None) -> list[Message]:
+    """What a conversation begins with: the system message, if there is one."""
+    return [{"role": "system", "content": system}] if system else []
+
+
+@contextmanager
+def routed_by(llm: Engine, *, signal: str | None, top_k: int | None) -> Iterator[None]:
+    """Within this block the engine routes so; what is None stays as it is."""
+    before = llm.routing
+    llm.configure(signal=signal, top_k=top_k)
+    try:
+        yield
+    finally:
+        llm.configure(signal=before.signal, top_k=before.top_k)
 
 
 def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
@@ -106,7 +157,7 @@ def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
     result = create(llm, prompt, {**sampling.options(), "stream": False})
     choice = result["choices"][0]
     text = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
-    return Answer(text or "", result["logo"], result["usage"])
+    return Answer(text or "", choice["finish_reason"] or "", result["logo"], result["usage"])
 
 
 def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Iterator[str]:
@@ -114,6 +165,7 @@ def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Ite
     for chunk in create(llm, prompt, {**sampling.options(), "stream": True}):
         into.logo = chunk.get("logo", into.logo)
         into.usage = chunk.get("usage", into.usage)
+        into.finish = chunk["choices"][0].get("finish_reason") or into.finish
         if piece := piece_of(chunk):
             into.text += piece
             yield piece

@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__, chat, config, report
-from .ask import Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
+from .ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from .background import asking
 from .bench.command import bench
 from .convert_command import BASE_OPTION, convert, read_base
@@ -26,6 +27,7 @@ from .options import (
     FOLDER,
     ROUTING,
     SAMPLING,
+    SYSTEM,
     checks,
     options,
     settable,
@@ -38,6 +40,7 @@ from .terminal import (
     ProgressBar,
     UsageError,
     err_console,
+    for_reader,
     out_console,
     say,
     warnings_as_lines,
@@ -94,7 +97,7 @@ def _explain(llm: Engine) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*ROUTING, *SAMPLING, JSONL)
+@options(*ROUTING, *SAMPLING, SYSTEM, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.
@@ -102,7 +105,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     Without PROMPT, standard input is the prompt when it is piped, and a terminal gets a chat.
     The answer goes to standard output as it comes; what was blended, to standard error.
     """
-    sampling = Sampling(given["max_tokens"], given["temp"])
+    sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:
         answer_lines(ctx, model, prompt, sampling, given)
         return
@@ -115,10 +118,18 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     llm = open_by_options(ctx, model, given)
     if talk:
         with _asking(llm, given):
-            chat.chat(llm, sampling, explain=given["explain"], raw=given["raw"])
+            chat.chat(
+                llm,
+                replace(sampling, seed=given["seed"]),
+                system=given["system"],
+                explain=given["explain"],
+                raw=given["raw"],
+            )
         return
     _announce_asking(llm, given)
-    asked = as_prompt(llm, text, raw=given["raw"])
+    asked = as_prompt(llm, text, raw=given["raw"], system=given["system"])
+    if given["system"] and isinstance(asked, str):
+        say("warning: --system has no effect without a chat template", "yellow")
     if given["as_json"]:
         answer = ask(llm, asked, sampling)
         _print_json(report.run_json(answer.text, answer.logo, answer.usage))
@@ -154,7 +165,7 @@ def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
     answer = Answer()
     try:
         for piece in stream(llm, prompt, sampling, answer):
-            click.echo(piece, nl=False)
+            click.echo(for_reader(piece), nl=False)
     finally:
         if answer.text and not answer.text.endswith("\n"):
             click.echo()

@@ -44,7 +44,7 @@ def cache_dir() -> Path:
 
 
 def data_dir() -> Path:
-    """The folder of what the user gave and nothing can make again: example prompts of adapters."""
+    """The folder of what the user gave and nothing can make again: examples, chat history."""
     home = _home()
     return home / "data" if home else Path(platformdirs.user_data_dir(APP_NAME, False))
 

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
+N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
+
 
 class LoGo(MixedLlama):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
@@ -135,10 +137,13 @@ class LoGo(MixedLlama):
         if probe == "one-pass":
             index = current_index(None, self.pool, layer)
 
+        if n_ctx is None:
+            n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
         with model_errors(model_path):
             super().__init__(
                 model_path=str(model_path),
-                n_ctx=min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx,
+                # llama.cpp rounds it up itself, and the parent's arrays would be too short.
+                n_ctx=math.ceil(n_ctx / N_CTX_STEP) * N_CTX_STEP,
                 verbose=verbose,
                 **llama,
             )
@@ -247,6 +252,37 @@ class LoGo(MixedLlama):
         self._forget_timings()
         return {signal: self._router.scores(tokens, signal).scores for signal in signals}
 
+    @property
+    def routing(self) -> RoutingSettings:
+        """How prompts are routed now; `configure` changes it."""
+        return replace(self._settings, signal=self.signal, top_k=self.top_k)
+
+    def configure(
+        self,
+        *,
+        signal: str | None = None,
+        top_k: int | None = None,
+        mixture: str | None = None,
+        keep_route: float | None = None,
+    ) -> None:
+        """Route otherwise from the next prompt on; what is None stays as it is.
+
+        These four can change while the engine runs. SettingsError, and nothing changed, when one
+        of them cannot be used.
+        """
+        asked = {
+            "signal": signal,
+            "top_k": top_k,
+            "mixture": mixture,
+            "keep_route": keep_route,
+        }
+        given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+        settings = replace(self.routing, **given)
+        settings.check()
+        self._settings = settings
+        self.signal, self.top_k = settings.resolved_signal, settings.top_k
+        self.mixer.way = settings.mixture
+
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
 
@@ -287,8 +323,7 @@ class LoGo(MixedLlama):
 
     @mixture.setter
     def mixture(self, way: str) -> None:
-        replace(self._settings, mixture=way).check()
-        self.mixer.way = way
+        self.configure(mixture=way)
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any

@@ -19,8 +19,10 @@ import numpy as np
 
 from .adapter_file import AdapterFile, Module, TensorPlace
 from .base_model import BaseModel
+from .errors import PromptError
 from .pool import Changes, Pool
 from .routing import Route, fixed, select
+from .settings import RoutingSettings
 from .signals import FloatArray
 
 # A piece of an answer: text, or an exception that is raised at that place, or a function that makes
@@ -30,7 +32,7 @@ Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
 Answers = Sequence[str | Sequence[Piece]] | Callable[[str, Route], str]
 SignalScores = Mapping[str, Mapping[str, float]]
 
-
+# What every adapter of the stand-in adapts: of rank 4, in a file that is not there.
 _A, _B = TensorPlace(0, 1024, "F32", (4, 64)), TensorPlace(1024, 1024, "F32", (64, 4))
 _MODULES = {"blk.3.attn_q.weight": Module(4, 64, 64, "F32", 0, _A, _B)}
 
@@ -59,14 +61,14 @@ class FakeLoGo:
     `names` lists the adapters); `by_signal` may give those of single signals instead. `answers`
     are given in turn, the last one for ever; an answer is a text, or a sequence of pieces, each a
     text, an exception to raise or a function to call when it is reached. `should_stop` is asked
-    before each piece. They may also be a function from the prompt's
-    text and the route to the text.
+    before each piece. They may also be a function from the prompt's text and the route to the text.
     `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
     those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
     `settings`.
 
-    Token counts, in `usage` too, are numbers of words. Does not sample: temperature and seed are
-    only recorded.
+    Token counts, in `usage` too, are numbers of words: an answer of `max_tokens` or more has finish
+    reason "length", though nothing is cut off, and so has one that should stop; a prompt of `n_ctx`
+    words or more is a PromptError. Does not sample: temperature and seed are only recorded.
     """
 
     def __init__(
@@ -77,13 +79,15 @@ class FakeLoGo:
         names: Sequence[str] = (),
         top_k: int = 3,
         chat_template: bool = True,
+        n_ctx: int = 4096,
         by_signal: SignalScores | None = None,
     ) -> None:
         self._scores = scores
         self._by_signal = by_signal or {}
         self._answers = answers if callable(answers) else list(answers)
-        self.top_k, self.signal = top_k, "norm"
         self.should_stop: Callable[[], bool] = lambda: False
+        self.routing = RoutingSettings(top_k=top_k)
+        self._n_ctx = n_ctx
         self.base = BaseModel(Path("fake.gguf"), "llama", "fake", 4, 64, 4, 2, 0, 256, {})
         if isinstance(scores, Mapping):
             names = tuple(scores)
@@ -108,13 +112,34 @@ class FakeLoGo:
         self.asks: list[str] = []
         self.settings: dict[str, Any] = {}
         self.closed = False
+        self._stopped = False
         self._fixed: Route | None = None
 
     def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
         """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
         self.settings = {"model_path": str(model_path), "adapters": adapters, **settings}
-        self.top_k = settings.get("top_k", self.top_k)
+        known = self.routing.__dataclass_fields__.keys() & settings
+        self.routing = replace(self.routing, **{name: settings[name] for name in known})
         return self
+
+    def configure(self, **settings: Any) -> None:
+        """Change `routing`, of which only top_k has an effect, or raise SettingsError."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        routing = replace(self.routing, **given)
+        routing.check()
+        self.routing = routing
+
+    def n_ctx(self) -> int:
+        """The number of words that the context holds."""
+        return self._n_ctx
+
+    def tokens_of(self, prompt: Any) -> list[int]:
+        """A number for each word of all messages; PromptError when there are too many."""
+        texts = [prompt] if isinstance(prompt, str) else [str(m["content"]) for m in prompt]
+        n = sum(len(text.split()) for text in texts)
+        if n >= self._n_ctx:
+            raise PromptError(f"the prompt does not fit: {n} of {self._n_ctx}", hint="shorten it")
+        return list(range(n))
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember `prompts` in `taught`; scores stay as they are scripted."""
@@ -163,12 +188,14 @@ class FakeLoGo:
         """llama_cpp's completion dictionary, or its chunks, with ["logo"]."""
         prompt = _seen(prompt)[0]
         self.history.append(Call("create_completion", prompt, (), options))
+        self.tokens_of(prompt)
         return self._answer(prompt, options, lambda text: {"text": text}, lambda t: {"text": t})
 
     def create_chat_completion(self, messages: Any, **options: Any) -> Any:
         """llama_cpp's chat completion dictionary, or its chunks, with ["logo"]."""
         text, copied = _seen(messages)
         self.history.append(Call("create_chat_completion", text, copied, options))
+        self.tokens_of(copied)
         return self._answer(
             text,
             options,
@@ -219,8 +246,8 @@ class FakeLoGo:
     def _route(self, text: str) -> Route:
         route = select(
             self._wanted(self._scores_for(text)),
-            self.top_k,
-            signal=self.signal,
+            self.routing.top_k,
+            signal="norm" if self.routing.signal == "auto" else self.routing.signal,
             probe="one-pass",
             target="blk.3.attn_q.weight",
         )
@@ -242,22 +269,23 @@ class FakeLoGo:
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         pieces = self._counted(prompt, [answer] if isinstance(answer, str) else list(answer))
         logo = {"route": self.last_route.as_dict(), "timings_ms": dict(self.timings_ms)}
+        limit = options.get("max_tokens")
         if options.get("stream"):
-            return self._chunks(pieces, part, logo)
+            return self._chunks(pieces, part, logo, limit)
         text = "".join(pieces)
-        usage = {**self.usage, "total_tokens": sum(self.usage.values())}
         return {
-            "choices": [{"index": 0, **whole(text), "finish_reason": "stop"}],
-            "usage": usage,
+            "choices": [{"index": 0, **whole(text), "finish_reason": self._finish(limit)}],
+            "usage": {**self.usage, "total_tokens": sum(self.usage.values())},
             "logo": logo,
         }
 
     def _counted(self, prompt: str, pieces: Sequence[Piece]) -> Iterator[str]:
         """The texts of an answer, counted in `usage` as they come."""
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 0}
-        self.usage = usage
+        self.usage, self._stopped = usage, False
         for piece in pieces:
-            if self.should_stop():
+            self._stopped = self.should_stop()
+            if self._stopped:
                 return
             if isinstance(piece, BaseException):
                 raise piece
@@ -265,13 +293,21 @@ class FakeLoGo:
             usage["completion_tokens"] += len(text.split())
             yield text
 
+    def _finish(self, limit: int | None) -> str:
+        n = self.usage["completion_tokens"]
+        return "length" if self._stopped or (limit is not None and n >= limit) else "stop"
+
     def _chunks(
-        self, pieces: Iterator[str], part: Callable[[str], dict[str, Any]], logo: Mapping[str, Any]
+        self,
+        pieces: Iterator[str],
+        part: Callable[[str], dict[str, Any]],
+        logo: Mapping[str, Any],
+        limit: int | None,
     ) -> Iterator[dict[str, Any]]:
         for text in pieces:
             yield {"choices": [{"index": 0, **part(text), "finish_reason": None}]}
         usage = {**self.usage, "total_tokens": sum(self.usage.values())}
-        choice = {"index": 0, **part(""), "finish_reason": "stop"}
+        choice = {"index": 0, **part(""), "finish_reason": self._finish(limit)}
         yield {"choices": [choice], "logo": logo, "usage": usage}
 
 

@@ -13,11 +13,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from . import __version__
-from .ask import Engine, Prompt, Sampling, as_prompt, create, has_chat_template, piece_of
+from .ask import (
+    Engine,
+    Prompt,
+    Sampling,
+    as_prompt,
+    create,
+    has_chat_template,
+    piece_of,
+    routed_by,
+)
 from .errors import LogoError
 from .jsonl_requests import Line, Request, RequestError, lines_of, parse
 from .routing import Route
@@ -202,25 +212,20 @@ class Session:
         return job.cancelled or self._stopping
 
     def _answer(self, job: _Job) -> None:
-        request, reason = job.request, CANCELLED
+        request, reason = job.request, ""
         if self._is_cancelled(job):
             self._done(job, CANCELLED, usage=_NO_TOKENS, timings_ms={})
             return
         prompt = self._prompt(request)
         options = {**self._sampling.options(), **request.sampling}
         with self._as_asked(request), self._telling_the_route(request):
-            chunks = create(self._llm, prompt, {**options, "stream": True})
-            try:
-                for chunk in chunks:
-                    if piece := piece_of(chunk):
-                        self._events("token", id=request.id, text=piece)
-                    finished = chunk["choices"][0].get("finish_reason")
-                    if finished:
-                        reason = finished
-                    elif self._is_cancelled(job):
-                        break
-            finally:
-                chunks.close()
+            self._llm.should_stop = partial(self._is_cancelled, job)
+            for chunk in create(self._llm, prompt, {**options, "stream": True}):
+                if piece := piece_of(chunk):
+                    self._events("token", id=request.id, text=piece)
+                reason = chunk["choices"][0].get("finish_reason") or reason
+            if reason == "length" and self._is_cancelled(job):
+                reason = CANCELLED
         usage, timings = dict(self._llm.usage), dict(self._llm.timings_ms)
         self._done(job, reason, usage=usage, timings_ms=_rounded(timings))
 
@@ -273,18 +278,12 @@ class Session:
     def _as_asked(self, request: Request) -> Iterator[None]:
         """Within this block the engine routes as the request wants it."""
         llm, fields = self._llm, request.fields
-        before = llm.signal, llm.top_k
-        llm.signal = fields.get("signal", llm.signal)
-        llm.top_k = fields.get("top_k", llm.top_k)
         weights: Mapping[str, float] | None = fields.get("lora")
         under: AbstractContextManager[None] = (
             nullcontext() if weights is None else llm.under(weights)
         )
-        try:
-            with under:
-                yield
-        finally:
-            llm.signal, llm.top_k = before
+        with routed_by(llm, signal=fields.get("signal"), top_k=fields.get("top_k")), under:
+            yield
 
     @contextmanager
     def _telling_the_route(self, request: Request) -> Iterator[None]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
@@ -29,15 +31,21 @@ def model_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def prompt_errors() -> Iterator[None]:
-    """Translate the parent's bare ValueError for a prompt that does not fit the context."""
+    """Translate bare errors for a prompt that does not fit the context, or the chat template."""
     try:
         yield
-    except ValueError as error:
-        if "exceed context window" not in str(error):
+    except (ValueError, TemplateError) as error:
+        if "exceed context window" in str(error):
+            raise PromptError(
+                f"the prompt does not fit: {error}",
+                hint="shorten it, or give a larger --ctx-size",
+            ) from error
+        # Templates refuse what they do not know, a system message for instance, in their own words.
+        if not any(f.filename == "<template>" for f in traceback.extract_tb(error.__traceback__)):
             raise
         raise PromptError(
-            f"the prompt does not fit: {error}",
-            hint="shorten it, or give a larger --ctx-size",
+            f"the model's chat template refuses this conversation: {error}",
+            hint="some know no system message; --raw does without a template",
         ) from error
 
 

@@ -6,6 +6,7 @@ the values there.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,24 @@ ROUTING = (
 SAMPLING = (
     _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
     _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
+    _shared(
+        "--top-p",
+        type=click.FloatRange(0, 1),
+        default=0.95,
+        help="Choose among the likeliest tokens that make up this share.",
+    ),
+    _shared(
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        help="Leave out tokens below this share of the likeliest.",
+    ),
+    _shared(
+        "--repeat-penalty",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        help="Above 1: less of what was just there.",
+    ),
 )
 SERVER = (
     _shared(
@@ -218,6 +237,7 @@ SERVER = (
         help="Seconds after which an answer ends.",
     ),
 )
+SYSTEM = _shared("--system", metavar="TEXT", help="What the model is told before everything else.")
 
 
 def options(*several: Callable[[F], F]) -> Callable[[F], F]:
@@ -243,26 +263,41 @@ def unknown_variables(group: click.Group) -> list[str]:
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
+def converter(parameter: click.Parameter) -> Callable[[object], Any]:
+    """click's own conversion of one value, outside a command line; ValueError where it fails."""
+    flag = isinstance(parameter, click.Option) and parameter.is_flag
+
+    def convert(value: object) -> Any:
+        if isinstance(value, bool) != flag or not isinstance(value, str | int | float):
+            must = "true or false, without quotes" if flag else "one text or number"
+            raise ValueError(f"it must be {must}")
+        try:
+            result: object = parameter.type.convert(value, parameter, None)
+        except click.BadParameter as error:
+            raise ValueError(error.message) from error
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError(f"{result} is not a number that can be used")
+        return result.expanduser() if isinstance(result, Path) else result
+
+    return convert
+
+
 def checks(group: click.Group) -> dict[str, Callable[[object], object]]:
     """For each setting of the config file, click's own conversion of its value."""
-
-    def check(parameter: click.Parameter) -> Callable[[object], object]:
-        flag = isinstance(parameter, click.Option) and parameter.is_flag
-
-        def convert(value: object) -> object:
-            if isinstance(value, bool) != flag or not isinstance(value, str | int | float):
-                must = "true or false, without quotes" if flag else "one text or number"
-                raise ValueError(f"it must be {must}")
-            try:
-                result: object = parameter.type.convert(value, parameter, None)
-            except click.BadParameter as error:
-                raise ValueError(error.message) from error
-            return result.expanduser() if isinstance(result, Path) else result
-
-        return convert
-
     return {
-        name: check(parameter)
+        name: converter(parameter)
         for command in group.commands.values()
         for name, parameter in settable(command).items()
+    }
+
+
+def declared(*several: Callable[[click.Command], click.Command]) -> dict[str, click.Option]:
+    """These options by their long names without hyphens in front, apart from any command."""
+    command = click.Command("none")
+    for option in several:
+        option(command)
+    return {
+        param.opts[0].lstrip("-"): param
+        for param in command.params
+        if isinstance(param, click.Option)
     }

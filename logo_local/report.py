@@ -7,6 +7,7 @@ printed here, and nothing knows whether it will reach a terminal.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ BASE_ALONE = "base alone"
 _SEPARATOR = " · "
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _MOST_ROWS = 20
+_MOVED = 0.005  # less is not to be seen in two digits
 
 
 def size_text(n_bytes: int) -> str:
@@ -64,27 +66,121 @@ def bar(share: float, width: int) -> str:
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
-def explain_table(route: Route, width: int = 80) -> Group:
+def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
+    """Terms and, last in each row, what is said of them, side by side and wrapped.
+
+    In a narrow terminal the text stands below its terms, which are then not aligned.
+    """
+    terms = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*terms, strict=True)]
+    left = sum(widths) + 2 * len(widths)
+    lines = []
+    for *cells, text in rows:
+        if left + 24 <= width:
+            start = "".join(f"{cell:<{n + 2}}" for cell, n in zip(cells, widths, strict=True))
+            indent = " " * left
+        else:
+            lines.append(" ".join(cells))
+            start = indent = "  "
+        lines += textwrap.wrap(
+            text,
+            max(width - 1, 10),
+            initial_indent=start,
+            subsequent_indent=indent,
+            break_long_words=False,  # names and paths stay whole
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def route_changes(before: Route | None, now: Route) -> list[str]:
+    """What another turn of a conversation changed, a line for each kind: who came, went, moved.
+
+    Compared is what is applied of each adapter. No lines without a turn before.
+    """
+    if before is None:
+        return []
+    then, applied = before.applied, now.applied
+    moved = [name for name in applied if name in then and _moved(then[name], applied[name])]
+    kinds = {
+        "came": [f"{name} {applied[name]:.2f}" for name in applied if name not in then],
+        "went": [f"{name} {then[name]:.2f}" for name in then if name not in applied],
+        "moved": [f"{name} {then[name]:.2f} → {applied[name]:.2f}" for name in moved],
+    }
+    lines = [f"{kind}: {_SEPARATOR.join(parts)}" for kind, parts in kinds.items() if parts]
+    return lines or ["unchanged since the turn before"]
+
+
+def _moved(then: float, now: float) -> bool:
+    return abs(now - then) >= _MOVED
+
+
+def adapters_table(pool: Pool, route: Route | None, width: int = 80) -> Table:
+    """The pool's adapters by name: weight in the last `route`, rank, size, pinned or off.
+
+    Rank and size are left out in a narrow terminal.
+    """
+    applied = {} if route is None else route.applied
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("adapter", overflow="fold")
+    table.add_column("weight", justify="right", no_wrap=True)
+    wide = width >= 50
+    for heading in ("rank", "size") if wide else ():
+        table.add_column(heading, justify="right", no_wrap=True)
+    if pool.pinned or pool.excluded:
+        table.add_column("", no_wrap=True)
+    for name, adapter in pool.adapters.items():
+        cells = [name, f"{applied[name]:.2f}" if name in applied else ""]
+        if wide:
+            cells += [adapter.rank_text, size_text(adapter.n_bytes)]
+        if pool.pinned or pool.excluded:
+            state = "pinned" if name in pool.pinned else "off" if name in pool.excluded else ""
+            cells.append(state)
+        table.add_row(*map(Text, cells), style="" if name in pool.candidates else "dim")
+    return table
+
+
+def answer_line(timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> str:
+    """How long the last answer took: "prompt 31 tokens in 120 ms · answer 57 at 44.1 tokens/s".
+
+    The first token of an answer comes with the prompt; the rate is that of the others.
+    """
+    prompt_ms = sum(timings_ms[phase] for phase in ("probe", "score", "mixture", "prefill"))
+    line = f"prompt {usage['prompt_tokens']} tokens in {prompt_ms:.0f} ms"
+    n, ms = usage["completion_tokens"], timings_ms["decode"]
+    rate = f" at {(n - 1) / ms * 1000:.1f} tokens/s" if n > 1 and ms > 0 else ""
+    return f"{line}{_SEPARATOR}answer {n} tokens{rate}"
+
+
+def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
     """Every adapter's score with a bar, and the weights of the selected; for `--explain`.
 
-    The highest twenty are shown, and all the selected; the others are counted.
+    The highest twenty are shown, and all the selected; the others are counted. Names are cut
+    where a terminal is narrow, numbers never: there is room for the weights from 30 columns on,
+    and for `bars` from 40.
     """
     selected = dict(zip(route.names, route.weights, strict=True))
     ranked = sorted(route.all_scores.items(), key=lambda item: (-item[1], item[0]))
     shown = [item for i, item in enumerate(ranked) if i < _MOST_ROWS or item[0] in selected]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("adapter", overflow="ellipsis", no_wrap=True)
-    table.add_column("weight", justify="right", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
+    weights, bars = width >= 30, bars and width >= 40
     bar_width = min(24, width // 4)
-    if width >= 40:
+    scores = {name: f"{score:.4g}" for name, score in shown}
+    widest = max([len("score"), *map(len, scores.values())])
+    taken = 2 + widest + weights * (2 + len("weight")) + bars * (2 + bar_width)
+    table.add_column("adapter", no_wrap=True)
+    if weights:
+        table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    if bars:
         table.add_column("", no_wrap=True)
     top = max((score for _, score in ranked), default=0.0)
     for name, score in shown:
         weight = f"{selected[name]:.2f}" if name in selected else ""
         share = score / top if top > 0 else 0.0
-        cells = [Text(name), Text(weight), Text(f"{score:.4g}")]
-        if width >= 40:
+        cells = [Text(name), *([Text(weight)] if weights else []), Text(scores[name])]
+        cells[0].truncate(max(width - taken, 4), overflow="ellipsis")
+        if bars:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")
     lines: list[Text | Table] = [Text(how_line(route), style="dim"), table]

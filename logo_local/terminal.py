@@ -42,7 +42,36 @@ def out_console() -> Console:
 
 def say(text: str, style: str | None = None) -> None:
     """One line on standard error; a terminal may show it in `style`."""
-    err_console().print(text, style=style, soft_wrap=True)
+    console = err_console()
+    console.print(visible(text) if console.is_terminal else text, style=style, soft_wrap=True)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """A remark beside a conversation, on standard error; a narrow terminal keeps words whole."""
+    console = err_console()
+    shown = visible(text) if console.is_terminal else text
+    console.print(shown, style=style, soft_wrap=not console.is_terminal)
+
+
+# What a terminal would obey rather than show: C0 but for tab and line feed, DEL, C1, and what
+# turns the direction of writing.
+_UNSEEN = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+_UNSEEN[0x7F] = "\N{SYMBOL FOR DELETE}"
+_UNSEEN |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_UNSEEN |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def visible(text: str) -> str:
+    """`text` with its control characters visible, so that a terminal shows them: ESC as ␛.
+
+    Tabs and line feeds stay. Each character by itself: pieces of a stream can be given in turn.
+    """
+    return text.translate(_UNSEEN)
+
+
+def for_reader(text: str) -> str:
+    """What of an answer standard output gets: `visible` on a terminal, all as it is in a pipe."""
+    return visible(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
 def print_error(error: LogoError) -> None:

@@ -159,6 +159,30 @@ ALL_OPTIONS = {
 }
 
 
+def test_a_system_message_comes_first(call, llm):
+    assert call("run", *MODEL, "hello", "--system", "Be brief.").stderr == BLEND
+    assert [m["content"] for m in llm.history[0].messages] == ["Be brief.", "hello"]
+    assert [m["role"] for m in llm.history[0].messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize("args", [["--raw"], []])
+def test_a_system_message_needs_a_template(call, llm, args):
+    if not args:
+        llm.metadata = {}
+    result = call("run", *MODEL, "hello", "--system", "Be brief.", *args)
+    assert "warning: --system has no effect without a chat template\n" in result.stderr
+    assert llm.history[0].prompt == "hello"
+
+
+def test_sampling_reaches_the_engine(call, llm):
+    args = ("--top-p=0.5", "--min-p=0.25", "--repeat-penalty=1.5")
+    call("run", *MODEL, "hello", *args)
+    assert llm.history[0].options == {
+        **{"max_tokens": 512, "temperature": 0.0, "stream": True},
+        **{"top_p": 0.5, "min_p": 0.25, "repeat_penalty": 1.5},
+    }
+
+
 def test_options_reach_the_engine(call, llm):
     args = [f"--{name.replace('_', '-')}={value}" for name, value in ALL_OPTIONS.items()]
     args += ["--threads=3", "--ctx-size=512", "--seed=7", "--max-tokens=5", "--temp=0.5"]
@@ -258,11 +282,14 @@ def test_a_system_error_is_no_traceback(call, llm):
 
 
 def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
-    lines = iter(["hello", "/bye"])
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
-    result = call("run", *MODEL)
+    args = ("--seed=7", "--system=Be brief.", "--temp=0.5", "--top-p=0.9")
+    result = call("run", *MODEL, *args, stdin="hello\n/bye\n")
     assert result.stdout == "Apple pear\n"
+    (asked,) = llm.history
+    assert [message["content"] for message in asked.messages] == ["Be brief.", "hello"]
+    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7}
+    assert asked.options == {"max_tokens": 512, **sampling, "stream": True}
     assert result.stderr.startswith("Send a message (/? for help)\n")
     failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
     failed(call("score", *MODEL), 2, "no prompt given")
@@ -278,7 +305,6 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
 
     monkeypatch.setattr(cli, "asking", asking)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda _prompt: "/bye")
     call("run", *MODEL)
     assert (began, llm.settings["self_profile"]) == ([], "kept")
     llm.asks = ["reverse"]

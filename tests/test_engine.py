@@ -7,6 +7,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from llama_cpp import Llama, LlamaRAMCache
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
 from logo_local import native, router
@@ -621,6 +622,36 @@ def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
     assert llm.route(A).is_base
 
 
+def test_routing_can_change_between_prompts(logo):
+    llm = logo(signal="norm", top_k=2)
+    llm.configure(top_k=1, signal="entropy", mixture="scales", keep_route=0.5)
+    assert (llm.routing.top_k, llm.routing.signal, llm.routing.keep_route) == (1, "entropy", 0.5)
+    route = llm(A, **GREEDY)["logo"]["route"]
+    assert (len(route["adapters"]), route["signal"], route["mixture"]) == (1, "entropy", "scales")
+    before = llm.routing
+    llm.configure()
+    with pytest.raises(SettingsError, match="top_k is 0") as caught:
+        llm.configure(top_k=0, signal="loud", mixture="fused")
+    assert len(caught.value.problems) == 2
+    assert (llm.routing, llm.mixture) == (before, "scales")
+    assert len(llm.route(A).names) == 1
+
+
+def test_probing_with_each_adapter_allows_its_signals_only(logo):
+    llm = logo(probe="each")
+    with pytest.raises(SettingsError, match="one-pass"):
+        llm.configure(signal="norm")
+    llm.configure(signal="each-likelihood")
+    assert llm.routing.signal == "each-likelihood"
+
+
+def test_tokens_are_counted(logo):
+    llm = logo()
+    answer = llm(A, **GREEDY)
+    assert answer["usage"]["completion_tokens"] == llm.usage["completion_tokens"] == 8
+    assert answer["usage"]["prompt_tokens"] == llm.usage["prompt_tokens"] == len(llm.tokens_of(A))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
@@ -660,6 +691,33 @@ def test_a_prompt_longer_than_the_context(logo, prompt):
     with pytest.raises(PromptError, match="256"):
         list(llm(prompt, stream=True, **GREEDY))
     assert llm(A, **GREEDY)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ messages[0]['content'] + nothing.at.all }}", "nothing"),
+    ],
+)
+def test_a_template_that_refuses_a_conversation(logo, template, words):
+    llm = logo()
+    formatter = Jinja2ChatFormatter(template, eos_token="", bos_token="")
+    llm.chat_handler = formatter.to_chat_handler()
+    for stream in (False, True):
+        with pytest.raises(PromptError, match=f"chat template refuses.*{words}"):
+            llm.create_chat_completion([{"role": "user", "content": A}], stream=stream)
+    with pytest.raises(ValueError, match="logprobs") as caught:
+        llm.create_completion(A, logprobs=1)
+    assert not isinstance(caught.value, PromptError)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 64, 257])
+def test_a_context_that_llama_cpp_rounds_up_can_be_filled(logo, n_ctx):
+    llm = logo(n_ctx=n_ctx)
+    assert llm.n_ctx() == len(llm.input_ids) == (256 if n_ctx < 256 else 512)
+    prompt = [5] * (llm.n_ctx() - 3)
+    assert llm(prompt, **GREEDY)["usage"]["completion_tokens"] == 3
 
 
 def test_a_context_is_closed_only_once(logo):

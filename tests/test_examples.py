@@ -145,9 +145,10 @@ class Endless(FakeLoGo):
     """Answers for ever."""
 
     def _counted(self, prompt, pieces):
-        while True:
+        while not self.should_stop():
             time.sleep(0.001)
             yield "word "
+        self._stopped = True
 
 
 @pytest.mark.parametrize("way", ["Escape", "button", "close"])

@@ -176,7 +176,10 @@ def test_routing_as_one_request_wants_it(llm):
 
 def test_a_signal_holds_for_its_request_only(llm):
     seen = []
-    llm._scores, before = lambda _text: seen.append(llm.signal) or SCORES, llm.signal
+    llm._scores, before = (
+        lambda _text: seen.append(llm.routing.signal) or SCORES,
+        llm.routing.signal,
+    )
     played(llm, {"id": 1, "prompt": "a", "signal": "arrow"}, {"id": 2, "prompt": "a"})
     assert seen == ["arrow", before]
 

@@ -72,7 +72,7 @@ def test_what_it_does_not_go_with(beside):
 # The process itself: an engine that prints, answers for ever, and stands in for a model
 
 PROGRAM = """
-import itertools, os, sys
+import os
 from logo_local import cli
 from logo_local.fake import FakeLoGo
 
@@ -80,12 +80,11 @@ class Chatty(FakeLoGo):
     def create_chat_completion(self, messages, **options):
         print("printed by Python")
         os.system("echo printed by another")
-        chunks = super().create_chat_completion(messages, **options)
-        if messages[0]["content"] != "for ever":
-            return chunks
-        return (x for x in itertools.chain([next(chunks)], itertools.repeat(next(chunks))))
+        for_ever = messages[0]["content"] == "for ever"
+        self._answers = [["one ", *["two "] * (10_000_000 if for_ever else 1), "three "]]
+        return super().create_chat_completion(messages, **options)
 
-cli.cli(obj=Chatty({"a": 1.0}, [["one ", "two ", "three "]]).opened)
+cli.cli(obj=Chatty({"a": 1.0}).opened)
 """
 
 

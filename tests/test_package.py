@@ -67,7 +67,16 @@ def test_the_version_is_the_projects():
 
 # Imports
 
-HEAVY = ("torch", "transformers", "peft", "llama_cpp.server", "uvicorn", "starlette", "fastapi")
+HEAVY = (
+    "prompt_toolkit",
+    "torch",
+    "transformers",
+    "peft",
+    "llama_cpp.server",
+    "uvicorn",
+    "starlette",
+    "fastapi",
+)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
         *(f"logo_local/bench/{name}" for name in code_files("logo_local/bench")),
+        *(f"logo_local/chat/{name}" for name in code_files("logo_local/chat")),
         *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),
         *(f"logo_local/server/{name}" for name in code_files("logo_local/server")),
         *(f"logo_local/server/page/page.{kind}" for kind in ("html", "css", "js")),

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from logo_local import report
+from logo_local.fake import FakeLoGo
 from logo_local.routing import Route, select
 
 SCORES = {"sort-words": 4.2, "reverse": 3.1, "upper": 2.7, "[red]": 1.0, "silent": 0.0}
@@ -61,12 +62,94 @@ def test_the_table_of_scores():
     assert lines[5].split()[:2] == ["[red]", "1"]  # no weight, and no markup either
 
 
+@pytest.mark.parametrize("width", [20, 29, 30, 40])
+def test_numbers_are_never_cut(width):
+    lines = shown(
+        report.explain_table(route(scores={"a-rather-long-name" * 2: 0.12345, "b": 0.1}), width),
+        width,
+    )
+    assert any(line.split()[-1 if width < 40 else -2] == "0.1235" for line in lines)
+    assert any("0.55" in line for line in lines) == (width >= 30)
+    if width == 40:
+        assert lines[2].endswith("█" * 10)
+
+
 @pytest.mark.parametrize("width", [20, 39, 40, 41, 60, 200])
 def test_the_table_fits_narrow_terminals(width):
     long = {f"{'a-very-long-name-' * 4}{i}": 5.0 - i for i in range(5)}
     lines = shown(report.explain_table(route(scores=long), width), width)
     if width >= 40:
         assert any("█" in line for line in lines)
+
+
+def test_bars_can_be_left_out():
+    assert not any("█" in line for line in shown(report.explain_table(route(), 80, bars=False)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lines"),
+    [
+        (None, {"a": 1.0}, []),
+        ({"a": 1.0}, {"a": 2.0}, ["unchanged since the turn before"]),
+        ({"a": 3.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, ["moved: a 0.75 → 0.50 · b 0.25 → 0.50"]),
+        ({"a": 0.751, "b": 0.249}, {"a": 0.75, "b": 0.25}, ["unchanged since the turn before"]),
+        ({"a": 3.0, "b": 1.0}, {"a": 3.0, "c": 1.0}, ["came: c 0.25", "went: b 0.25"]),
+        ({"a": 0.0}, {"a": 1.0}, ["came: a 1.00"]),
+        ({"a": 1.0}, {"a": 0.0}, ["went: a 1.00"]),
+        ({}, {}, ["unchanged since the turn before"]),
+    ],
+)
+def test_what_another_turn_changed(before, now, lines):
+    earlier = None if before is None else select(before, 3)
+    assert report.route_changes(earlier, select(now, 3)) == lines
+
+
+def test_what_is_applied_is_compared_and_not_the_weights():
+    whole, half = select({"a": 1.0}, 1), select({"a": 1.0}, 1, strength=0.5)
+    assert report.route_changes(whole, half) == ["moved: a 1.00 → 0.50"]
+
+
+def test_columns_side_by_side_or_below():
+    rows = [("a", "1", "some words"), ("longer", "not set", "others that go on and on and on")]
+    assert report.columns(rows, 42).splitlines() == [
+        "a       1        some words",
+        "longer  not set  others that go on and on",
+        "                 and on",
+    ]
+    assert report.columns(rows, 20).splitlines() == [
+        *("a 1", "  some words", "longer not set"),
+        *("  others that go on", "  and on and on"),
+    ]
+    assert report.columns([], 20) == ""
+
+
+@pytest.mark.parametrize("width", [20, 49, 50, 80])
+def test_the_table_of_adapters(width):
+    llm = FakeLoGo(dict.fromkeys(("a-rather-long-name-of-one", "b", "c"), 1.0))
+    llm.pool.pin("b")
+    llm.pool.exclude("c")
+    lines = shown(report.adapters_table(llm.pool, llm.route("x"), width), width)
+    rows = [line.split() for line in lines]
+    size = ["4", "2.0", "KB"] if width >= 50 else []
+    assert ["b", "1.00", *size, "pinned"] in rows
+    assert ["c", *size, "off"] in rows
+    first = "".join(row[0] for row in rows[:-2])
+    assert first == "adaptera-rather-long-name-of-one"  # folded perhaps, never cut
+
+
+@pytest.mark.parametrize(
+    ("generated", "decode", "end"),
+    [
+        (3, 100.0, "answer 3 tokens at 20.0 tokens/s"),
+        (1, 0.0, "answer 1 tokens"),
+        (0, 0.0, "answer 0 tokens"),
+    ],
+)
+def test_how_long_an_answer_took(generated, decode, end):
+    timings = {"load": 9.0, "probe": 1.0, "score": 2.0, "mixture": 3.0, "prefill": 4.0}
+    usage = {"prompt_tokens": 7, "completion_tokens": generated}
+    line = report.answer_line({**timings, "decode": decode}, usage)
+    assert line == f"prompt 7 tokens in 10 ms · {end}"
 
 
 def test_a_large_pool_is_cut_but_never_the_selected():

@@ -9,10 +9,10 @@ import pytest
 from serving import serving
 from starlette.testclient import TestClient
 
+from logo_local.ask import Sampling
 from logo_local.errors import AdapterError, NativeError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app
-from logo_local.server.asked import Defaults
 
 SCORES = {"reverse": 1.0, "sort-words": 3.0}
 HI = [{"role": "user", "content": "hi"}]
@@ -100,7 +100,7 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
     answer = client.post(CHAT, json={"messages": HI, **asked}).json()
     assert answer["logo"]["route"]["signal"] == "entropy"
     answer = client.post(CHAT, json={"messages": HI}).json()
-    assert (answer["logo"]["route"]["signal"], fake.top_k) == ("norm", 3)
+    assert (answer["logo"]["route"]["signal"], fake.routing.top_k) == ("norm", 3)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,14 @@ def test_options_reach_llama_cpp_under_its_names(client, fake):
 
 
 def test_the_longest_answer_is_the_servers_to_say(fake):
-    defaults = Defaults(max_tokens=20, temperature=0.7)
+    defaults = Sampling(max_tokens=20, temp=0.7, min_p=0.2)
     with TestClient(create_app([fake], defaults=defaults), base_url="http://localhost") as client:
         for asked, expected in (({}, 20), ({"max_tokens": 5}, 5), ({"max_tokens": 10**6}, 20)):
             client.post(TEXT, json={"prompt": "hi", **asked})
             assert fake.history[-1].options["max_tokens"] == expected
-        assert fake.history[-1].options["temperature"] == 0.7
+        client.post(TEXT, json={"prompt": "hi", "min_p": 0.1})
+        options = fake.history[-1].options
+        assert (options["temperature"], options["min_p"]) == (0.7, 0.1)
 
 
 def test_messages_as_the_template_gets_them(client, fake):

@@ -16,10 +16,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..ask import Engine
+from ..ask import Engine, Sampling
 from ..errors import LogoError
 from . import answers, asked
-from .asked import Defaults
 from .failures import RequestError, as_request_error, error_body
 from .guard import Guard, Rules
 from .lanes import Job, Lanes, Work
@@ -74,7 +73,7 @@ def create_app(
     engines: Sequence[Engine],
     *,
     rules: Rules | None = None,
-    defaults: Defaults | None = None,
+    defaults: Sampling | None = None,
     most_waiting: int = 32,
     seconds: float = 600.0,
     on_start: Callable[[Lanes], None] | None = None,
@@ -104,7 +103,7 @@ def create_app(
         docs_url=None,  # its pages would come from the internet
         redoc_url=None,
     )
-    app.state.defaults = defaults or Defaults(max_tokens=2048, temperature=0.0)
+    app.state.defaults = defaults or Sampling(max_tokens=2048)
     app.state.started = int(time.time())
     app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)

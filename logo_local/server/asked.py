@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from ..ask import Engine, has_chat_template
+from ..ask import Engine, Sampling, has_chat_template, routed_by
 from .failures import RequestError
 from .lanes import Work
 from .schema import (
@@ -39,14 +38,6 @@ _SAME = (
     *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop"),
     *("presence_penalty", "frequency_penalty"),
 )
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What requests that say nothing get; `max_tokens` is also the most that any can have."""
-
-    max_tokens: int
-    temperature: float
 
 
 def weights_of(request: Routed) -> Mapping[str, float] | None:
@@ -76,27 +67,24 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
     )
 
 
-@contextmanager
-def _routing(llm: Engine, choice: RoutingChoice | None) -> Iterator[None]:
+def _routing(llm: Engine, choice: RoutingChoice | None) -> AbstractContextManager[None]:
     """Within this block the engine routes as one request wants it."""
-    before = llm.top_k, llm.signal
-    if choice is not None:
-        llm.top_k, llm.signal = choice.top_k or llm.top_k, choice.signal or llm.signal
-    try:
-        yield
-    finally:
-        llm.top_k, llm.signal = before
+    if choice is None:
+        return nullcontext()
+    return routed_by(llm, signal=choice.signal, top_k=choice.top_k)
 
 
-def _options(request: Generation, defaults: Defaults) -> dict[str, Any]:
-    """The request's options under llama_cpp's names."""
+def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
+    """The request's options under llama_cpp's names, and the server's for what it leaves out.
+
+    The server's max_tokens is also the most that any request can have.
+    """
     given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = defaults.options() | {k: v for k, v in given.items() if v is not None}
     if "seed" in options:
         options["seed"] %= _SEEDS
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
     options["max_tokens"] = min(wanted or defaults.max_tokens, defaults.max_tokens)
-    options.setdefault("temperature", defaults.temperature)
     options["stream"] = bool(request.stream)
     return options
 
@@ -116,7 +104,7 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
     return {"logit_bias": bias}
 
 
-def completion(request: CompletionRequest, defaults: Defaults) -> Work:
+def completion(request: CompletionRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole completion."""
     weights, options = weights_of(request), _options(request, defaults)
     prompt = request.prompt
@@ -134,7 +122,7 @@ def completion(request: CompletionRequest, defaults: Defaults) -> Work:
     return work
 
 
-def chat(request: ChatRequest, defaults: Defaults) -> Work:
+def chat(request: ChatRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole chat completion."""
     weights, options = weights_of(request), _options(request, defaults)
     options["messages"] = plain_messages(request.messages)

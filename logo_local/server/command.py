@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..ask import Engine
+from ..ask import SAMPLED, Engine, Sampling
 from ..background import asking
 from ..errors import SettingsError
 from ..opening import open_by_options
@@ -40,8 +40,6 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
             f"serve needs packages that are not installed ({error.name})",
             hint="pip install 'logo-local[server]'",
         ) from error
-    from .asked import Defaults
-
     rules = _rules(given)
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)
@@ -55,7 +53,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
                 engines,
                 bound,
                 rules=rules,
-                defaults=Defaults(given["max_tokens"], given["temp"]),
+                defaults=Sampling(**{name: given[name] for name in SAMPLED}),
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
             )

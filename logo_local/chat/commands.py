@@ -1,0 +1,282 @@
+"""What begins with a slash in a chat: one table, from which the help and Tab are made."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import report
+from ..errors import LogoError
+from ..terminal import err_console, note, say
+from . import transcript
+from .settings import DEFAULT, OPTIONS, shown
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command; `argument` is NAME, FILE or OPTION, in brackets where it may be left out."""
+
+    name: str
+    help: str
+    do: Callable[[Session, str], None]
+    argument: str = ""
+    others: tuple[str, ...] = ()  # further names, which the help does not list
+
+    @property
+    def usage(self) -> str:
+        """How it is typed: "/pin NAME"."""
+        return f"{self.name} {self.argument}".rstrip()
+
+
+def run(session: Session, line: str) -> None:
+    """Do what `line` says, which begins with a slash; LogoError where that cannot be."""
+    name, _, argument = line.partition(" ")
+    argument = argument.strip()
+    command = _BY_NAME.get(name)
+    if command is None:
+        close = difflib.get_close_matches(name, _BY_NAME, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise LogoError(
+            f"there is no command {name}",
+            hint=f"{guess}/? lists them; two slashes begin a message: /{name}",
+        )
+    if argument and not command.argument:
+        raise LogoError(f"{command.name} takes nothing after it", hint="/? lists the commands")
+    if not argument and command.argument and not command.argument.startswith("["):
+        raise LogoError(f"{command.name} needs more", hint=command.usage)
+    command.do(session, argument)
+
+
+def complete(text: str, adapters: Sequence[str]) -> tuple[int, list[str]]:
+    """What may stand at the end of `text`, a command as far as it is typed; see `lines.Complete`.
+
+    Looks into folders for the names of files.
+    """
+    if not text.startswith("/") or "\n" in text:
+        return 0, []
+    name, space, rest = text.partition(" ")
+    if not space:
+        found = [c for c in COMMANDS if c.name.startswith(name)]
+        return len(name), [c.name + (" " if c.argument else "") for c in found]
+    command = _BY_NAME.get(name)
+    argument = "" if command is None else command.argument
+    if argument == "FILE":
+        return _files(rest)
+    offered: Sequence[str] = ()
+    if argument == "NAME":
+        offered = adapters
+    elif argument == "[OPTION [VALUE]]":
+        option, space, value = rest.partition(" ")
+        if space:
+            rest = value
+            offered = (*OPTIONS[option].choices, DEFAULT) if option in OPTIONS else ()
+        else:
+            offered = [f"{option} " for option in OPTIONS]
+    return len(rest), [one for one in offered if one.startswith(rest)]
+
+
+def _files(start: str) -> tuple[int, list[str]]:
+    folder, _, name = start.rpartition("/")
+    where = Path(os.path.expanduser(f"{folder}/" if "/" in start else "."))
+    try:
+        entries = sorted(os.scandir(where), key=lambda entry: entry.name)
+    except OSError:
+        return 0, []
+    return len(name), [
+        entry.name + ("/" if entry.is_dir() else "")
+        for entry in entries
+        if entry.name.startswith(name) and (name or not entry.name.startswith("."))
+    ]
+
+
+# What the commands do
+
+
+def _help(_session: Session, _argument: str) -> None:
+    rows = [(command.usage, command.help) for command in COMMANDS]
+    say(report.columns(rows, err_console().width))
+    say("")
+    say(report.columns(_KEYS, err_console().width))
+
+
+_KEYS = [
+    ("Alt+Enter", "a new line in the message; so does Esc and then Enter"),
+    ('"""', "begins a message of several lines, and ends it"),
+    ("Up, Ctrl+R", "what was typed before, and a search in it"),
+    ("Tab", "completes commands, adapters, options and files"),
+    ("Ctrl+C", "stops the answer, or clears the line"),
+    ("//", "begins a message with one slash"),
+]
+
+
+def _why(session: Session, _argument: str) -> None:
+    if session.llm.last_route is None:
+        note("Nothing was asked yet")
+        return
+    session.why()
+    for line in report.route_changes(session.before, session.llm.last_route):
+        note(line)
+
+
+def _adapters(session: Session, _argument: str) -> None:
+    console = err_console()
+    table = report.adapters_table(session.llm.pool, session.llm.last_route, console.width)
+    console.print(table)
+
+
+def _pin(session: Session, name: str) -> None:
+    pool = session.llm.pool
+    pool.check_name(name)
+    off = [other for other in pool.excluded if other != name]
+    pool.auto()
+    for other in off:
+        pool.exclude(other)
+    pool.pin(name)
+    note(f"{name} answers until /auto; /teach {name} remembers your message")
+
+
+def _off(session: Session, name: str) -> None:
+    pool = session.llm.pool
+    pool.exclude(name)
+    left = "" if pool.candidates else ", and so is every other: the base answers alone"
+    note(f"{name} is off until /auto{left}")
+
+
+def _auto(session: Session, _argument: str) -> None:
+    session.llm.pool.auto()
+    note("The adapters are chosen for each message")
+
+
+def _set(session: Session, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    values = session.settings.values()
+    if not name:
+        rows = [(option, shown(values[option]), about.help) for option, about in OPTIONS.items()]
+        say(report.columns(rows, err_console().width))
+        note(f"/set OPTION VALUE changes one, /set OPTION {DEFAULT} takes it back")
+    elif not value.strip() and name in OPTIONS:
+        say(session.settings.system or "not set" if name == "system" else shown(values[name]))
+    else:
+        changed = session.settings.change({name: value.strip()})
+        note(f"{name} is now {shown(changed[name])}")
+        if name == "system" and session.raw:
+            note("It has no effect: there is no chat template in use")
+
+
+def _show(session: Session, _argument: str) -> None:
+    llm = session.llm
+    pool, base, width = llm.pool, llm.base, err_console().width
+    n_ctx = llm.n_ctx()
+    used = session.count(session.messages) if session.messages and not session.raw else 0
+    rows = [
+        ("model", f"{base.name or base.path.name}, {base.architecture}: {base.path}"),
+        ("adapters", f"{len(pool.names)} in {pool.folder}"),
+        ("pinned", ", ".join(pool.pinned)),
+        ("off", ", ".join(pool.excluded)),
+        ("messages", str(len(session.messages))),
+        ("context", f"{used} of {n_ctx} tokens used"),
+    ]
+    if session.llm.last_route is not None:
+        rows.append(("last answer", report.answer_line(llm.timings_ms, llm.usage)))
+    values = session.settings.values()
+    rows += [(option, shown(values[option])) for option in OPTIONS]
+    say(report.columns([row for row in rows if row[1]], width))
+
+
+def _retry(session: Session, _argument: str) -> None:
+    text, messages = session.last, session.messages
+    if not text:
+        note("Nothing was asked yet")
+        return
+    before = ""
+    if messages[-2:-1] == [{"role": "user", "content": text}]:
+        before = messages[-1]["content"]
+        session.messages = messages[:-2]
+    session.turn(text)
+    sampling = session.settings.sampling
+    same = session.messages[-1:] == [{"role": "assistant", "content": before}]
+    if same and (sampling.temp == 0 or sampling.seed is not None):
+        note("The same answer: at temp 0, or with a seed, it cannot be another")
+
+
+def _clear(session: Session, _argument: str) -> None:
+    session.messages, session.last = [], ""
+    note("The conversation is forgotten")
+
+
+def _save(session: Session, argument: str) -> None:
+    path, pool = Path(argument).expanduser(), session.llm.pool
+    values = session.settings.values()
+    chat = Transcript(
+        session.llm.base.name,
+        tuple(session.messages),
+        {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()},
+        pool.pinned,
+        pool.excluded,
+    )
+    transcript.save(chat, path)
+    note(f"{len(chat.messages)} messages are in {path}; /load reads them")
+
+
+def _load(session: Session, argument: str) -> None:
+    path, pool = Path(argument).expanduser(), session.llm.pool
+    chat = transcript.load(path)
+    session.settings.change(chat.settings)
+    session.messages = list(chat.messages)
+    session.last = chat.messages[-2]["content"] if chat.messages else ""
+    pool.auto()
+    for names, put in ((chat.pinned, pool.pin), (chat.off, pool.exclude)):
+        for name in names:
+            if name in pool.names:
+                put(name)
+            else:
+                note(f"warning: {name} is no adapter in {pool.folder}", "yellow")
+    if chat.model != session.llm.base.name:
+        note(f"warning: the answers are by {chat.model or 'another model'}", "yellow")
+    note(f"{len(chat.messages)} messages of {path} are the conversation now")
+
+
+def _teach(session: Session, name: str) -> None:
+    session.llm.pool.check_name(name)
+    if not session.last:
+        note("Send the message first that is an example")
+        return
+    session.llm.teach(name, [session.last])
+    note(f"Remembered for {name}; /unteach {name} forgets it")
+
+
+def _unteach(session: Session, name: str) -> None:
+    gone = session.llm.unteach(name, last=True)
+    note(f"Forgotten: {gone} example of {name}")
+
+
+def _bye(session: Session, _argument: str) -> None:
+    session.over = True
+
+
+COMMANDS = (
+    Command("/why", "the last route: every adapter's score, and what changed", _why),
+    Command("/adapters", "the adapters: weight in the last answer, pinned or off", _adapters),
+    Command("/pin", "answer with this adapter only, until /auto", _pin, "NAME"),
+    Command("/off", "answer without this adapter, until /auto", _off, "NAME"),
+    Command("/auto", "choose among all adapters for each message again", _auto),
+    Command("/teach", "your last message is an example of what NAME is for", _teach, "NAME"),
+    Command("/unteach", "forget the last example that NAME was taught", _unteach, "NAME"),
+    Command("/set", "how answers are made: list it, or change it", _set, "[OPTION [VALUE]]"),
+    Command("/show", "model, context, settings, and how long the last answer took", _show),
+    Command("/retry", "drop the last answer and ask again", _retry, others=("/regen",)),
+    Command("/clear", "forget the conversation", _clear),
+    Command("/save", "keep the conversation and the settings in a file", _save, "FILE"),
+    Command("/load", "go on with a conversation that was saved", _load, "FILE"),
+    Command("/bye", "leave; so does Ctrl+D", _bye, others=("/exit", "/quit")),
+    Command("/?", "this help", _help, others=("/help",)),
+)
+_BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.others)}

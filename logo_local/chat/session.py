@@ -1,0 +1,200 @@
+"""A conversation: its turns, and what is known between them.
+
+Lines come from a function, so that nothing here knows how they are typed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Thread
+
+from .. import report
+from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
+from ..errors import LogoError, PromptError
+from ..routing import Route
+from ..terminal import err_console, for_reader, note, print_error
+from . import commands
+from .lines import read_message
+from .settings import Settings
+
+
+class Session:
+    """One chat with an engine; `raw` completes each message by itself, as no conversation.
+
+    `messages` are those by user and assistant in turn, `last` is the last message that was sent,
+    `before` the route of the turn before the last one.
+    """
+
+    def __init__(
+        self,
+        llm: Engine,
+        sampling: Sampling,
+        *,
+        system: str | None = None,
+        explain: bool = False,
+        raw: bool = False,
+    ) -> None:
+        self.llm = llm
+        self.settings = Settings(llm, sampling, system)
+        self.explain = explain
+        self.raw = raw
+        self.messages: list[Message] = []
+        self.last = ""
+        self.before: Route | None = None
+        self.over = False
+        self._ahead: Thread | None = None  # reads the conversation while nobody asks
+
+    def run(self, read: Callable[[str], str]) -> None:
+        """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
+        note("Send a message (/? for help)")
+        if self.raw:
+            note("Each line is completed by itself: there is no chat template in use")
+            if self.settings.system:
+                note("warning: --system has no effect without a chat template", "yellow")
+        while not self.over:
+            try:
+                self.take(read_message(read))
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                note("Ctrl+D or /bye leaves")
+
+    def take(self, text: str) -> None:
+        """One message or command."""
+        self.stop_reading()
+        if text.startswith("//"):
+            self.turn(text[1:])
+        elif text.startswith("/"):
+            try:
+                commands.run(self, text)
+            except LogoError as error:
+                print_error(error)
+        elif text:
+            self.turn(text)
+
+    def complete(self, text: str) -> tuple[int, list[str]]:
+        """What Tab offers behind `text`; see `lines.Complete`."""
+        return commands.complete(text, self.llm.pool.names)
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """What the engine is asked for a conversation that ends with a message of the user's."""
+        if self.raw:
+            return messages[-1]["content"]
+        return [*system_messages(self.settings.system), *messages]
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """The tokens of a conversation; as many as the context has, where it does not fit."""
+        try:
+            return len(self.llm.tokens_of(self.prompt(messages)))
+        except PromptError:
+            return self.llm.n_ctx()
+
+    def turn(self, text: str) -> None:
+        """One message and its answer; a failure or Ctrl+C ends the answer, not the session."""
+        self.last = text
+        route, answer, stopped = self.llm.last_route, Answer(), False
+        try:
+            self._make_room({"role": "user", "content": text})
+            asked = [*self.messages, {"role": "user", "content": text}]
+            for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
+                print(for_reader(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            stopped = True
+        except LogoError as error:
+            _end_line(answer)
+            print_error(error)
+            return
+        _end_line(answer)
+        # Nothing said: two messages of the user in a row would upset some templates.
+        if answer.text and not self.raw:
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        if self.messages and not self.raw:
+            self._read_ahead()
+        if stopped:
+            note("stopped")
+        elif self.llm.last_route is not None:
+            self.before = route
+            self._say_how_it_ended(answer)
+            if self.explain:
+                self.why()
+            note(report.blend_line(self.llm.last_route, err_console().width))
+
+    def _make_room(self, message: Message) -> None:
+        """Forget the oldest turns where the conversation would leave no room for an answer."""
+        if self.raw or not self.messages:
+            return
+        n_ctx, longest = self.llm.n_ctx(), self.settings.sampling.max_tokens
+        kept = that_fits([*self.messages, message], self.count, n_ctx, longest)[:-1]
+        dropped = len(self.messages) - len(kept)
+        if dropped:
+            self.messages = kept
+            n = "2 messages are" if dropped == 2 else f"{dropped} messages are"
+            note(f"The oldest {n} forgotten: {n_ctx} tokens of context are full")
+
+    def _say_how_it_ended(self, answer: Answer) -> None:
+        if answer.finish != "length":
+            return
+        if sum(self.llm.usage.values()) >= self.llm.n_ctx():
+            note("The answer ends here: the context is full (/clear, or --ctx-size)")
+        else:
+            most = self.settings.sampling.max_tokens
+            note(f"The answer ends here: it has {most} tokens (/set max-tokens)")
+
+    def why(self) -> None:
+        """Show the scores of the last route."""
+        if self.llm.last_route is not None:
+            console = err_console()
+            bars = console.is_terminal
+            console.print(report.explain_table(self.llm.last_route, console.width, bars=bars))
+
+    def _read_ahead(self) -> None:
+        """Use the time in which the answer is read: the next route will cost less."""
+        prompt = self.prompt(self.messages)
+
+        def read() -> None:
+            with suppress(LogoError):  # whatever it is, the next message will meet it too
+                self.llm.read_ahead(prompt)
+
+        self._ahead = Thread(target=read, daemon=True)
+        self._ahead.start()
+
+    def stop_reading(self) -> None:
+        """Wait until the engine is free."""
+        while self._ahead is not None and self._ahead.is_alive():
+            with suppress(KeyboardInterrupt):  # nothing may be freed under its feet
+                self._ahead.join()
+        self._ahead = None
+
+
+def _end_line(answer: Answer) -> None:
+    if answer.text and not answer.text.endswith("\n"):
+        print(flush=True)
+
+
+def that_fits(
+    turns: list[Message], count: Callable[[Sequence[Message]], int], n_ctx: int, longest: int
+) -> list[Message]:
+    """`turns`, or without the oldest where they leave too little of `n_ctx` for an answer.
+
+    `turns` are by user and assistant alternately, the last one the message to answer; `count`
+    says how many tokens they take, at most `n_ctx`. Too little is less than `longest` tokens and
+    than a quarter of the context. What is kept leaves half of it where that can be done: each
+    time, all of it is read anew. The last message is always there, whether or not it fits.
+    """
+    room = n_ctx - min(longest, n_ctx // 4)
+    if count(turns) <= room:
+        return turns
+    for most in (n_ctx // 2, room, n_ctx - 1):
+        starts = range(2, len(turns), 2)  # a conversation begins with the user
+        first = bisect_left(starts, True, key=_fits(turns, count, most))
+        if first < len(starts):
+            return turns[starts[first] :]
+    return turns
+
+
+def _fits(
+    turns: list[Message], count: Callable[[Sequence[Message]], int], most: int
+) -> Callable[[int], bool]:
+    return lambda start: count(turns[start:]) <= most
