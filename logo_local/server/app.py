@@ -114,19 +114,44 @@ def create_app(
     return app
 
 
-router = APIRouter(responses=_ERRORS)
+router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come first
 
 
-@router.get("/health", summary="Whether the server is there, and how busy it is.")
-async def health(request: Request) -> dict[str, Any]:  # noqa: D103
+@router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
+async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
+    work = asked.chat(body, request.app.state.defaults)
+    return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
+
+
+@router.post("/v1/completions", summary="Go on with a text.", response_model=None)
+async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
+    work = asked.completion(body, request.app.state.defaults)
+    return await _answer(request, body, work, str(body.prompt))
+
+
+@router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
+async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
+    found, timings = await _only(_submit(request, asked.route(body)), request)
+    return answers.route(found, timings)
+
+
+@router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
+async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
+    vectors, n_tokens = await _only(_submit(request, asked.embedding(body)), request)
+    request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
+    return answers.embeddings(vectors, n_tokens, body.model)
+
+
+@router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
+async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
     lanes: Lanes = request.app.state.lanes
-    status = "closing" if lanes.closing else "ok"
-    return {"status": status, "running": lanes.n_running, "waiting": len(lanes.waiting)}
+    found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
+    return answers.changes(found[0], len(lanes.engines[0].pool.adapters))
 
 
-@router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
-async def metrics(request: Request) -> Response:  # noqa: D103
-    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+@router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
+async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
+    return answers.adapters(request.app.state.lanes.engines[0])
 
 
 @router.get("/v1/models", summary="What may be given as a request's model.")
@@ -149,41 +174,16 @@ async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
     )
 
 
-@router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
-async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
-    return answers.adapters(request.app.state.lanes.engines[0])
-
-
-@router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
-async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
+@router.get("/health", summary="Whether the server is there, and how busy it is.")
+async def health(request: Request) -> dict[str, Any]:  # noqa: D103
     lanes: Lanes = request.app.state.lanes
-    found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
-    return answers.changes(found[0], len(lanes.engines[0].pool.adapters))
+    status = "closing" if lanes.closing else "ok"
+    return {"status": status, "running": lanes.n_running, "waiting": len(lanes.waiting)}
 
 
-@router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
-async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
-    found, timings = await _only(_submit(request, asked.route(body)), request)
-    return answers.route(found, timings)
-
-
-@router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
-async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
-    vectors, n_tokens = await _only(_submit(request, asked.embedding(body)), request)
-    request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
-    return answers.embeddings(vectors, n_tokens, body.model)
-
-
-@router.post("/v1/completions", summary="Go on with a text.", response_model=None)
-async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
-    work = asked.completion(body, request.app.state.defaults)
-    return await _answer(request, body, work, str(body.prompt))
-
-
-@router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
-async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
-    work = asked.chat(body, request.app.state.defaults)
-    return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
+@router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
+async def metrics(request: Request) -> Response:  # noqa: D103
+    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/", include_in_schema=False)

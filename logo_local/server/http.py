@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class _Server(uvicorn.Server):
 
 def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:
     """Answer requests at the socket `bound` until SIGINT or SIGTERM. Settings: `create_app`'s."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that goes
     made: list[Lanes] = []
     config = uvicorn.Config(
         create_app(engines, on_start=made.append, **settings),
