@@ -21,17 +21,18 @@ from typing import Any
 from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
-from .base_model import BaseModel
-from .embedding import Embedder
 from .errors import AdapterError, PromptError
-from .index import block_number
-from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixed_llama import Stopped
-from .mixture import Mixer, Mixture, ResidentAdapters
-from .pool import Pool
+from .files.base_model import BaseModel
+from .files.pool import Pool
+from .llama.embedding import Embedder
+from .llama.llama_errors import model_errors, problems_of, prompt_errors
+from .llama.mixed_llama import Stopped
+from .llama.mixture import Mixer, Mixture, ResidentAdapters
 from .routed_llama import Progress, RoutedLlama
-from .router import Router, current_index
-from .routing import Route, kept
+from .routing.index import block_number
+from .routing.route import Route, kept
+from .routing.router import Router, current_index
+from .routing.signals import FloatArray
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,
@@ -39,7 +40,6 @@ from .settings import (
     DEFAULT_TOP_K,
     RoutingSettings,
 )
-from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import SettingsError
-from .mixed_llama import MixedLlama
-from .pool import Pool
-from .router import Router
-from .routing import Route, fixed
+from .files.pool import Pool
+from .llama.mixed_llama import MixedLlama
+from .routing.route import Route, fixed
+from .routing.router import Router
 from .settings import SIGNAL_NAMES, RoutingSettings
 
 log = logging.getLogger(__name__)
