@@ -17,7 +17,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test lint docs wheel system clean
 
 demo: $(VENV)/installed
-	@$(BIN)/python -m logo_local.showcase
+	@$(BIN)/python -m logo_local.commands.showcase
 
 test: lint
 	$(BIN)/python -m pytest

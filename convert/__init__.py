@@ -14,7 +14,7 @@ if __name__ != "logo_local.convert":
 
 from pathlib import Path
 
-from ..base_model import BaseModel
+from ..files.base_model import BaseModel
 from .gguf_lora import CONVERTER_VERSION, write_gguf_lora
 from .plan import OUTTYPES, Conversion, Progress, Row, plan_conversion
 

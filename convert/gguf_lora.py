@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..digest import sha256_of_all
 from ..errors import ConversionError
-from ..folder import weights_in
-from ..whole_file import written_whole
+from ..files.digest import sha256_of_all
+from ..files.folder import weights_in
+from ..files.whole_file import written_whole
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
 # Part of the key under which converted adapters are cached: raise it whenever the same adapter

@@ -20,7 +20,7 @@ from .layouts import RowOrder
 from .peft_reader import PeftModule
 
 if TYPE_CHECKING:
-    from ..base_model import BaseModel
+    from ..files.base_model import BaseModel
 
 # A module, the GGUF weight that it adapts, and the rows of its B there (None: all, as they are).
 Placed: TypeAlias = tuple[PeftModule, str, RowOrder | None]

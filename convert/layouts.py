@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from ..base_model import BaseModel
+    from ..files.base_model import BaseModel
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..folder import MLX_WEIGHTS_FILE, weights_in
+from ..files.folder import MLX_WEIGHTS_FILE, weights_in
 from .peft_config import CONFIG_FILE, Findings
 from .peft_reader import PeftAdapter, PeftModule
 from .provenance import said_by_card, said_by_mlx

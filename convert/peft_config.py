@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..gguf_bounds import printable
+from ..files.gguf_bounds import printable
 from .provenance import said_by_config
 
 CONFIG_FILE = "adapter_config.json"

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ..base_model import BaseModel
+from ..files.base_model import BaseModel
 from .experts import as_saved_before, experts_stacked, is_parameter
 from .joined import Placed, shares_of, with_joined
 from .layouts import LAYOUTS, REFUSED, Reorder, parts_of, reorder_of

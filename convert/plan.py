@@ -11,9 +11,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from ..adapter_file import ALORA
-from ..base_model import BaseModel
 from ..errors import ConversionError
+from ..files.adapter_file import ALORA
+from ..files.base_model import BaseModel
 from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings

@@ -8,8 +8,8 @@ from typing import Any
 
 import gguf
 
-from ..gguf_bounds import printable
-from ..model_card import CARD, card_fields
+from ..files.gguf_bounds import printable
+from ..files.model_card import CARD, card_fields
 
 LONGEST = 256  # characters of a value that somebody else wrote
 

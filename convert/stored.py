@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from ..folder import INDEX_FILES, SHARD_NAME, WEIGHTS_FILE, shards_in
-from ..gguf_bounds import printable
+from ..files.folder import INDEX_FILES, SHARD_NAME, WEIGHTS_FILE, shards_in
+from ..files.gguf_bounds import printable
 from .peft_config import Findings
 
 PICKLE_FILE = "adapter_model.bin"

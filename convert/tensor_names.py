@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import gguf
 
 if TYPE_CHECKING:
-    from ..base_model import BaseModel
+    from ..files.base_model import BaseModel
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from logo_local.cli import cli
+from logo_local.commands.cli import cli
 
 WIDTH = 88
 

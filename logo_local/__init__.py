@@ -13,8 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter_file import AdapterFile
-    from .base_model import BaseModel
     from .convert import Conversion, convert_adapter, plan_conversion
     from .engine import LoGo
     from .errors import (
@@ -28,9 +26,11 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from .fake import FakeLoGo
-    from .folder import Problem
-    from .pool import Pool
-    from .routing import Route
+    from .files.adapter_file import AdapterFile
+    from .files.base_model import BaseModel
+    from .files.folder import Problem
+    from .files.pool import Pool
+    from .routing.route import Route
 
 __version__ = "0.1.0"
 
@@ -57,14 +57,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdapterFile": "adapter_file",
-    "BaseModel": "base_model",
+    "AdapterFile": "files.adapter_file",
+    "BaseModel": "files.base_model",
     "Conversion": "convert",
     "FakeLoGo": "fake",
     "LoGo": "engine",
-    "Pool": "pool",
-    "Problem": "folder",
-    "Route": "routing",
+    "Pool": "files.pool",
+    "Problem": "files.folder",
+    "Route": "routing.route",
     "convert_adapter": "convert",
     "plan_conversion": "convert",
 }

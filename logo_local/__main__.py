@@ -1,5 +1,5 @@
 """`python -m logo_local` is `logo-local`."""
 
-from .cli import main
+from .commands.cli import main
 
 main()

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from .base_model import BaseModel
-from .pool import Pool
-from .routing import Route
+from .files.base_model import BaseModel
+from .files.pool import Pool
+from .routing.route import Route
+from .routing.signals import FloatArray
 from .settings import RoutingSettings
-from .signals import FloatArray
 
 Message = dict[str, str]
 Prompt = str | list[Message]

@@ -13,7 +13,6 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,34 +21,32 @@ from typing import Any
 from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
-from .base_model import BaseModel
-from .embedding import Embedder
-from .errors import AdapterError, PromptError, SettingsError
-from .index import block_number
-from .llama_errors import model_errors, problems_of, prompt_errors
-from .mixed_llama import MixedLlama, Stopped
-from .mixture import Mixer, Mixture, ResidentAdapters
-from .pool import Pool
-from .router import Router, current_index
-from .routing import Route, fixed, kept
+from .errors import AdapterError, PromptError
+from .files.base_model import BaseModel
+from .files.pool import Pool
+from .llama.embedding import Embedder
+from .llama.llama_errors import model_errors, problems_of, prompt_errors
+from .llama.mixed_llama import Stopped
+from .llama.mixture import Mixer, Mixture, ResidentAdapters
+from .routed_llama import Progress, RoutedLlama
+from .routing.index import block_number
+from .routing.route import Route, kept
+from .routing.router import Router, current_index
+from .routing.signals import FloatArray
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,
     DEFAULT_N_CTX,
     DEFAULT_TOP_K,
-    SIGNAL_NAMES,
     RoutingSettings,
 )
-from .signals import FloatArray
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
 
 N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 
 
-class LoGo(MixedLlama):
+class LoGo(RoutedLlama):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
     `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
@@ -184,146 +181,7 @@ class LoGo(MixedLlama):
         self._turn = 0  # counts the prompts that reached the context
         self.timings_ms["load"] = _ms_since(started)
 
-    # Routing
-
-    def route(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> Route:
-        """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
-
-        A string is tokenised as `create_completion` does it, messages go through the model's chat
-        template. The cached conversation stays as it is. Raises PromptError for a prompt that is
-        empty or longer than the context.
-        """
-        tokens = self.tokens_of(prompt)
-        self._forget_timings()
-        self._renew_pool()
-        return self._route_tokens(tokens)
-
-    def read_ahead(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> None:
-        """Read a conversation so far, so that the route of what follows costs only what is new.
-
-        For the time in which somebody reads an answer and types: it takes as long as the probe
-        needs for the answer. Changes nothing else. May run in another thread, while nothing else
-        is asked of this engine. Does nothing where the probe is "each".
-        """
-        self._router.read_ahead(self.tokens_of(prompt), self.signal)
-
-    @contextmanager
-    def under(self, weights: Mapping[str, float]) -> Iterator[None]:
-        """Within this block every prompt is answered under these `weights`, by adapter name.
-
-        Nothing is probed. The weights are used as they are, whatever they sum to; none at all is
-        the base model alone. A stream that is made here stays under them. `route` takes no notice.
-        Raises PoolError for a name that is not in the pool, SettingsError for a weight that is
-        not finite.
-        """
-        if weights:
-            self._renew_pool()
-        for name, weight in weights.items():
-            self.pool.check_name(name)
-            if not math.isfinite(weight):
-                raise SettingsError(
-                    f"the weight of {name} is {weight}", hint="give it a finite number"
-                )
-        before, self._fixed = self._fixed, fixed(weights)
-        try:
-            yield
-        finally:
-            self._fixed = before
-
-    def base_only(self) -> AbstractContextManager[None]:
-        """Within this block the base model answers alone, and nothing is probed."""
-        return self.under({})
-
-    def signal_scores(
-        self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], signals: Sequence[str]
-    ) -> dict[str, dict[str, float]]:
-        """The scores >= 0 of the pool's candidates for `prompt`, by signal and adapter name.
-
-        `signals` are names in `settings.SIGNAL_NAMES`; those of one pass share it. Adapters that
-        a signal can say nothing about are absent. Raises as `route` does.
-        """
-        unknown = [signal for signal in signals if signal not in SIGNAL_NAMES]
-        if unknown:
-            raise SettingsError(
-                f"there is no signal {', '.join(unknown)}",
-                hint=f"the signals are: {', '.join(SIGNAL_NAMES)}",
-            )
-        tokens = self.tokens_of(prompt)
-        self._forget_timings()
-        return {signal: self._router.scores(tokens, signal).scores for signal in signals}
-
-    @property
-    def routing(self) -> RoutingSettings:
-        """How prompts are routed now; `configure` changes it."""
-        return replace(self._settings, signal=self.signal, top_k=self.top_k)
-
-    def configure(
-        self,
-        *,
-        signal: str | None = None,
-        top_k: int | None = None,
-        mixture: str | None = None,
-        keep_route: float | None = None,
-    ) -> None:
-        """Route otherwise from the next prompt on; what is None stays as it is.
-
-        These four can change while the engine runs. SettingsError, and nothing changed, when one
-        of them cannot be used.
-        """
-        asked = {
-            "signal": signal,
-            "top_k": top_k,
-            "mixture": mixture,
-            "keep_route": keep_route,
-        }
-        given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
-        settings = replace(self.routing, **given)
-        settings.check()
-        self._settings = settings
-        self.signal, self.top_k = settings.resolved_signal, settings.top_k
-        self.mixer.way = settings.mixture
-
-    def teach(self, name: str, prompts: Sequence[str]) -> int:
-        """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
-
-        They are kept in the user's data folder, by the adapter's content, and count for every
-        engine that is opened later; `unteach` forgets them.
-        """
-        self.pool.check_name(name)
-        return self._router.teach(name, prompts)
-
-    def unteach(self, name: str, *, last: bool = False) -> int:
-        """Forget all prompts that `name` was taught, or the `last` one; how many went."""
-        self.pool.check_name(name)
-        return self._router.unteach(name, last=last)
-
-    def unasked(self) -> list[str]:
-        """The adapters without example prompts that were not asked yet what they are for."""
-        return self._router.unasked()
-
-    def ask_adapters(self) -> None:
-        """Let all `unasked` adapters write texts that say what they are for; kept in the cache.
-
-        Takes some seconds to minutes an adapter. The first prompt that needs them does it
-        otherwise, unless `self_profile` is "kept" or False.
-        """
-        self._router.ask_adapters()
-
-    def _route_tokens(self, tokens: list[int]) -> Route:
-        route = self._router.route(tokens, self.signal, self.top_k)
-        adapters = [self.pool.adapters[name] for name in route.names]
-        return replace(route, mixture=self.mixer.way_of(adapters))
-
     # Generation
-
-    @property
-    def mixture(self) -> str:
-        """How mixtures are made, as it was asked for; may be changed between prompts."""
-        return self.mixer.way
-
-    @mixture.setter
-    def mixture(self, way: str) -> None:
-        self.configure(mixture=way)
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
@@ -397,15 +255,6 @@ class LoGo(MixedLlama):
         if given is None:
             self._router.remember()
 
-    def _renew_pool(self, *, forced: bool = False) -> bool:
-        """Look at the folder again if something came or went, or if `forced`; whether it did."""
-        if not (forced or self.pool.has_changed()):
-            return False
-        changes = self.pool.rescan(progress=self._progress)
-        if changes:
-            log.warning("%s has changed: %s", self.pool.folder, changes)
-        return bool(changes)
-
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo(super().create_completion, *args, **kwargs)
@@ -466,11 +315,6 @@ class LoGo(MixedLlama):
                 chunk["logo"] = self._logo()
                 chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
             yield chunk
-
-    def _forget_timings(self) -> None:
-        for phase in self.timings_ms:
-            if phase != "load":
-                self.timings_ms[phase] = 0.0
 
     def _logo(self) -> dict[str, Any]:
         route = self.last_route or Route()

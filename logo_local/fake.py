@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from .adapter_file import AdapterFile, Module, TensorPlace
-from .base_model import BaseModel
 from .errors import PromptError
-from .pool import Changes, Pool
-from .routing import Route, fixed, select
+from .files.adapter_file import AdapterFile, Module, TensorPlace
+from .files.base_model import BaseModel
+from .files.pool import Changes, Pool
+from .routing.route import Route, fixed, select
+from .routing.signals import FloatArray
 from .settings import RoutingSettings
-from .signals import FloatArray
 
 # A piece of an answer: text, or an exception that is raised at that place, or a function that makes
 # the text when it is reached (and may wait until then).

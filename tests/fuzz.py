@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peft_folder import factors, write_peft
 from random_gguf import write_adapter, write_base
 
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.convert import plan_conversion
 from logo_local.errors import LogoError
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
 
 SECONDS, MEGABYTES = 1.0, 64
 NUMBERS = (0, 1, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logo_local.base_model import BaseModel
+from logo_local.files.base_model import BaseModel
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 T_F32, T_F16, T_Q4_0, T_Q8_0, T_I32, T_BF16 = 0, 1, 2, 8, 26, 30

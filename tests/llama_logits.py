@@ -6,8 +6,8 @@ import llama_cpp
 import numpy as np
 from families import TOKENS
 
-from logo_local.mixture import set_adapters
-from logo_local.native import load_adapter
+from logo_local.llama.mixture import set_adapters
+from logo_local.llama.native import load_adapter
 
 
 def logits_of(llama, path=None):

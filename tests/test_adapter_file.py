@@ -12,9 +12,9 @@ import random_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logo_local.adapter_file import TENSOR_TYPES, AdapterFile, read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.errors import AdapterError
+from logo_local.files.adapter_file import TENSOR_TYPES, AdapterFile, read_adapter
+from logo_local.files.base_model import BaseModel
 
 BASE = g.base_model()
 Q = "blk.0.attn_q.weight"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from random_gguf import BLOCKS, HEADS, KV_HEADS, KV_WIDTH, WIDTH, write_adapter, write_base
 
-from logo_local.base_model import BaseModel
 from logo_local.errors import ModelError
+from logo_local.files.base_model import BaseModel
 
 
 def test_what_is_read(random_base):

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from logo_local.bench.measure import Benchmark, Row, Scoring, Times, _row, measure
 from logo_local.bench.report import draw, markdown
-from logo_local.cli import cli
+from logo_local.commands.cli import cli
 from logo_local.engine import LoGo
 from logo_local.errors import PromptError
 

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from logo_local import terminal
 from logo_local.ask import Sampling
 from logo_local.chat import chat
 from logo_local.chat.commands import COMMANDS, complete
 from logo_local.chat.session import that_fits
 from logo_local.chat.settings import OPTIONS, shown, stop_texts
+from logo_local.commands import terminal
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo
 

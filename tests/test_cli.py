@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
-from logo_local import __version__, chat, cli, convert, options
+from logo_local import __version__, chat, convert
+from logo_local.commands import cli, options
 from logo_local.config import parse_memory
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
-from logo_local.routing import select
+from logo_local.routing.route import select
 
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
 BLEND = "sort-words 0.75 · reverse 0.25\n"

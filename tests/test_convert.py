@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from peft_folder import factor_name, factors, read_lora, save_as, write_peft
 
-from logo_local.adapter_file import ALORA, read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.convert import OUTTYPES, convert_adapter, plan_conversion
 from logo_local.convert.layouts import (
     LAYOUTS,
@@ -27,6 +25,8 @@ from logo_local.convert.layouts import (
     parts_of,
 )
 from logo_local.errors import AdapterError, ConversionError, ModelError
+from logo_local.files.adapter_file import ALORA, read_adapter
+from logo_local.files.base_model import BaseModel
 
 REPOSITORY = Path(__file__).parents[1]
 Q0 = "model.layers.0.self_attn.q_proj"

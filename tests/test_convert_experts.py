@@ -13,11 +13,11 @@ from peft_folder import factor_name, factors, read_lora, write_peft
 from random_gguf import EXPERTS, write_base
 from safetensors.numpy import save_file
 
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.convert import OUTTYPES, convert_adapter
 from logo_local.convert.layouts import halves_interleaved
 from logo_local.errors import ConversionError
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
 
 N, WIDTH, FFN = 4, 64, 96
 W2 = "model.layers.0.block_sparse_moe.experts.{}.w2"

@@ -14,10 +14,10 @@ from layers import FUSED
 from llama_logits import logits_of
 from wrapped import WRAPPED
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import LAYOUTS
 from logo_local.errors import ConversionError
+from logo_local.files.base_model import BaseModel
 
 # Why some of the converter's architectures are not proved here.
 UNPROVED = {

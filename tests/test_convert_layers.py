@@ -9,9 +9,9 @@ from families import TOKENS
 from layers import EXPERTS, FUSED, JOINED, MODULES
 from llama_logits import logits_of
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.engine import LoGo
+from logo_local.files.base_model import BaseModel
 
 PARAMETERS = ("parameters", "parameters-patterns", "only-gate-up", "only-down")
 CASES = [

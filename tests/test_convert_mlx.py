@@ -8,12 +8,12 @@ import pytest
 from peft_folder import factor_name, factors, read_lora, write_peft
 from safetensors.numpy import save_file
 
-from logo_local.base_model import BaseModel
+from logo_local.commands.report import check_json
 from logo_local.convert import convert_adapter
 from logo_local.errors import ConversionError
-from logo_local.ledger import content_key
-from logo_local.pool import Pool
-from logo_local.report import check_json
+from logo_local.files.base_model import BaseModel
+from logo_local.files.ledger import content_key
+from logo_local.files.pool import Pool
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (64, 64),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from peft_folder import read_lora
 from tiny import ADAPTERS, ORACLE_ADAPTERS, known_warnings
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import halves_interleaved
 from logo_local.convert.peft_config import pattern_key
+from logo_local.files.base_model import BaseModel
 
 # llama.cpp's converter
 

@@ -21,7 +21,6 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_folder import factors, read_lora, write_peft
 from random_gguf import SMALL
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import halves_interleaved
 from logo_local.convert.peft_config import (
@@ -32,7 +31,8 @@ from logo_local.convert.peft_config import (
     UNSUPPORTED,
 )
 from logo_local.errors import ConversionError
-from logo_local.folder import weights_in
+from logo_local.files.base_model import BaseModel
+from logo_local.files.folder import weights_in
 
 Q0 = "model.layers.0.self_attn.q_proj"
 TOKENS = torch.tensor([[1, 5, 17, 80, 33, 201, 44, 9]])

@@ -9,14 +9,14 @@ import pytest
 from peft_folder import factor_name, factors, write_peft
 from safetensors.numpy import load_file, save_file
 
-from logo_local.base_model import BaseModel
+from logo_local.commands.report import check_json
 from logo_local.convert import convert_adapter
-from logo_local.digest import sha256_of, sha256_of_all
 from logo_local.errors import AdapterError, ConversionError
-from logo_local.folder import INDEX_FILES, kind_of, scan, stamp_of
-from logo_local.ledger import content_key
-from logo_local.pool import Pool
-from logo_local.report import check_json
+from logo_local.files.base_model import BaseModel
+from logo_local.files.digest import sha256_of, sha256_of_all
+from logo_local.files.folder import INDEX_FILES, kind_of, scan, stamp_of
+from logo_local.files.ledger import content_key
+from logo_local.files.pool import Pool
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (64, 64),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from logo_local import config
-from logo_local.base_model import BaseModel
 from logo_local.engine import LoGo
 from logo_local.evaluation.metrics import measure
+from logo_local.files.base_model import BaseModel
 
 FOLDER = config.demo_folder()
 PER_TASK = 4  # prompts; the manifest's figures are of 40
@@ -115,7 +115,7 @@ def run(*arguments):
 
 
 def test_what_make_demo_shows():
-    shown = run("logo_local.showcase").stdout
+    shown = run("logo_local.commands.showcase").stdout
     for example in lines(FOLDER / "demo_prompts.jsonl"):
         assert " ".join(example["completion"].split()) in " ".join(shown.split())
 

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from logo_local import config, doctor, native
+from logo_local import config
+from logo_local.commands import doctor
 from logo_local.errors import NativeError
+from logo_local.llama import native
 
 
 def by_name():

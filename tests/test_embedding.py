@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from logo_local import cli, config
-from logo_local.jsonl_requests import KINDS
+from logo_local import config
+from logo_local.commands import cli
+from logo_local.jsonl.requests import KINDS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "embedding.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

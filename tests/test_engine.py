@@ -10,12 +10,13 @@ from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
-from logo_local import native, router
 from logo_local.engine import LoGo
 from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
-from logo_local.mixture import set_adapters
-from logo_local.probe import ProbeContext
-from logo_local.router import Scored
+from logo_local.llama import native
+from logo_local.llama.mixture import set_adapters
+from logo_local.routing import router
+from logo_local.routing.probe import ProbeContext
+from logo_local.routing.router import Scored
 
 A, B = "alpha beta gamma", "one two three four five six"
 GREEDY = {"max_tokens": 8, "temperature": 0.0}

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from logo_local import cli, config
+from logo_local import config
+from logo_local.commands import cli
 from logo_local.fake import FakeLoGo
 
 SCORES = {"good": 3.0, "poor": 1.0, "silent": 0.0}

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from logo_local.adapter_file import read_adapter
 from logo_local.ask import Sampling
-from logo_local.base_model import BaseModel
 from logo_local.engine import LoGo
 from logo_local.evaluation.fusion import Fusion, fused_factors, write_fused
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
 
 WEIGHTS = {"ad0": 0.5, "ad2": 0.3, "ad4": 0.2}
 

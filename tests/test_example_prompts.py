@@ -3,7 +3,7 @@
 import pytest
 
 from logo_local.errors import PromptError
-from logo_local.example_prompts import TaughtPrompts, prompts_beside, read_prompts
+from logo_local.routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
 
 
 def test_a_text_file_has_one_prompt_a_line(tmp_path):

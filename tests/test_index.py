@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from random_gguf import EXPERTS, WIDTH, write_adapter, write_base
 
-from logo_local.adapter_file import AdapterFile, read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.errors import PoolError, SettingsError
-from logo_local.index import RoutingIndex, block_number, choose_target
-from logo_local.signals import norm, projection_output
+from logo_local.files.adapter_file import AdapterFile, read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.routing.index import RoutingIndex, block_number, choose_target
+from logo_local.routing.signals import norm, projection_output
 
 
 @pytest.fixture

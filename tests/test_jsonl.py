@@ -12,7 +12,7 @@ from logo_local.ask import Sampling
 from logo_local.engine import LoGo
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo
-from logo_local.jsonl import Events, Session
+from logo_local.jsonl.session import Events, Session
 
 DEFAULTS = Sampling()
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from logo_local import cli
+from logo_local.commands import cli
 from logo_local.errors import ModelError
 from logo_local.fake import FakeLoGo
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from logo_local import jsonl_requests
-from logo_local.jsonl_requests import Line, Request, RequestError, lines_of, parse
+from logo_local.jsonl import requests as jsonl_requests
+from logo_local.jsonl.requests import Line, Request, RequestError, lines_of, parse
 
 
 def reading(*pieces):

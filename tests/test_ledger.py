@@ -7,14 +7,14 @@ import shutil
 import pytest
 from random_gguf import write_adapter
 
-from logo_local import ledger as ledger_module
-from logo_local import pool as pool_module
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.errors import AdapterError
-from logo_local.folder import stamp_of
-from logo_local.ledger import Ledger, content_key
-from logo_local.pool import Pool
+from logo_local.files import ledger as ledger_module
+from logo_local.files import pool as pool_module
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.files.folder import stamp_of
+from logo_local.files.ledger import Ledger, content_key
+from logo_local.files.pool import Pool
 
 
 @pytest.fixture(scope="module")

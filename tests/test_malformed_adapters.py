@@ -18,9 +18,9 @@ import gguf_bytes as g
 import numpy as np
 import pytest
 
-from logo_local.adapter_file import read_adapter
 from logo_local.errors import AdapterError, PoolError
-from logo_local.pool import Pool
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.pool import Pool
 
 BASE = g.base_model()
 QA, QB = "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"

@@ -8,13 +8,13 @@ import pytest
 from llama_cpp import Llama
 from random_gguf import EXPERTS, SMALL, write_adapter, write_base
 
-from logo_local import mixture as mixture_module
-from logo_local.adapter_file import AdapterFile, read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.errors import AdapterError, NativeError, PoolError
-from logo_local.mixture import Mixer, ResidentAdapters
-from logo_local.native import Tensor
-from logo_local.probe import EachProbe
+from logo_local.files.adapter_file import AdapterFile, read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.llama import mixture as mixture_module
+from logo_local.llama.mixture import Mixer, ResidentAdapters
+from logo_local.llama.native import Tensor
+from logo_local.routing.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
@@ -160,7 +160,7 @@ def test_an_unchanged_mixture_reads_no_file(bench, monkeypatch):
     mixer = bench.mixer("fused")
     first = bench.logits(mixer, {"all": 0.5, "late": 0.5})
     monkeypatch.setattr(
-        "logo_local.adapter_file.AdapterFile.stored", lambda *_: pytest.fail("it was read")
+        "logo_local.files.adapter_file.AdapterFile.stored", lambda *_: pytest.fail("it was read")
     )
     np.testing.assert_array_equal(bench.logits(mixer, {"late": 0.5, "all": 0.5}), first)
 

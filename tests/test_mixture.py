@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from random_gguf import write_adapter
 
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
 from logo_local.errors import AdapterError, PoolError
-from logo_local.mixture import ResidentAdapters, mixture_key
-from logo_local.probe import EachProbe
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.llama.mixture import ResidentAdapters, mixture_key
+from logo_local.routing.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
 

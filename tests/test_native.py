@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from random_gguf import WIDTH
 
-from logo_local import native
 from logo_local.errors import NativeError
-from logo_local.native import Place
-from logo_local.probe import HiddenProbe
+from logo_local.llama import native
+from logo_local.llama.native import Place
+from logo_local.routing.probe import HiddenProbe
 
 TOKENS = [1, *range(60, 95)]
 

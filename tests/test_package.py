@@ -127,13 +127,17 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     demo = {p.relative_to(DEMO).as_posix() for p in DEMO.rglob("*") if p.is_file()}
     assert {name for name in names if not name.startswith((f"{info}/", "logo_local/demo/"))} == {
         "logo_local/py.typed",
-        "logo_local/generic_prompts.txt",
+        "logo_local/routing/generic_prompts.txt",
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),
-        *(f"logo_local/bench/{name}" for name in code_files("logo_local/bench")),
-        *(f"logo_local/chat/{name}" for name in code_files("logo_local/chat")),
-        *(f"logo_local/evaluation/{name}" for name in code_files("logo_local/evaluation")),
-        *(f"logo_local/server/{name}" for name in code_files("logo_local/server")),
+        *(
+            f"logo_local/{room}/{name}"
+            for room in (
+                *("bench", "chat", "commands", "evaluation", "files", "jsonl", "llama"),
+                *("routing", "server"),
+            )
+            for name in code_files(f"logo_local/{room}")
+        ),
         *(f"logo_local/server/page/page.{kind}" for kind in ("html", "css", "js")),
     }
     assert {name for name in names if name.startswith("logo_local/demo/")} == {
@@ -141,7 +145,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     }
     assert f"{info}/licenses/LICENSE" in names
     entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
-    assert "logo-local = logo_local.cli:main" in entry_points
+    assert "logo-local = logo_local.commands.cli:main" in entry_points
 
 
 def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):

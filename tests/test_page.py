@@ -15,7 +15,7 @@ from serving import serving
 
 from logo_local.errors import LogoError
 from logo_local.fake import FakeLoGo
-from logo_local.folder import Problem
+from logo_local.files.folder import Problem
 from logo_local.server.app import create_app
 from logo_local.server.guard import Rules
 

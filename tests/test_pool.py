@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from logo_local import convert
-from logo_local.adapter_file import AdapterFile
-from logo_local.base_model import BaseModel
+from logo_local.commands.report import check_json
 from logo_local.errors import PoolError
-from logo_local.pool import Changes, Pool
-from logo_local.report import check_json
+from logo_local.files.adapter_file import AdapterFile
+from logo_local.files.base_model import BaseModel
+from logo_local.files.pool import Changes, Pool
 
 BASE = g.base_model()
 
@@ -414,7 +414,7 @@ def test_a_pool_of_gguf_files_needs_no_converter(folder):
 def test_rescan_of_an_unchanged_folder_reads_nothing(folder, monkeypatch):
     pool = open_pool(folder)
     before = pool.adapters
-    monkeypatch.setattr("logo_local.pool.read_adapter", None)
+    monkeypatch.setattr("logo_local.files.pool.read_adapter", None)
     calls = []
     changes = pool.rescan(progress=lambda *call: calls.append(call))
     assert not changes

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from random_gguf import write_adapter
 
-from logo_local.cli import cli
+from logo_local.commands.cli import cli
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from logo_local.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
+from logo_local.routing.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
 
 
 def profile(*vectors, **more):

@@ -6,9 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from logo_local import report
+from logo_local.commands import report
 from logo_local.fake import FakeLoGo
-from logo_local.routing import Route, select
+from logo_local.routing.route import Route, select
 
 SCORES = {"sort-words": 4.2, "reverse": 3.1, "upper": 2.7, "[red]": 1.0, "silent": 0.0}
 HOW = {"signal": "norm", "probe": "one-pass", "target": "blk.3.attn_q.weight"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logo_local.routing import Route, fixed, kept, select
+from logo_local.routing.route import Route, fixed, kept, select
 
 scores = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),

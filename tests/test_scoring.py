@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from random_gguf import WIDTH, write_adapter
 
-from logo_local import scoring, z_norms
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
-from logo_local.index import RoutingIndex, choose_target
-from logo_local.native import Place
-from logo_local.profiles import Profile
-from logo_local.scoring import ONE_PASS, Scorer, read_places
-from logo_local.signals import norm, projection_output
-from logo_local.usual import ENOUGH, UsualNorms
-from logo_local.z_norms import ZNorms, adapter_key
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.llama.native import Place
+from logo_local.routing import scoring, z_norms
+from logo_local.routing.index import RoutingIndex, choose_target
+from logo_local.routing.profiles import Profile
+from logo_local.routing.scoring import ONE_PASS, Scorer, read_places
+from logo_local.routing.signals import norm, projection_output
+from logo_local.routing.usual import ENOUGH, UsualNorms
+from logo_local.routing.z_norms import ZNorms, adapter_key
 
 
 @pytest.fixture

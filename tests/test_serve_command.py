@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
 
-from logo_local.cli import cli
+from logo_local.commands.cli import cli
 from logo_local.fake import FakeLoGo
 
 

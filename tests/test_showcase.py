@@ -6,10 +6,10 @@ import json
 import pytest
 from rich.console import Console
 
-from logo_local import showcase
+from logo_local.commands import showcase
+from logo_local.commands.showcase import Example
 from logo_local.errors import ModelError
 from logo_local.fake import FakeLoGo
-from logo_local.showcase import Example
 
 EXAMPLES = [
     Example("Sort: pear apple", "apple pear", "sort-words"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from logo_local.signals import (
+from logo_local.routing.signals import (
     ENTROPY_EPSILON,
     arrow,
     entropy,

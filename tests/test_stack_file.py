@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logo_local.stack_file import MAGIC, stacked
+from logo_local.routing.stack_file import MAGIC, stacked
 
 D = 6
 

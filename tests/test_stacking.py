@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_gguf import EXPERTS, SMALL, write_adapter, write_base
 
-from logo_local.adapter_file import read_adapter
-from logo_local.base_model import BaseModel
-from logo_local.stacking import (
+from logo_local.files.adapter_file import read_adapter
+from logo_local.files.base_model import BaseModel
+from logo_local.llama.stacking import (
     StackedModule,
     common_factor,
     covers,

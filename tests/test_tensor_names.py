@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from peft_folder import factors, read_lora, write_peft
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import LAYOUTS
 from logo_local.convert.tensor_names import TensorNames, not_text
 from logo_local.errors import ConversionError
+from logo_local.files.base_model import BaseModel
 
 
 @pytest.fixture(scope="module")

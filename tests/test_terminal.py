@@ -6,7 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from logo_local import terminal
+from logo_local.commands import terminal
 
 
 @pytest.fixture

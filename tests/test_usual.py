@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from logo_local.usual import ENOUGH, SAVE_EVERY, UsualNorms
+from logo_local.routing.usual import ENOUGH, SAVE_EVERY, UsualNorms
 
 
 def vectors(n, seed=0):

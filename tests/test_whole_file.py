@@ -10,10 +10,10 @@ import psutil
 import pytest
 from peft_folder import factors, write_peft
 
-from logo_local.base_model import BaseModel
 from logo_local.convert import convert_adapter
-from logo_local.pool import Pool
-from logo_local.whole_file import written_whole
+from logo_local.files.base_model import BaseModel
+from logo_local.files.pool import Pool
+from logo_local.files.whole_file import written_whole
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (64, 64)}
 

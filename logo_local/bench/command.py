@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ..opening import open_by_options
-from ..options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
-from ..terminal import ProgressBar, say
+from ..commands.opening import open_by_options
+from ..commands.options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
+from ..commands.terminal import ProgressBar, say
 
 if TYPE_CHECKING:
     from ..engine import LoGo

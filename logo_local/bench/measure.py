@@ -129,7 +129,7 @@ def measure(
 
 def _prompt(llm: LoGo, n: int) -> list[int]:
     """The first `n` tokens of the generic prompts, begun again where they end."""
-    text = resources.files("logo_local").joinpath("generic_prompts.txt").read_text("utf-8")
+    text = resources.files("logo_local.routing").joinpath("generic_prompts.txt").read_text("utf-8")
     tokens: list[int] = llm.tokenize(text.encode())
     return (tokens * (n // len(tokens) + 1))[:n]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import report
+from ..commands import report
+from ..commands.terminal import err_console, note, say
 from ..errors import LogoError
-from ..terminal import err_console, note, say
 from . import transcript
 from .settings import DEFAULT, OPTIONS, shown
 from .transcript import Transcript

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Thread
 
-from .. import report
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
+from ..commands import report
+from ..commands.terminal import err_console, for_reader, note, print_error
 from ..errors import LogoError, PromptError
-from ..routing import Route
-from ..terminal import err_console, for_reader, note, print_error
+from ..routing.route import Route
 from . import commands
 from .lines import read_message
 from .settings import Settings

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from .. import options
 from ..ask import Engine, Sampling
+from ..commands import options
 from ..errors import SettingsError
 
 DEFAULT = "default"  # the value that takes an option back to what it was when the chat began

@@ -14,10 +14,10 @@ import click
 
 from .. import __version__, config, settings
 from ..ask import Engine
-from ..opening import open_by_options
-from ..options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
-from ..profile_store import weights_key
-from ..terminal import ProgressBar, UsageError, say
+from ..commands.opening import open_by_options
+from ..commands.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
+from ..commands.terminal import ProgressBar, UsageError, say
+from ..routing.profile_store import weights_key
 from . import metrics
 from .data import Example, read_examples
 from .methods import usable_ks

@@ -14,8 +14,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from ..adapter_file import AdapterFile, FloatArray
 from ..ask import Engine, Prompt, Sampling, ask
+from ..files.adapter_file import AdapterFile, FloatArray
 from .methods import Weights
 
 _EMBEDDING = "token_embd.weight"

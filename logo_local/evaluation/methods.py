@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..routing import select
+from ..routing.route import select
 from .data import Example
 
 Weights = Mapping[str, float]

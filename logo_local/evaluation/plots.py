@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..routing import select
+from ..routing.route import select
 from .data import Example
 from .methods import BASE, OWN, UNIFORM, at_k, fused
 from .metrics import missing_extra

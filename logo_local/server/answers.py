@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import report
 from ..ask import Engine
-from ..folder import kind_of
+from ..commands import report
+from ..files.folder import kind_of
 from .asked import AUTO, BASE, ONE
 from .failures import RequestError, error_body
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..ask import SAMPLED, Engine, Sampling
-from ..background import asking
+from ..commands.background import asking
+from ..commands.opening import open_by_options
+from ..commands.options import ROUTES, SAMPLING, SERVER, options
+from ..commands.terminal import UsageError, say
 from ..errors import SettingsError
-from ..opening import open_by_options
-from ..options import ROUTES, SAMPLING, SERVER, options
-from ..terminal import UsageError, say
 
 if TYPE_CHECKING:
     from .guard import Rules

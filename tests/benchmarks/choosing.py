@@ -20,11 +20,11 @@ import numpy as np
 
 from logo_local import LoGo, config
 from logo_local.evaluation.metrics import measure
-from logo_local.example_prompts import prompts_beside
-from logo_local.native import Place, Reading
-from logo_local.probe import HiddenProbe
-from logo_local.profiles import SHRINKAGE, Measure, Profile, embed
-from logo_local.scoring import read_places
+from logo_local.llama.native import Place, Reading
+from logo_local.routing.example_prompts import prompts_beside
+from logo_local.routing.probe import HiddenProbe
+from logo_local.routing.profiles import SHRINKAGE, Measure, Profile, embed
+from logo_local.routing.scoring import read_places
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DISTANCES = (0.0, 1.3, 1.5, 1.6, 1.7, 1.9, 2.1, 9.0)

@@ -27,9 +27,9 @@ from random_gguf import LLAMA_1B, SMALL, write_base
 from random_model import random_model
 
 import logo_local.convert  # noqa: F401 - the import is no part of what is timed
-from logo_local.base_model import BaseModel
-from logo_local.folder import Entry, scan
-from logo_local.pool import Pool
+from logo_local.files.base_model import BaseModel
+from logo_local.files.folder import Entry, scan
+from logo_local.files.pool import Pool
 
 WORKERS = 2
 

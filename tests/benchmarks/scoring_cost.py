@@ -18,13 +18,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from logo_local.adapter_file import Module, TensorPlace
-from logo_local.base_model import BaseModel
-from logo_local.index import RoutingIndex
-from logo_local.native import Place
-from logo_local.profiles import Profile, embed
-from logo_local.scoring import Scorer, read_places
-from logo_local.z_norms import KINDS, ZNorms
+from logo_local.files.adapter_file import Module, TensorPlace
+from logo_local.files.base_model import BaseModel
+from logo_local.llama.native import Place
+from logo_local.routing.index import RoutingIndex
+from logo_local.routing.profiles import Profile, embed
+from logo_local.routing.scoring import Scorer, read_places
+from logo_local.routing.z_norms import KINDS, ZNorms
 
 WIDTH, KV_WIDTH, RANK, TOKENS, BLOCKS, EXAMPLES = 2048, 512, 16, 256, 16, 8
 SIGNALS = ("norm", "z-norm", "mixed")

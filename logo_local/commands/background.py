@@ -1,0 +1,55 @@
+"""Asking adapters what they are for in a process of its own, while somebody chats.
+
+The process shares the model's file with the chat through the system's cache, has a low priority,
+and leaves what it made in the user's cache, where the chat finds it before its next answer. When it
+is ended early, what is made stays made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_NICER = 10
+_N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
+
+
+@contextmanager
+def asking(
+    model: str, adapters: str, settings: Mapping[str, Any]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Within this block a process asks all adapters of the folder that were not asked yet.
+
+    `settings` are those of `LoGo` that matter to it, JSON-ready. Nothing of the process is
+    seen: an adapter that cannot be asked is routed by its norms, as before.
+    """
+    command = [sys.executable, "-m", __name__, model, adapters, json.dumps(settings)]
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main(arguments: list[str]) -> None:
+    """What the process does: `arguments` are model, folder, and the settings as JSON."""
+    from ..engine import LoGo
+
+    with suppress(AttributeError, OSError):  # Windows has no nice
+        os.nice(_NICER)
+    model, adapters, settings = arguments
+    threads = max(1, (os.cpu_count() or 2) // 2)  # the others are the chat's
+    given = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _N_CTX}
+    with LoGo(model, adapters, **{**given, **json.loads(settings)}) as llm:
+        llm.ask_adapters()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,174 @@
+"""`logo-local convert`: adapters become GGUF LoRA files, one by one or several as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .. import config
+from ..errors import ConversionError, LogoError
+from . import report
+from .options import FOLDER, OUTTYPES
+from .terminal import ProgressBar, UsageError, out_console, say
+
+if TYPE_CHECKING:
+    from ..files.base_model import BaseModel
+
+
+BASE_OPTION = click.option(
+    "--base", required=True, metavar="MODEL", help="The GGUF model that the adapters are for."
+)
+
+
+def read_base(base: str) -> BaseModel:
+    """The model named on the command line, which may be "demo"."""
+    from ..files.base_model import BaseModel
+
+    return BaseModel.read(config.demo_model() if base == "demo" else base)
+
+
+@click.command()
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=FOLDER)
+@BASE_OPTION
+@click.option("--out", required=True, type=FOLDER, help="The file to write, or a folder for it.")
+@click.option(
+    "--outtype",
+    type=click.Choice(OUTTYPES),
+    default="f16",
+    show_default=True,
+    help="How the numbers are stored.",
+)
+@click.option(
+    "--merge",
+    "merged",
+    multiple=True,
+    metavar="ADAPTER=WEIGHT",
+    help="Write the weighted sum of several, GGUF or PEFT, as one file; give it for each.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1), help="With --merge: at most this rank, the nearest."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def convert(
+    adapters: tuple[Path, ...], base: str, out: Path, outtype: str, merged: tuple[str, ...],
+    rank: int | None, dry_run: bool, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Convert PEFT LoRA folders to GGUF LoRA files.
+
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors. With several of
+    them, --out is an existing folder, and each file gets its adapter's name. All are checked
+    before the first is written.
+    """
+    if merged:
+        if adapters or dry_run or as_json:
+            raise UsageError(
+                "--merge goes with --base, --out, --outtype, --rank and --force only",
+                "name every adapter by --merge ADAPTER=WEIGHT",
+            )
+        _merge(merged, base, out, outtype, rank, force=force)
+        return
+    if not adapters or rank is not None:
+        missing = "--rank goes with --merge" if adapters else "no adapter is given"
+        raise UsageError(missing, "logo-local convert --help shows how it is used")
+    from ..convert import Conversion, plan_conversion
+    from ..convert.gguf_lora import write_gguf_lora
+
+    outs = _outs(adapters, out)
+    if not (force or dry_run):
+        _refuse_existing(outs)
+    model = read_base(base)
+    plans: list[Conversion] = []
+    failures: list[ConversionError] = []
+    with ProgressBar() as progress:
+
+        def show(stage: str, name: str) -> Callable[[int, int], None]:
+            return lambda done, total: progress(f"{stage} {name}", done, total)
+
+        for source, path in zip(adapters, outs, strict=True):
+            try:
+                plans.append(
+                    plan_conversion(source, model, path, outtype, show("checking", path.stem))
+                )
+            except ConversionError as error:
+                failures.append(error)
+        if failures:
+            raise _all_of(failures, len(adapters))
+        if not dry_run:
+            for plan in plans:
+                write_gguf_lora(plan, show("writing", plan.out.stem))
+    if as_json:
+        click.echo(json.dumps([report.plan_json(plan) for plan in plans], indent=2))
+    for plan in plans:
+        for note in plan.notes:
+            say(f"note: {plan.source}: {note}")
+        if dry_run and not as_json:
+            out_console().print(report.plan_table(plan))
+        if not as_json:
+            click.echo(report.plan_line(plan))
+    if dry_run:
+        say("dry run: nothing was written", "dim")
+
+
+def _merge(
+    merged: tuple[str, ...], base: str, out: Path, outtype: str, rank: int | None, *, force: bool
+) -> None:
+    from ..files.merging import OUTTYPES as MERGED_TYPES
+    from ..files.merging import merge, parsed
+
+    if outtype not in MERGED_TYPES:
+        types = " or ".join(MERGED_TYPES)
+        raise UsageError(f"--merge writes {types}, not {outtype}", f"--outtype {MERGED_TYPES[-1]}")
+    if not force:
+        _refuse_existing([out])
+    parts = [parsed(text) for text in merged]
+    click.echo(merge(parts, read_base(base), out, outtype=outtype, rank=rank).line)
+
+
+def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
+    """The file that each adapter becomes."""
+    if len(adapters) == 1 and not out.is_dir():
+        return [out]
+    if not out.is_dir():
+        raise UsageError(
+            f"--out must be an existing folder for {len(adapters)} adapters, and {out} is none",
+            f"make it first: mkdir {out}",
+        )
+    # The name is that of the folder, also when it is given as "." or with a final slash.
+    outs = [out / f"{adapter.resolve().name}.gguf" for adapter in adapters]
+    twice = sorted({path.name for path in outs if outs.count(path) > 1})
+    if twice:
+        raise UsageError(
+            f"several adapters would be written to {', '.join(twice)}",
+            "convert them one by one, with a file name as --out",
+        )
+    return outs
+
+
+def _refuse_existing(outs: list[Path]) -> None:
+    existing = [path for path in outs if path.exists()]
+    if existing:
+        raise ConversionError(
+            "nothing was converted, since a file would be replaced",
+            problems=[f"{path} exists" for path in existing],
+            hint="add --force to replace it, or choose another --out",
+        )
+
+
+def _all_of(failures: list[ConversionError], n_adapters: int) -> LogoError:
+    if n_adapters == 1:
+        return failures[0]
+    return ConversionError(
+        f"{len(failures)} of {n_adapters} adapters cannot be converted; nothing was written",
+        problems=[
+            f"{failure.message}: {problem}" if problem else failure.message
+            for failure in failures
+            for problem in failure.problems or ("",)
+        ],
+        hint=next((failure.hint for failure in failures if failure.hint), ""),
+    )

@@ -1,0 +1,155 @@
+"""What is installed, and what works on this machine: a list of findings.
+
+Each check stands alone, so that one failure does not hide the next. Nothing is changed, except
+that a small file is written to the cache folder and removed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from .. import __version__, config
+from ..errors import LogoError
+
+PACKAGES = ("llama-cpp-python", "gguf", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `essential` means that without it nothing can be answered."""
+
+    name: str
+    ok: bool
+    value: str
+    hint: str = ""
+    essential: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready values."""
+        return asdict(self)
+
+    def line(self) -> Text:
+        """The finding as one line: ok or problem, name, value."""
+        mark = Text("ok     ", "green") if self.ok else Text("problem", "red")
+        return Text.assemble(mark, f"  {self.name:<16}  {self.value}")
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which they are worth reading."""
+    return [*_versions(), *_safely("llama.cpp", _llama), _layout(), _cache(), _settings(), _demo()]
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("logo-local", True, __version__)
+    yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, False, "not installed", f'pip install "{package}"')
+
+
+def _safely(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """`check()`, or a finding that says why it could not be done."""
+    try:
+        return check()
+    except LogoError as error:
+        return [Finding(name, False, str(error), error.hint)]
+    except Exception as error:  # a broken build can fail in any way, and that is the finding
+        hint = "install it again: pip install --force-reinstall --no-cache-dir llama-cpp-python"
+        return [Finding(name, False, f"{type(error).__name__}: {error}", hint)]
+
+
+def _llama() -> list[Finding]:
+    import llama_cpp
+
+    gpu = bool(llama_cpp.llama_supports_gpu_offload())
+    features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
+    return [
+        Finding("gpu offload", True, "yes" if gpu else "no, this build uses the CPU only"),
+        Finding("cpu features", True, features.strip(" |")),
+    ]
+
+
+def _layout() -> Finding:
+    def check() -> list[Finding]:
+        from ..llama.native import check_layout
+
+        check_layout()
+        return [Finding("tensor layout", True, "as expected")]
+
+    return _safely("tensor layout", check)[0]
+
+
+def _cache() -> Finding:
+    folder = config.cache_dir()
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding(
+            "cache folder",
+            False,
+            f"{folder}: cannot be written to: {error.strerror}",
+            f"set {config.HOME_VARIABLE} to a folder that you may write to",
+        )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Finding("cache folder", True, f"{folder} ({size / 2**20:.1f} MB)")
+
+
+def _settings() -> Finding:
+    path = config.config_file()  # its content was checked before any command began
+    return Finding("config file", True, f"{path}{'' if path.exists() else ' (none)'}")
+
+
+def _demo() -> Finding:
+    """The bundled model against its manifest; nobody needs it who brings a model."""
+    folder = config.demo_folder()
+    try:
+        sums = _sums(json.loads((folder / "manifest.json").read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Finding(
+            "demo model", False, f"no manifest in {folder}: {error}", _DEMO_HINT, essential=False
+        )
+    wrong = [name for name, expected in sums.items() if _sha256(folder / name) != expected]
+    if wrong or not sums:
+        value = f"missing or changed: {', '.join(wrong) or 'everything'}"
+        return Finding("demo model", False, value, _DEMO_HINT, essential=False)
+    return Finding("demo model", True, f"{len(sums)} files as in the manifest", essential=False)
+
+
+_DEMO_HINT = "install logo-local again; your own models do not need it"
+
+
+def _sums(manifest: Any) -> dict[str, str]:
+    """sha256 sums by file name, from a manifest that has them under "files"."""
+    files = manifest["files"]
+    return {
+        os.fspath(name): entry if isinstance(entry, str) else entry["sha256"]
+        for name, entry in files.items()
+    }
+
+
+def _sha256(path: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()

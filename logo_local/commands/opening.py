@@ -1,0 +1,114 @@
+"""Opening the engine for a program: quiet, and with llama.cpp's reasons when it fails."""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ..ask import Engine
+from ..errors import ModelError
+from .terminal import ProgressBar, UsageError, say
+
+Progress = Callable[[str, int, int], None]
+
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
+
+
+class _LlamaLog:
+    """llama.cpp's log: errors are kept while a model is opened, and shown afterwards.
+
+    llama_cpp's own filter takes each level for the next higher one in this release: it prints
+    warnings, many of which are said of every model, and hides the errors.
+    """
+
+    def __init__(self) -> None:
+        import llama_cpp
+
+        self.kept: list[str] | None = None
+        self._continued = False
+        # The library keeps the pointer only: this object must keep the function.
+        self._callback = llama_cpp.llama_log_callback(self._receive)
+        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _data: Any) -> None:
+        self._continued = level == _ERROR or (level == 5 and self._continued)
+        line = text.decode(errors="replace").strip()
+        if not (self._continued and line):
+            return
+        if self.kept is None:
+            say(f"llama.cpp: {line}", "yellow")
+        else:
+            self.kept.append(line)
+
+
+_llama_log = cache(_LlamaLog)
+
+# The options that are the engine's settings under the same name, where a command has them.
+_SAME = (
+    *("signal", "top_k", "probe", "layer", "tap", "self_profile", "past", "links_out"),
+    *("mixture", "mixture_type", "keep_route", "prefill", "adapter_memory", "n_gpu_layers"),
+)
+
+
+def open_by_options(
+    ctx: click.Context, model: str, given: Mapping[str, Any], progress: Progress | None = None
+) -> Engine:
+    """The engine that a command's options ask for, closed when the command ends.
+
+    What opens it is the context's object, as the group of commands set it. `progress` is told
+    what `LoGo` tells it; by default a bar on standard error is. Raises UsageError
+    where a folder of adapters is needed and none is named.
+    """
+    adapters = given["adapters"]
+    if model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE:
+        adapters = None  # the folder set for good is for another model
+    if adapters is None and model != "demo":
+        raise UsageError(
+            "no adapters given",
+            f"add --adapters DIR, the folder that holds them: "
+            f"{ctx.command_path} {model} --adapters DIR",
+        )
+    settings = {name: given[name] for name in _SAME if name in given}
+    for name, llama_names in (
+        ("threads", ("n_threads", "n_threads_batch")),
+        ("ctx_size", ("n_ctx",)),
+    ):
+        if given[name] is not None:
+            settings |= dict.fromkeys(llama_names, given[name])
+    # llama_cpp's own default is one and the same seed, and its 0 stands for that.
+    settings["seed"] = given["seed"] or secrets.randbits(31) + 1
+    opened: Callable[..., Engine] = ctx.obj
+    with ProgressBar() as bar:
+        llm = opened(model, adapters, progress=progress or bar, **settings)
+    ctx.call_on_close(llm.close)
+    return llm
+
+
+def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
+    """A `LoGo`; ModelError, with what llama.cpp says, where it cannot load the model."""
+    from llama_cpp import llama_supports_gpu_offload
+
+    from ..engine import LoGo
+
+    if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
+        say(
+            "warning: this build of llama-cpp-python has no GPU; --n-gpu-layers is unused", "yellow"
+        )
+    log = _llama_log()
+    kept: list[str] = []
+    log.kept = kept
+    try:
+        return LoGo(model_path, adapters, **settings)
+    except ModelError as error:
+        raise ModelError(
+            error.message, problems=(*error.problems, *kept), hint=error.hint
+        ) from error
+    finally:
+        log.kept = None

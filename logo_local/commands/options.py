@@ -1,0 +1,303 @@
+"""The options that several commands share, each declared once.
+
+Whatever has an environment variable can also stand in config.toml; click's own conversions check
+the values there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .. import config, settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PREFIX = "LOGO_LOCAL_"
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test compares them
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """A number of bytes, written like 512M or 2G, or "auto", a quarter of the free memory."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes; click's usage error for anything else."""
+        try:
+            return config.parse_memory(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """Values of one kind, separated by commas, each once: a tuple of them."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """The values in their order; click's usage error for one that is not of the kind."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
+
+
+def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
+    """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
+    flag = names[0].partition("/")[0]  # of "--this/--no-this" the first
+    variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_default=True, **settings)
+
+
+FOLDER = click.Path(path_type=Path)
+
+RAW = click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ADAPTERS = _shared(
+    "--adapters",
+    type=FOLDER,
+    metavar="DIR",
+    help="The folder of adapters; needed unless MODEL is demo.",
+)
+ENGINE = (  # how the engine works, whatever routes are asked of it
+    _shared(
+        "--probe",
+        type=click.Choice(settings.PROBES),
+        default="one-pass",
+        help="One pass of the base model for all, or one evaluation with each adapter.",
+    ),
+    _shared(
+        "--layer",
+        type=int,
+        default=settings.DEFAULT_LAYER,
+        help="The block to probe; -1 is the last.",
+    ),
+    _shared(
+        "--tap",
+        type=click.Choice(settings.TAPS),
+        default="input",
+        help="Read the projection's input, or the state before the block's norm.",
+    ),
+    _shared(
+        "--self-profile/--no-self-profile",
+        default=True,
+        help="Let adapters without example prompts write some themselves, once each.",
+    ),
+    _shared(
+        "--mixture",
+        type=click.Choice(settings.MIXTURES),
+        default="auto",
+        help="How llama.cpp blends the adapters: as one stack, or one by one.",
+    ),
+    _shared(
+        "--mixture-type",
+        type=click.Choice(settings.MIXTURE_TYPES),
+        default="exact",
+        help="Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
+    ),
+    _shared(
+        "--keep-route",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Go on under the same weights while they would change by at most this.",
+    ),
+    _shared(
+        "--prefill",
+        type=click.Choice(settings.PREFILLS),
+        default="mixture",
+        help="Read the prompt under the mixture, or take it from the base's pass: sooner, worse.",
+    ),
+    _shared(
+        "--adapter-memory",
+        type=Size(),
+        default=settings.DEFAULT_ADAPTER_MEMORY,
+        help="The most that loaded adapters may take; auto: a quarter of the free memory.",
+    ),
+    _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),
+    _shared(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads  [default: all for prompts, half for answers]",
+    ),
+    _shared(
+        "--ctx-size",
+        type=click.IntRange(1),
+        help="Context length in tokens  [default: the model's, at most 4096]",
+    ),
+)
+SIGNAL = _shared(
+    "--signal",
+    type=click.Choice(settings.SIGNAL_NAMES),
+    default="auto",
+    help="How an adapter's score is made.",
+)
+TOP_K = _shared(
+    "--top-k",
+    type=click.IntRange(1),
+    default=settings.DEFAULT_TOP_K,
+    help="The most adapters to blend.",
+)
+SEED = _shared(
+    "--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"
+)
+ROUTES = (
+    ADAPTERS,
+    SIGNAL,
+    TOP_K,
+    _shared(
+        "--past/--no-past",
+        default=True,
+        help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
+    ),
+    *ENGINE,
+    SEED,
+)
+ROUTING = (
+    *ROUTES,
+    _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
+    RAW,
+    JSON,
+)
+SAMPLING = (
+    _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
+    _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
+    _shared(
+        "--top-p",
+        type=click.FloatRange(0, 1),
+        default=0.95,
+        help="Choose among the likeliest tokens that make up this share.",
+    ),
+    _shared(
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        help="Leave out tokens below this share of the likeliest.",
+    ),
+    _shared(
+        "--repeat-penalty",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        help="Above 1: less of what was just there.",
+    ),
+)
+SERVER = (
+    _shared(
+        "--host",
+        default="127.0.0.1",
+        help="The address to listen at; one that others can reach needs --api-key.",
+    ),
+    _shared("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes any free one."),
+    _shared(
+        "--api-key",
+        metavar="KEY",
+        help="Answer only who shows it. Better set in the environment: command lines can be seen.",
+    ),
+    _shared(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="NAME",
+        help="Another name that this server may be called by; may be given several times.",
+    ),
+    _shared(
+        "--allow-origin",
+        "allowed_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Pages from there may ask: https://example.org, tauri://localhost, or "
+        "vscode-webview://*; may be given several times.",
+    ),
+    _shared(
+        "--parallel",
+        type=click.IntRange(1, 64),
+        default=1,
+        help="How many answers are made at once, as far as the memory allows.",
+    ),
+    _shared(
+        "--queue",
+        type=click.IntRange(0),
+        default=32,
+        help="How many requests may wait; the next one is told to come back.",
+    ),
+    _shared(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=600.0,
+        help="Seconds after which an answer ends.",
+    ),
+)
+SYSTEM = _shared("--system", metavar="TEXT", help="What the model is told before everything else.")
+
+
+def options(*several: Callable[[F], F]) -> Callable[[F], F]:
+    """All of these on one command, in this order."""
+
+    def add(function: F) -> F:
+        for option in reversed(several):
+            function = option(function)
+        return function
+
+    return add
+
+
+def settable(command: click.Command) -> dict[str, click.Parameter]:
+    """The parameters that the environment and the config file can set, by name."""
+    return {p.name: p for p in command.params if p.envvar and p.name}
+
+
+def unknown_variables(group: click.Group) -> list[str]:
+    """Environment variables that look like settings and are none, a slip of the pen perhaps."""
+    known = {p.envvar for command in group.commands.values() for p in command.params}
+    known.add(config.HOME_VARIABLE)
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def converter(parameter: click.Parameter) -> Callable[[object], Any]:
+    """click's own conversion of one value, outside a command line; ValueError where it fails."""
+    flag = isinstance(parameter, click.Option) and parameter.is_flag
+
+    def convert(value: object) -> Any:
+        if isinstance(value, bool) != flag or not isinstance(value, str | int | float):
+            must = "true or false, without quotes" if flag else "one text or number"
+            raise ValueError(f"it must be {must}")
+        try:
+            result: object = parameter.type.convert(value, parameter, None)
+        except click.BadParameter as error:
+            raise ValueError(error.message) from error
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError(f"{result} is not a number that can be used")
+        return result.expanduser() if isinstance(result, Path) else result
+
+    return convert
+
+
+def checks(group: click.Group) -> dict[str, Callable[[object], object]]:
+    """For each setting of the config file, click's own conversion of its value."""
+    return {
+        name: converter(parameter)
+        for command in group.commands.values()
+        for name, parameter in settable(command).items()
+    }
+
+
+def declared(*several: Callable[[click.Command], click.Command]) -> dict[str, click.Option]:
+    """These options by their long names without hyphens in front, apart from any command."""
+    command = click.Command("none")
+    for option in several:
+        option(command)
+    return {
+        param.opts[0].lstrip("-"): param
+        for param in command.params
+        if isinstance(param, click.Option)
+    }

@@ -1,0 +1,46 @@
+"""`logo-local profile`: the example prompts of an adapter, shown, added and forgotten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .. import config
+from ..files.ledger import content_key
+from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
+from .options import FOLDER
+from .terminal import UsageError, say
+
+
+@click.command()
+@click.argument("adapter", metavar="ADAPTER", type=FOLDER)
+@click.option("--prompts", type=FOLDER, metavar="FILE", help="Add these: one prompt a line.")
+@click.option("--forget", is_flag=True, help="Forget all that was added to this adapter.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) -> None:
+    """Show the example prompts of ADAPTER, a GGUF file or a PEFT folder, or add some.
+
+    By a few prompts, without answers, the router knows what an adapter is for; eight in different
+    words are plenty. They are kept in your own data folder, by the adapter's content. Those that
+    lie beside it (NAME.prompts.txt, or prompts.txt or the card in a PEFT folder) need no command.
+    """
+    if prompts is not None and forget:
+        raise UsageError("--prompts and --forget cannot go together", "give one of them")
+    key = content_key(adapter)
+    taught = TaughtPrompts(config.data_dir() / "prompts")
+    if forget:
+        say(f"forgot {taught.forget(key)} prompts", "dim")
+    if prompts is not None:
+        new = taught.add(key, read_prompts(prompts))
+        say(f"{new} new prompts, kept in {taught.path(key)}", "dim")
+    found = {"beside": prompts_beside(adapter), "added": taught.read(key)}
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for where, texts in found.items():
+        for text in texts:
+            click.echo(f"{where}: {text}")
+    if not any(found.values()):
+        say("no example prompts: the router asks the adapter itself what it is for", "dim")

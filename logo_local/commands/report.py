@@ -1,0 +1,339 @@
+"""What a route, a plan and a check look like to people and to programs.
+
+Pure functions: values in, text, rich renderables or JSON-ready dictionaries out. Nothing is
+printed here, and nothing knows whether it will reach a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ..files.folder import kind_of
+from ..routing.route import Route
+
+if TYPE_CHECKING:
+    from ..convert import Conversion
+    from ..files.pool import Pool
+
+BASE_ALONE = "base alone"
+_SEPARATOR = " · "
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_MOST_ROWS = 20
+_MOVED = 0.005  # less is not to be seen in two digits
+
+
+def size_text(n_bytes: int) -> str:
+    """A size for people: "512 B", "45.1 KB", "2.0 GB"; units are powers of 1024."""
+    if n_bytes < 1024:
+        return f"{n_bytes} B"
+    power = next((p for p in (1, 2) if n_bytes < 1000 * 1024**p), 3)
+    return f"{n_bytes / 1024**power:.1f} {'BKMG'[power]}B"
+
+
+def blend_line(route: Route, width: int = 72) -> str:
+    """The route in one line: "sort-words 0.42 · reverse 0.31 · +3", with what is applied of each.
+
+    The last part counts the selected adapters for which `width` columns leave no room; the first
+    adapter is always there, whatever its length.
+    """
+    if route.is_base:
+        return BASE_ALONE
+    parts = [f"{name} {weight:.2f}" for name, weight in route.applied.items()]
+    for shown in range(len(parts), 0, -1):
+        rest = [f"+{len(parts) - shown}"] if shown < len(parts) else []
+        line = _SEPARATOR.join(parts[:shown] + rest)
+        if len(line) <= width or shown == 1:
+            break
+    return line
+
+
+def how_line(route: Route) -> str:
+    """How the scores were made: "norm · one-pass · blk.3.attn_q.weight"."""
+    return _SEPARATOR.join(p for p in (route.signal, route.probe, route.target or "") if p)
+
+
+def bar(share: float, width: int) -> str:
+    """A bar for `share` (0 to 1) of `width` columns, in steps of an eighth of a column."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (_EIGHTHS[rest] if rest else "")
+
+
+def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
+    """Terms and, last in each row, what is said of them, side by side and wrapped.
+
+    In a narrow terminal the text stands below its terms, which are then not aligned.
+    """
+    terms = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*terms, strict=True)]
+    left = sum(widths) + 2 * len(widths)
+    lines = []
+    for *cells, text in rows:
+        if left + 24 <= width:
+            start = "".join(f"{cell:<{n + 2}}" for cell, n in zip(cells, widths, strict=True))
+            indent = " " * left
+        else:
+            lines.append(" ".join(cells))
+            start = indent = "  "
+        lines += textwrap.wrap(
+            text,
+            max(width - 1, 10),
+            initial_indent=start,
+            subsequent_indent=indent,
+            break_long_words=False,  # names and paths stay whole
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def route_changes(before: Route | None, now: Route) -> list[str]:
+    """What another turn of a conversation changed, a line for each kind: who came, went, moved.
+
+    Compared is what is applied of each adapter. No lines without a turn before.
+    """
+    if before is None:
+        return []
+    then, applied = before.applied, now.applied
+    moved = [name for name in applied if name in then and _moved(then[name], applied[name])]
+    kinds = {
+        "came": [f"{name} {applied[name]:.2f}" for name in applied if name not in then],
+        "went": [f"{name} {then[name]:.2f}" for name in then if name not in applied],
+        "moved": [f"{name} {then[name]:.2f} → {applied[name]:.2f}" for name in moved],
+    }
+    lines = [f"{kind}: {_SEPARATOR.join(parts)}" for kind, parts in kinds.items() if parts]
+    return lines or ["unchanged since the turn before"]
+
+
+def _moved(then: float, now: float) -> bool:
+    return abs(now - then) >= _MOVED
+
+
+def adapters_table(pool: Pool, route: Route | None, width: int = 80) -> Table:
+    """The pool's adapters by name: weight in the last `route`, rank, size, pinned or off.
+
+    Rank and size are left out in a narrow terminal.
+    """
+    applied = {} if route is None else route.applied
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("adapter", overflow="fold")
+    table.add_column("weight", justify="right", no_wrap=True)
+    wide = width >= 50
+    for heading in ("rank", "size") if wide else ():
+        table.add_column(heading, justify="right", no_wrap=True)
+    if pool.pinned or pool.excluded:
+        table.add_column("", no_wrap=True)
+    for name, adapter in pool.adapters.items():
+        cells = [name, f"{applied[name]:.2f}" if name in applied else ""]
+        if wide:
+            cells += [adapter.rank_text, size_text(adapter.n_bytes)]
+        if pool.pinned or pool.excluded:
+            state = "pinned" if name in pool.pinned else "off" if name in pool.excluded else ""
+            cells.append(state)
+        table.add_row(*map(Text, cells), style="" if name in pool.candidates else "dim")
+    return table
+
+
+def answer_line(timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> str:
+    """How long the last answer took: "prompt 31 tokens in 120 ms · answer 57 at 44.1 tokens/s".
+
+    The first token of an answer comes with the prompt; the rate is that of the others.
+    """
+    prompt_ms = sum(timings_ms[phase] for phase in ("probe", "score", "mixture", "prefill"))
+    line = f"prompt {usage['prompt_tokens']} tokens in {prompt_ms:.0f} ms"
+    n, ms = usage["completion_tokens"], timings_ms["decode"]
+    rate = f" at {(n - 1) / ms * 1000:.1f} tokens/s" if n > 1 and ms > 0 else ""
+    return f"{line}{_SEPARATOR}answer {n} tokens{rate}"
+
+
+def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
+    """Every adapter's score with a bar, and the weights of the selected; for `--explain`.
+
+    The highest twenty are shown, and all the selected; the others are counted. Names are cut
+    where a terminal is narrow, numbers never: there is room for the weights from 30 columns on,
+    and for `bars` from 40.
+    """
+    selected = dict(zip(route.names, route.weights, strict=True))
+    ranked = sorted(route.all_scores.items(), key=lambda item: (-item[1], item[0]))
+    shown = [item for i, item in enumerate(ranked) if i < _MOST_ROWS or item[0] in selected]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    weights, bars = width >= 30, bars and width >= 40
+    bar_width = min(24, width // 4)
+    scores = {name: f"{score:.4g}" for name, score in shown}
+    widest = max([len("score"), *map(len, scores.values())])
+    taken = 2 + widest + weights * (2 + len("weight")) + bars * (2 + bar_width)
+    table.add_column("adapter", no_wrap=True)
+    if weights:
+        table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    if bars:
+        table.add_column("", no_wrap=True)
+    top = max((score for _, score in ranked), default=0.0)
+    for name, score in shown:
+        weight = f"{selected[name]:.2f}" if name in selected else ""
+        share = score / top if top > 0 else 0.0
+        cells = [Text(name), *([Text(weight)] if weights else []), Text(scores[name])]
+        cells[0].truncate(max(width - taken, 4), overflow="ellipsis")
+        if bars:
+            cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
+        table.add_row(*cells, style="" if weight else "dim")
+    lines: list[Text | Table] = [Text(how_line(route), style="dim"), table]
+    if len(shown) < len(ranked):
+        lines.append(Text(f"and {len(ranked) - len(shown)} more", style="dim"))
+    if route.is_base:
+        lines.append(Text(BASE_ALONE))
+    elif route.strength < 1:
+        lines.append(Text(strength_line(route)))
+    return Group(*lines)
+
+
+def strength_line(route: Route) -> str:
+    """What to say of a route that is not applied in full."""
+    return f"an uncertain fit: applied at {route.strength:.2f}, the base otherwise"
+
+
+def score_lines(route: Route) -> list[str]:
+    """The selected adapters, one a line: name, weight, score, in aligned columns."""
+    longest = max((len(name) for name in route.names), default=0)
+    return [
+        f"{name:<{longest}}  {weight:.4f}  {score:.6g}"
+        for name, weight, score in zip(route.names, route.weights, route.scores, strict=True)
+    ]
+
+
+def _rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(ms, 3) for phase, ms in timings_ms.items()}
+
+
+def run_json(
+    text: str,
+    logo: Mapping[str, Any],
+    usage: Mapping[str, int],
+) -> dict[str, Any]:
+    """What `run --json` prints; `logo` is what the engine adds to a completion."""
+    return {
+        "text": text,
+        "route": logo["route"],
+        "usage": {key: usage[key] for key in ("prompt_tokens", "completion_tokens")},
+        "timings_ms": _rounded(logo["timings_ms"]),
+    }
+
+
+def score_json(route: Route, timings_ms: Mapping[str, float]) -> dict[str, Any]:
+    """What `score --json` prints: the route, and the timings without decoding."""
+    timings = {phase: ms for phase, ms in timings_ms.items() if phase != "decode"}
+    return {"route": route.as_dict(), "timings_ms": _rounded(timings)}
+
+
+# Conversions
+
+
+def plan_table(plan: Conversion) -> Table:
+    """One row for each adapted layer: names, shapes, rank, scaling, what is done to B."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("PEFT layer", overflow="fold")
+    table.add_column("GGUF weight", overflow="fold")
+    for heading in ("d_in", "d_out", "rank", "scaling"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("types", no_wrap=True)
+    table.add_column("done to B", overflow="fold")
+    for row in plan.rows:
+        types = "/".join(dict.fromkeys(row.types))
+        numbers = (row.d_in, row.d_out, row.rank, f"{row.scaling:.4g}")
+        cells = (row.peft_name, row.target, *map(str, numbers), types, row.transform)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def plan_line(plan: Conversion) -> str:
+    """A conversion in one line: "out.gguf: rank 8, alpha 16, 21 modules, f16, 45.1 KB"."""
+    parts = (
+        f"rank {plan.rank_text}",
+        f"alpha {plan.lora_alpha:g}",
+        f"{len(plan.rows)} modules",
+        plan.outtype,
+        size_text(plan.n_bytes),
+    )
+    return f"{plan.out}: {', '.join(parts)}"
+
+
+def plan_json(plan: Conversion) -> dict[str, Any]:
+    """A conversion as JSON-ready values."""
+    return {
+        "source": str(plan.source),
+        "out": str(plan.out),
+        "name": plan.name,
+        "architecture": plan.architecture,
+        "outtype": plan.outtype,
+        "lora_alpha": plan.lora_alpha,
+        "n_bytes": plan.n_bytes,
+        "notes": list(plan.notes),
+        "modules": [
+            {
+                "peft": row.peft_name,
+                "gguf": row.target,
+                "d_in": row.d_in,
+                "d_out": row.d_out,
+                "rank": row.rank,
+                "scaling": row.scaling,
+                "types": list(row.types),
+                "transform": row.transform,
+            }
+            for row in plan.rows
+        ],
+    }
+
+
+# Checks
+
+
+def check_json(pool: Pool) -> list[dict[str, Any]]:
+    """Each thing in a pool's folder, by name: what it is, or why it does not fit."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": adapter.name,
+            "kind": kind_of(pool.origin(adapter.name)),
+            "fits": True,
+            "rank": adapter.rank_text,
+            "lora_alpha": adapter.lora_alpha,
+            "modules": len(adapter.modules),
+            "n_bytes": adapter.n_bytes,
+        }
+        for adapter in pool.adapters.values()
+    ]
+    rows += [
+        {
+            "name": problem.name,
+            "path": str(problem.path),
+            "fits": False,
+            "reason": problem.reason,
+            "hint": problem.hint,
+        }
+        for problem in pool.problems
+    ]
+    return sorted(rows, key=lambda row: (row["name"], not row["fits"]))
+
+
+def check_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `check_json` as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("adapter", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    for heading in ("rank", "alpha", "modules", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("fits", overflow="fold")
+    for row in rows:
+        if row["fits"]:
+            alpha, size = f"{row['lora_alpha']:g}", size_text(row["n_bytes"])
+            numbers = (row["rank"], alpha, str(row["modules"]), size)
+            table.add_row(Text(row["name"]), row["kind"], *numbers, Text("yes", style="green"))
+        else:
+            reason = Text(f"no: {row['reason']}", style="red")
+            table.add_row(Text(os.path.basename(row["path"])), "", "", "", "", "", reason)
+    return table

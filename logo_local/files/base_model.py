@@ -1,0 +1,177 @@
+"""What must be known of a base model to check, convert and probe adapters for it.
+
+All of it is read from the GGUF file's own header: no weights are touched, and neither
+Hugging Face's config nor llama.cpp is needed. This module knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from ..errors import ModelError
+
+_MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
+
+
+class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+    """gguf's reader, made to step over the arrays of a vocabulary.
+
+    By itself it makes an array object of every item: seconds for a vocabulary of 100,000.
+    """
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        inner, length = struct.unpack_from("<IQ", self.data, orig_offs)
+        number = self.gguf_scalar_to_np.get(inner)
+        if number is not None and length > _MOST_ITEMS:
+            return 12 + length * np.dtype(number).itemsize, [], [], [gguf.GGUFValueType.ARRAY]
+        if inner != gguf.GGUFValueType.STRING:
+            return super()._get_field_parts(orig_offs, raw_type)
+        offset, read, data = orig_offs + 12, struct.Struct("<Q").unpack_from, memoryview(self.data)
+        for _ in range(length):
+            offset += 8 + read(data, offset)[0]
+        return offset - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The keys of one file, but for the tokenizer's, and the shapes of its tensors."""
+    if not path.is_file():
+        raise ModelError(
+            f"no model file at {path}",
+            hint="give the path of a .gguf model file, or the word demo for the bundled model",
+        )
+    try:
+        reader = _HeaderReader(path)
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
+        }
+        shapes = {t.name: _shape(t) for t in reader.tensors}
+    except Exception as error:  # the reader raises whatever the damaged bytes lead it to
+        raise ModelError(
+            f"{path} cannot be read as a GGUF file: {error}",
+            hint="the file may be damaged or only half downloaded: compare its size or "
+            "sha256 with its source",
+        ) from error
+    return fields, shapes
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The numpy shape; some files have the one layer with a single output as a vector."""
+    shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+    is_vector = tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1
+    return (1, *shape) if is_vector else shape
+
+
+def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
+    """The files that follow `path` where a model is split (name-00001-of-00003.gguf)."""
+    count = int(fields.get("split.count", 0))
+    if count < 2:
+        return []
+    if not path.name.endswith(ending := f"-00001-of-{count:05}.gguf"):
+        raise ModelError(
+            f"{path} is a part of a model in {count} files, and not the first",
+            hint=f"give the one whose name ends in {ending}",
+        )
+    stem = path.name.removesuffix(ending)
+    return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(2, count + 1)]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The shape of a base model.
+
+    `tensors` maps each GGUF tensor name to its shape in numpy order (rows first), so a linear
+    layer `y = W x` has shape (d_out, d_in), with a single output too; a stack of experts
+    (n_expert, d_out, d_in).
+    """
+
+    path: Path
+    architecture: str
+    name: str
+    n_blocks: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_expert: int
+    n_ctx_train: int
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> BaseModel:
+        """Read the header of the GGUF file at `path`.
+
+        Of a model in several files it is the first, and the others lie beside it. Raises
+        ModelError when a file is missing, is no GGUF model, or lacks a key that every model has.
+        Does not check the weights.
+        """
+        path = Path(path)
+        fields, tensors = _read_header(path)
+        for other in _other_parts(path, fields):
+            tensors |= _read_header(other)[1]
+        if fields.get("general.type", "model") != "model":
+            raise ModelError(
+                f"{path} is not a model: its general.type is {fields['general.type']!r}",
+                hint="adapters go into the folder that --adapters names",
+            )
+        return cls._from_fields(path, fields, tensors)
+
+    @classmethod
+    def _from_fields(
+        cls, path: Path, fields: Mapping[str, object], tensors: Mapping[str, tuple[int, ...]]
+    ) -> BaseModel:
+        arch = str(fields.get("general.architecture", ""))
+        needed = ("block_count", "embedding_length", "attention.head_count")
+        missing = [f"{arch}.{key}" for key in needed if f"{arch}.{key}" not in fields]
+        if not arch or missing:
+            raise ModelError(
+                f"{path} does not say what every model says",
+                problems=[f"no key {key}" for key in missing or ["general.architecture"]],
+                hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+            )
+
+        def number(key: str, default: int = 0) -> int:
+            value = fields.get(f"{arch}.{key}", default)
+            if isinstance(value, list):  # some families give one value per block
+                value = max(value, default=default)
+            return int(value)  # type: ignore[call-overload, no-any-return]
+
+        n_head = number("attention.head_count")
+        return cls(
+            path=path,
+            architecture=arch,
+            name=str(fields.get("general.name", path.stem)),
+            n_blocks=number("block_count"),
+            n_embd=number("embedding_length"),
+            n_head=n_head,
+            n_head_kv=number("attention.head_count_kv", n_head),
+            n_expert=number("expert_count"),
+            n_ctx_train=number("context_length", 4096),
+            tensors=tensors,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that stand for the shape of this model, not for its weights.
+
+        A converted adapter depends on the base only through this shape: files made for one
+        quantisation of a model serve all of them.
+        """
+        shape = {
+            "architecture": self.architecture,
+            "heads": [self.n_head, self.n_head_kv, self.n_expert, self.n_blocks],
+            "tensors": {name: self.tensors[name] for name in sorted(self.tensors)},
+        }
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]

@@ -1,0 +1,255 @@
+"""What lies in a folder of adapters, unread: what can be an adapter, and what only looks like one.
+
+The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
+with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie in one file
+or in several, the shards. Hidden names and other files (notes, data) are no adapters and are
+passed over. Links may lead anywhere, unless the caller forbids it. Nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import PoolError
+from .gguf_bounds import printable
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MLX_WEIGHTS_FILE = "adapters.safetensors"  # of adapters that mlx-lm trained
+# What says which shard a tensor is in. transformers gives it the second name, that of a model's.
+INDEX_FILES = (f"{WEIGHTS_FILE}.index.json", "model.safetensors.index.json")
+SHARD_NAME = re.compile(r"adapter_model-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE, *INDEX_FILES)  # of a folder, before shards
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the folder that looks like an adapter and is left out, in one line."""
+
+    name: str
+    path: Path
+    reason: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{printable(self.path.name)}: {self.reason}"
+
+
+Stamp: TypeAlias = tuple[tuple[int, int], ...]  # (size, mtime_ns) of each file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter in the folder; its stamp changes when any of its files does."""
+
+    name: str
+    path: Path
+    is_peft: bool
+    stamp: Stamp
+
+
+def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Problem]]:
+    """The adapters in `folder`, unread and with unique names, and what cannot be one.
+
+    Without `links_out` none of their files may be a link to somewhere outside of the folder.
+    """
+    _check_folder(folder)
+    entries: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    try:
+        paths = _inside(folder)
+    except OSError as error:
+        raise PoolError(
+            f"the folder {folder} cannot be read: {error.strerror}", hint="may you read it?"
+        ) from error
+    for path, found in _adapters(paths, within=folder.resolve()):
+        if isinstance(found, str):
+            problems.append(Problem(path.stem, path, found))
+        elif not links_out and _leads_out(path, folder):
+            problems.append(Problem(found.name, path, "a link that leads out of the folder"))
+        elif found.name in entries:
+            taken = entries[found.name].path.relative_to(folder)
+            reason = f"{taken} has the same name, {found.name}, and comes first"
+            problems.append(Problem(found.name, path, reason, "rename one of them"))
+        else:
+            entries[found.name] = found
+    return list(entries.values()), problems
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether an adapter, or any file of it, lies elsewhere than it seems to."""
+    root = folder.resolve()
+    files = [path, *(path.iterdir() if path.is_dir() else ())]
+    return not all(file.resolve().is_relative_to(root) for file in files)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder but for hidden names; files first: where an adapter lies there in both
+    forms, the converted one is taken.
+    """
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(paths, key=lambda path: (os.path.isdir(path), path.name))
+
+
+def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[Path, Entry | str]]:
+    """The adapters among `paths`, and what looks like one with the reason why it cannot be used.
+
+    One level below is looked at, too, if they are `within` a folder; a link back to it is not.
+    """
+    for path in paths:
+        try:
+            entry = _classify(path, last=within is None)
+            below = []
+            if entry is None and within is not None and path.is_dir():
+                below = [] if within.is_relative_to(path.resolve()) else _inside(path)
+        except _NotUsableError as error:
+            yield path, str(error)
+            continue
+        except OSError as error:
+            yield path, f"it cannot be read: {error.strerror}"
+            continue
+        if entry is not None:
+            yield path, entry
+        elif not below:
+            log.debug("%s is no adapter", path)
+        yield from _adapters(below, within=None)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The files in `folder` that are named as parts of an adapter's weights, by name.
+
+    None where the folder may not be listed: then a file is there for whoever knows its name.
+    """
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(name for name in os.listdir(folder) if SHARD_NAME.fullmatch(name))
+    return [folder / name for name in names]
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The file with the weights of the adapter that `folder` is, or its shards; one at least.
+
+    PEFT's one file comes before its shards, and these before mlx-lm's.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    shards = shards_in(folder)
+    if shards or not (folder / MLX_WEIGHTS_FILE).exists():
+        return shards or [folder / WEIGHTS_FILE]
+    return [folder / MLX_WEIGHTS_FILE]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files that say what the adapter in `folder` is: its config, weights, index of shards."""
+    weights = weights_in(folder)
+    sharded = SHARD_NAME.fullmatch(weights[0].name) is not None
+    names = (CONFIG_FILE, *(INDEX_FILES if sharded else ()))
+    return [*(path for name in names if (path := folder / name).is_file()), *weights]
+
+
+def kind_of(origin: Path) -> str:
+    """Of an adapter as the user keeps it: "gguf", "peft" or "mlx"."""
+    if not origin.is_dir():
+        return "gguf"
+    return "mlx" if weights_in(origin)[0].name == MLX_WEIGHTS_FILE else "peft"
+
+
+def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
+    """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
+    found: list[Path] = []
+    for path in folder.iterdir():
+        if path not in used and path.is_dir():
+            found.append(path)
+            with suppress(OSError):  # one that cannot be read is a problem, and known as such
+                found += [child for child in path.iterdir() if child.is_dir()]
+    return [path for path in found if path not in used]
+
+
+def _check_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise PoolError(
+            f"the folder of adapters {folder} {what}",
+            hint="give the folder that holds the adapters"
+            + (f": {folder.parent}" if os.path.isfile(folder) else ""),
+        )
+    if os.path.exists(folder / CONFIG_FILE):
+        raise PoolError(
+            f"{folder} is itself one adapter, not a folder of adapters",
+            hint=f"give the folder that holds it: {folder.resolve().parent}",
+        )
+
+
+class _NotUsableError(Exception):
+    """Says why a thing in the folder cannot be used."""
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when the file, or what a PEFT folder is read from, does; None if it is gone."""
+    try:
+        stat = path.stat()
+        is_adapter = (path / CONFIG_FILE).is_file()
+        inside = [path / name for name in _own(os.listdir(path))] if is_adapter else []
+        stats = [child.stat() for child in inside if child.is_file()] or [stat]
+    except OSError:
+        return None
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _own(names: Collection[str]) -> list[str]:
+    """Which of the names in a folder are files of the adapter that it is, in a fixed order."""
+    shards = sorted(name for name in names if SHARD_NAME.fullmatch(name))
+    return [*(name for name in _FILES if name in names), *shards]
+
+
+def _classify(path: Path, *, last: bool) -> Entry | None:
+    """What `path` is: an adapter, nothing to do with adapters (None), or a _NotUsableError."""
+    if not path.name.isprintable():
+        raise _NotUsableError("its name holds characters that cannot be shown")
+    try:
+        stat = path.stat()
+        if path.is_dir():
+            return _classify_folder(path, last=last)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _NotUsableError("a link that leads back to itself") from error
+        if path.is_symlink() and not path.exists():
+            raise _NotUsableError(f"a link to {os.readlink(path)}, which is not there") from error
+        raise _NotUsableError(f"it cannot be read: {error.strerror}") from error
+    suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        stamp = ((stat.st_size, stat.st_mtime_ns),)
+        return Entry(path.stem, path, is_peft=False, stamp=stamp)
+    if suffix in _PICKLES:
+        raise _NotUsableError("a pickle file, which is refused: it could run any program")
+    if suffix == ".safetensors":
+        raise _NotUsableError(
+            f"a lone safetensors file: it must lie in a folder with {CONFIG_FILE}"
+        )
+    return None
+
+
+def _classify_folder(path: Path, *, last: bool) -> Entry | None:
+    inside = sorted(child.name for child in path.iterdir())
+    if CONFIG_FILE in inside:
+        stats = [(path / name).stat() for name in _own(inside)]
+        stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+        return Entry(path.name, path, is_peft=True, stamp=stamp)
+    if any(name.startswith(("adapter_model.", "adapter_model-")) for name in inside):
+        raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
+    if path.suffix.lower() == ".gguf":
+        raise _NotUsableError("it is a folder, not a file")
+    if last and any(name.lower().endswith(".gguf") for name in inside):
+        raise _NotUsableError("it holds .gguf files, but folders that deep are not searched")
+    return None

@@ -1,0 +1,173 @@
+"""What was found out about adapter files, kept in the cache: a thousand of them open in a second.
+
+Reading and checking every number of an adapter takes some 80 ms, and hashing it as long again.
+A file that has the size and the time that it had then is taken for the same, as `make` does; one
+that was written to within the last seconds before it was read is not trusted, since clocks of
+disks are coarse. Whatever is damaged here is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterError
+from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
+from .digest import sha256_of_all
+from .folder import Stamp, weights_in
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the file and of what `adapter_file` checks: another number checks all again
+SETTLED_NS = 3_000_000_000  # a file is trusted when it was this old when it was read
+
+
+@dataclass(frozen=True)
+class Known:
+    """An adapter in the folder as it was checked; `content` is its sha256 where that was needed.
+
+    `stamp` is that of what the user keeps, `adapter` may be its converted form.
+    """
+
+    stamp: Stamp
+    adapter: AdapterFile
+    content: str = ""
+
+
+class Ledger:
+    """The adapters of one folder for one base, by path; `base` is the base's fingerprint."""
+
+    def __init__(self, cache: Path, folder: Path, base: str) -> None:
+        name = hashlib.sha256(f"{folder.absolute()}\n{base}\n{FORMAT}".encode()).hexdigest()
+        self.path = cache / "checked" / f"{name[:32]}.json"
+        self._known: dict[str, Known] = {}
+        self._layouts: dict[tuple[tuple[str, Module], ...], Mapping[str, Module]] = {}
+        self._changed = False
+        self._load()
+
+    def find(self, path: Path, stamp: Stamp) -> Known | None:
+        """What is known of the adapter at `path`, if it is still as it was checked."""
+        known = self._known.get(str(path))
+        if known is None or known.stamp != stamp or not _unchanged(known.adapter):
+            return None
+        return known
+
+    def add(self, path: Path, stamp: Stamp, adapter: AdapterFile) -> AdapterFile:
+        """Remember a checked adapter; returns it, sharing its modules with others of its shape."""
+        key = tuple(adapter.modules.items())
+        adapter = replace(adapter, modules=self._layouts.setdefault(key, adapter.modules))
+        if all(time.time_ns() - mtime > SETTLED_NS for _, mtime in stamp):
+            self._known[str(path)] = Known(stamp, adapter)
+            self._changed = True
+        return adapter
+
+    def note_content(self, path: Path, content: str) -> None:
+        """Remember the sha256 of an adapter that was `add`ed."""
+        known = self._known.get(str(path))
+        if known is not None:
+            self._known[str(path)] = replace(known, content=content)
+            self._changed = True
+
+    def save(self) -> None:
+        """Write what is new. A disk that is full or forbidden costs time at the next start only."""
+        if not self._changed:
+            return
+        unfinished = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(self._as_json()), encoding="utf-8")
+            os.replace(unfinished, self.path)
+            self._changed = False
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error.strerror)
+            with suppress(OSError):
+                unfinished.unlink()
+
+    def _as_json(self) -> dict[str, Any]:
+        numbers = {id(layout): i for i, layout in enumerate(self._layouts.values())}
+        return {
+            "layouts": [
+                {target: _module_json(module) for target, module in layout.items()}
+                for layout in self._layouts.values()
+            ],
+            "files": {
+                path: [
+                    known.stamp,
+                    known.content,
+                    [one.name, str(one.path), one.lora_alpha, one.n_bytes, one.mtime_ns],
+                    [one.data_start, numbers[id(one.modules)]],
+                ]
+                for path, known in self._known.items()
+                if (one := known.adapter) and os.path.exists(path)
+            },
+        }
+
+    def _load(self) -> None:
+        try:
+            content = json.loads(self.path.read_bytes())
+            layouts = [
+                {target: _module(*values) for target, values in layout.items()}
+                for layout in content["layouts"]
+            ]
+            for path, (stamp, sha, (name, file, alpha, size, mtime), (start, layout)) in content[
+                "files"
+            ].items():
+                adapter = AdapterFile(
+                    str(name), Path(file), float(alpha), layouts[layout], size, mtime, start
+                )
+                pairs = tuple((int(n), int(t)) for n, t in stamp)
+                self._known[path] = Known(pairs, adapter, str(sha))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            log.warning("%s is damaged, and adapters are checked again: %s", self.path, error)
+            self._known = {}
+            return
+        self._layouts = {tuple(layout.items()): layout for layout in layouts}
+
+
+def content_key(origin: Path) -> str:
+    """The sha256 of an adapter's weights, in hex: by this it is known wherever it lies.
+
+    `origin` is a GGUF file or a PEFT folder. Raises AdapterError where it cannot be read.
+    """
+    try:
+        return sha256_of_all(weights_in(origin) if origin.is_dir() else [origin])
+    except OSError as error:
+        raise AdapterError(
+            f"{error.filename or origin} cannot be read: {error.strerror}",
+            hint="give a GGUF LoRA file or a PEFT adapter folder",
+        ) from error
+
+
+def _unchanged(adapter: AdapterFile) -> bool:
+    try:
+        stat = adapter.path.stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (adapter.n_bytes, adapter.mtime_ns)
+
+
+def _module_json(module: Module) -> list[Any]:
+    numbers = [module.rank, module.d_in, module.d_out, module.dtype, module.n_expert]
+    return [*numbers, list(module.a), list(module.b)]
+
+
+def _module(
+    rank: int, d_in: int, d_out: int, dtype: str, n_expert: int, a: list[Any], b: list[Any]
+) -> Module:
+    return Module(rank, d_in, d_out, dtype, n_expert, _place(*a), _place(*b))
+
+
+def _place(offset: int, n_bytes: int, dtype: str, shape: list[int]) -> TensorPlace:
+    if dtype not in TENSOR_TYPES:
+        raise ValueError(f"{dtype!r} is no type of tensors")
+    return TensorPlace(int(offset), int(n_bytes), dtype, tuple(int(n) for n in shape))

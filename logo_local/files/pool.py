@@ -1,0 +1,330 @@
+"""The adapters of one folder: what of it can be used, what may be routed, what has changed.
+
+What lies in the folder is found by `folder`. Every adapter is checked before anything may use it;
+PEFT adapters are converted into the cache once for each content. What looks like an adapter and
+cannot be used becomes a `Problem`.
+
+Holds no weights and knows nothing of llama.cpp; what is loaded there is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from ..errors import AdapterError, PoolError
+from .adapter_file import AdapterFile, read_adapter
+from .base_model import BaseModel
+from .digest import sha256_of
+from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
+from .ledger import Ledger, content_key
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+# The stored form of converted adapters; half of float32's size, and the common choice.
+_OUTTYPE = "f16"
+READING = "reading adapters"  # what progress is told; PEFT folders have stages of their own
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a rescan found, by name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        parts = {"new": self.added, "gone": self.removed, "changed": self.changed}
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+
+@dataclass
+class _Known:
+    entry: Entry
+    adapter: AdapterFile
+
+
+@dataclass(eq=False)
+class Pool:
+    """All usable adapters of one folder, by name, for one base model. Make it with `open`.
+
+    `adapters` is sorted by name, and is another mapping after each rescan that found a change.
+    `problems` are the things left out. `candidates` are the names that routing may choose from:
+    the pinned ones if any are, otherwise all; never an excluded one.
+    """
+
+    folder: Path
+    base: BaseModel
+    cache: Path
+    on_problem: Callable[[Problem], None] | None = None
+    all_may_be_unfit: bool = False
+    links_out: bool = True
+    adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    pinned: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    resident: Callable[[], int] = field(default=int, repr=False)  # set by the engine
+    _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
+    _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
+    _ledger: Ledger = field(init=False, repr=False)
+    # When it was last looked at: the folder, and what in it is not in use.
+    _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
+
+    def __post_init__(self) -> None:
+        self._ledger = Ledger(self.cache, self.folder, self.base.fingerprint)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        base: BaseModel,
+        *,
+        cache: str | Path,
+        progress: Progress | None = None,
+        on_problem: Callable[[Problem], None] | None = None,
+        all_may_be_unfit: bool = False,
+        links_out: bool = True,
+    ) -> Pool:
+        """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
+
+        `progress` is called with (stage, done, total) as adapters are read and converted;
+        `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
+        all problems, when `folder` is no folder of adapters or holds none, and when none of them
+        can be used, unless `all_may_be_unfit`. Without `links_out`, links to adapters outside of
+        the folder are left out.
+        """
+        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out)
+        pool.rescan(progress=progress)
+        return pool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all usable adapters, sorted."""
+        return tuple(self.adapters)
+
+    @property
+    def resident_bytes(self) -> int:
+        """How many bytes of adapters the engine holds in llama.cpp; 0 without an engine."""
+        return self.resident()
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The names that a route may hold, sorted."""
+        return tuple(
+            name
+            for name in self.adapters
+            if name not in self.excluded and (not self.pinned or name in self.pinned)
+        )
+
+    def origin(self, name: str) -> Path:
+        """Where the user keeps this adapter: a GGUF file or a PEFT folder, not its converted form.
+
+        PoolError for an unknown name.
+        """
+        self.check_name(name)
+        entry = self._entries.get(name)
+        return self.adapters[name].path if entry is None else entry.path
+
+    def content_key(self, name: str) -> str:
+        """The sha256 of this adapter's weights as `profile_store` has it, made once for a file.
+
+        PoolError for an unknown name, AdapterError where it cannot be read.
+        """
+        origin = self.origin(name)
+        entry = self._entries.get(name)
+        known = None if entry is None else self._ledger.find(origin, entry.stamp)
+        if known is not None and known.content:
+            return known.content
+        content = content_key(origin)
+        self._ledger.note_content(origin, content)
+        return content
+
+    @property
+    def index_folder(self) -> Path:
+        """Where what routing makes of these adapters is kept; it may not be there yet."""
+        return self.cache / "index" / self._ledger.path.stem
+
+    def save(self) -> None:
+        """Keep in the cache what was found out about the files since the last scan."""
+        self._ledger.save()
+
+    def pin(self, name: str) -> None:
+        """Route among the pinned only, also when none of them fits; lifts an exclusion.
+
+        PoolError for an unknown name.
+        """
+        self.check_name(name)
+        self.excluded = tuple(n for n in self.excluded if n != name)
+        self.pinned = tuple(sorted({*self.pinned, name}))
+
+    def exclude(self, name: str) -> None:
+        """Never route to this one; lifts its pin. PoolError for an unknown name."""
+        self.check_name(name)
+        self.pinned = tuple(n for n in self.pinned if n != name)
+        self.excluded = tuple(sorted({*self.excluded, name}))
+
+    def auto(self) -> None:
+        """Forget all pins and exclusions."""
+        self.pinned = self.excluded = ()
+
+    def has_changed(self) -> bool:
+        """Whether `rescan` would find anything come, gone, or repaired; takes microseconds.
+
+        A file in use that was written to is not noticed here, but by whoever opens it next.
+        """
+        stamp, unused = self._seen
+        return stamp_of(self.folder) != stamp or any(
+            stamp_of(path) != then for path, then in unused.items()
+        )
+
+    def rescan(self, *, progress: Progress | None = None) -> Changes:
+        """Look at the folder again: read what is new or changed, drop what has gone.
+
+        Files are known by path, size and modification time. Pins and exclusions of names that
+        are still there stay. Problems that were there before are not reported again. Raises
+        PoolError, and changes nothing, when no usable adapter is left.
+        """
+        stamp = stamp_of(self.folder)
+        entries, problems = scan(self.folder, links_out=self.links_out)
+        used = {entry.path for entry in entries}
+        unused = {path: stamp_of(path) for path in other_folders(self.folder, used)}
+        unused |= {problem.path: stamp_of(problem.path) for problem in problems}
+        known = {
+            entry.path: old
+            for entry in entries
+            if (old := self._known.get(entry.path)) is not None
+            and old.entry == entry
+            and old.adapter.path.exists()  # the cache may have been emptied
+        }
+        for entry in entries:
+            checked = self._ledger.find(entry.path, entry.stamp)
+            if entry.path not in known and checked is not None:
+                known[entry.path] = _Known(entry, checked.adapter)
+        fresh = [entry for entry in entries if entry.path not in known]
+        for done, entry in enumerate(fresh):
+            if progress is not None:
+                progress(READING, done, len(fresh))
+            try:
+                adapter = self._read(entry, progress)
+                adapter = self._ledger.add(entry.path, entry.stamp, adapter)
+                known[entry.path] = _Known(entry, adapter)
+            except AdapterError as error:
+                reason = "; ".join(error.problems) or error.message
+                problems.append(Problem(entry.name, entry.path, reason, error.hint))
+                unused[entry.path] = entry.stamp
+        self._seen = (stamp, unused)
+        if progress is not None and fresh:
+            progress(READING, len(fresh), len(fresh))
+        self._ledger.save()
+        problems.sort(key=lambda problem: problem.path)
+        if not known and not (problems and self.all_may_be_unfit):
+            raise _nothing_usable(self.folder, problems)
+        return self._take_over(known, problems)
+
+    def _take_over(self, known: dict[Path, _Known], problems: list[Problem]) -> Changes:
+        old = self.adapters
+        adapters = {
+            one.adapter.name: one.adapter
+            for one in sorted(known.values(), key=lambda one: one.adapter.name)
+        }
+        changes = Changes(
+            added=tuple(name for name in adapters if name not in old),
+            removed=tuple(name for name in old if name not in adapters),
+            changed=tuple(n for n, one in adapters.items() if n in old and old[n] != one),
+        )
+        for problem in problems:
+            if problem not in self.problems:
+                self._report(problem)
+        for name in changes.removed:
+            if name in self.pinned + self.excluded:
+                log.warning("%s is gone from %s, and so is its pin or exclusion", name, self.folder)
+        self._known, self.problems = known, tuple(problems)
+        self._entries = {one.entry.name: one.entry for one in known.values()}
+        if changes:
+            self.adapters = adapters
+            self.pinned = tuple(name for name in self.pinned if name in adapters)
+            self.excluded = tuple(name for name in self.excluded if name in adapters)
+        return changes
+
+    def _report(self, problem: Problem) -> None:
+        if self.on_problem is not None:
+            self.on_problem(problem)
+        else:
+            log.warning("left out: %s", problem)
+
+    def check_name(self, name: str) -> None:
+        """Raise PoolError, with the names that come close, if there is no adapter `name`."""
+        if name not in self.adapters:
+            close = difflib.get_close_matches(name, self.adapters, n=3)
+            guess = f"did you mean {' or '.join(close)}? " if close else ""
+            raise PoolError(
+                f"there is no adapter {name!r} in {self.folder.name}",
+                hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
+            )
+
+    def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
+        if not entry.is_peft:
+            return read_adapter(entry.path, self.base)
+        try:
+            return replace(self._converted(entry, progress), name=entry.name)
+        except OSError as error:
+            raise AdapterError(
+                f"cannot convert {entry.path}",
+                problems=[f"it cannot be converted: {error.strerror}: {error.filename}"],
+                hint=f"converted adapters are written to {self.cache}",
+            ) from error
+
+    def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
+        """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
+        # Imported here, since a pool of GGUF files has no need of safetensors.
+        from ..convert import CONVERTER_VERSION, convert_adapter
+
+        parts = (self.base.fingerprint, f"converter {CONVERTER_VERSION}", _OUTTYPE)
+        out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"
+        if out.exists():
+            try:
+                return read_adapter(out, self.base)
+            except AdapterError as error:
+                log.warning("%s is damaged and made anew: %s", out, error)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        steps = partial(progress, f"converting {entry.name}") if progress else None
+        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps, to_run=True)
+        for note in conversion.notes:
+            log.warning("%s: %s", entry.name, note)
+        return read_adapter(out, self.base)
+
+
+def _content_key(folder: Path, parts: Iterable[str]) -> str:
+    """Sixty-four hex digits for the adapter's files and `parts`."""
+    key = hashlib.sha256("\n".join(parts).encode())
+    for file in files_in(folder):
+        if file.is_file():  # without one of them the converter will say what is missing
+            # Digests rather than contents: no file can pretend to be the start of the next.
+            key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
+    return key.hexdigest()
+
+
+def _nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
+    if not problems:
+        return PoolError(
+            f"there are no adapters in {folder}",
+            hint="put GGUF LoRA files or PEFT adapter folders into it; "
+            "logo-local convert makes the one from the other",
+        )
+    hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
+    return PoolError(
+        f"none of the adapters in {folder} can be used",
+        problems=[str(problem) for problem in problems],
+        hint=hints[0] if hints else "",
+    )

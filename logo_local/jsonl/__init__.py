@@ -1,0 +1,1 @@
+"""`run --jsonl`: the engine behind two pipes, requests in, events out, for apps in any language."""

@@ -1,0 +1,107 @@
+"""`logo-local run --jsonl`: the streams and the signal of a process around a `jsonl.Session`."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import click
+
+from ..ask import Sampling
+from ..commands.opening import open_by_options
+from ..commands.terminal import UsageError
+from ..errors import LogoError
+from .session import Events, Read, Session, Write
+
+JSONL = click.option(
+    "--jsonl",
+    is_flag=True,
+    help="Answer requests from standard input, a JSON object a line, by events, one a line.",
+)
+_ELSEWHERE = {"as_json": "--json", "explain": "--explain", "raw": "--raw"}  # or of no use
+
+
+def answer_lines(
+    ctx: click.Context,
+    model: str,
+    prompt: str | None,
+    sampling: Sampling,
+    given: Mapping[str, Any],
+) -> None:
+    """Open the engine that the options ask for, and answer until the input ends, or SIGTERM.
+
+    A failure to open it is an event, too. Raises UsageError beside options that mean another
+    form of output.
+    """
+    beside = [flag for name, flag in _ELSEWHERE.items() if given[name]]
+    beside += ["a prompt"] if prompt is not None else []
+    if beside:
+        raise UsageError(
+            f"--jsonl does not go with {', '.join(beside)}",
+            "prompts and what belongs to one are in the requests: docs/embedding.md",
+        )
+    with _only_events() as write:
+        events = Events(write)
+        try:
+            llm = open_by_options(ctx, model, given, events.progress)
+        except LogoError as error:
+            events.error(error)
+            raise
+        session = Session(llm, events, sampling)
+        with _at_sigterm(session):
+            session.run(_standard_input())
+
+
+@contextmanager
+def _only_events() -> Iterator[Write]:
+    """Within this block what is written here alone reaches standard output.
+
+    Whatever else prints there, Python's code or C's, prints to standard error.
+    """
+    if sys.stdout is None:
+        raise UsageError("standard output is closed", "--jsonl writes events there")
+    try:
+        number = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # somebody else's stream, which no C code knows
+        yield _flushing(sys.stdout.buffer)
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(number), "wb") as out, open(os.devnull, "wb") as nothing:
+        os.dup2(sys.stderr.fileno() if sys.stderr else nothing.fileno(), number)
+        try:
+            yield _flushing(out)
+        finally:
+            sys.stdout.flush()
+            os.dup2(out.fileno(), number)
+
+
+def _flushing(stream: BinaryIO) -> Write:
+    def write(line: bytes) -> None:
+        stream.write(line)
+        stream.flush()
+
+    return write
+
+
+def _standard_input() -> Read:
+    """Reads what has come. Beneath the buffer, whose lock would be held when the program ends."""
+    if sys.stdin is None:
+        return lambda _n: b""
+    stream = sys.stdin.buffer
+    read: Read = getattr(stream, "raw", stream).read
+    return read
+
+
+@contextmanager
+def _at_sigterm(session: Session) -> Iterator[None]:
+    """Within this block SIGTERM ends the session in an orderly way."""
+    before = signal.signal(signal.SIGTERM, lambda *_: session.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

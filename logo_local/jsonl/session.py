@@ -1,0 +1,311 @@
+"""An engine behind two pipes: requests as JSON lines in, events as JSON lines out.
+
+For apps in any language: `logo-local run MODEL --adapters DIR --jsonl`. What the lines say is in
+docs/embedding.md. Here are the loop over an engine and what it writes; what a line asks for is
+read by `jsonl_requests`. Knows neither files nor processes: a reader and a writer are given.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from .. import __version__
+from ..ask import (
+    Engine,
+    Prompt,
+    Sampling,
+    as_prompt,
+    create,
+    has_chat_template,
+    piece_of,
+    routed_by,
+)
+from ..errors import LogoError
+from ..routing.route import Route
+from .requests import Line, Request, RequestError, lines_of, parse
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1  # counts the changes that a client must know of
+CANCELLED = "cancelled"
+_NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
+
+Read = Callable[[int], bytes]
+Write = Callable[[bytes], object]
+
+
+@dataclass
+class _Job:
+    """A request that waits or runs."""
+
+    request: Request
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A line that is no request, in its place among the others."""
+
+    error: RequestError
+
+
+class Events:
+    """Writes events, each a line of UTF-8. `write` is called once for a whole line, and flushes."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Write `event` with these fields, leaving out those that are None."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        line = json.dumps({"event": event, **given}, ensure_ascii=False, allow_nan=False)
+        # A file's name that is no UTF-8 holds lone surrogates, which JSON can only escape.
+        self._write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """What `LoGo` calls while it reads, converts, indexes and asks adapters."""
+        self("progress", stage=stage, done=done, total=total)
+
+    def error(self, error: LogoError, **fields: Any) -> None:
+        """A failure as its message, its problems, its hint, and the name of its class."""
+        self(
+            "error",
+            **fields,
+            kind=type(error).__name__,
+            message=error.message,
+            problems=list(error.problems),
+            hint=error.hint,
+        )
+
+
+class Session:
+    """Answers requests, one after the other, until the input ends or `stop` is called.
+
+    `sampling` is what a request leaves open. All of the engine runs in the thread that calls `run`;
+    another one reads, so that an answer can be cancelled while it is made.
+    """
+
+    def __init__(self, llm: Engine, events: Events, sampling: Sampling) -> None:
+        self._llm, self._events, self._sampling = llm, events, sampling
+        self._queue: SimpleQueue[_Job | _Failure | None] = SimpleQueue()
+        self._open: dict[str | int, _Job] = {}  # by id: what waits or runs
+        self._lock = threading.Lock()  # of `_open`, which both threads change
+        self._stopping = False
+        self._do: Mapping[str, Callable[[_Job], None]] = {
+            "prompt": self._answer,
+            "messages": self._answer,
+            "route": self._route,
+            "adapters": self._adapters,
+            "rescan": self._rescan,
+        }
+
+    def run(self, read: Read) -> None:
+        """Say that the engine is ready, and answer what comes.
+
+        `read(n)` waits for input and returns at most n bytes of it, none at its end. Raises
+        whatever the writer does; failures of the engine become events.
+        """
+        base = self._llm.base
+        self._events(
+            "ready",
+            protocol=PROTOCOL,
+            version=__version__,
+            model={"path": str(base.path), "architecture": base.architecture, "name": base.name},
+            chat_template=has_chat_template(self._llm),
+            adapters=list(self._llm.pool.names),
+        )
+        # A daemon: it may wait for input for ever, and nobody waits for it.
+        threading.Thread(target=self._listen, args=(read,), daemon=True).start()
+        while (item := self._queue.get()) is not None:
+            self._handle(item)
+        while not self._queue.empty():  # after `stop`
+            if (item := self._queue.get()) is not None:
+                self._handle(item)
+
+    def stop(self) -> None:
+        """End after the token at hand, and cancel what waits. May be called in a signal handler."""
+        self._stopping = True
+        self._queue.put(None)
+
+    # In the reading thread
+
+    def _listen(self, read: Read) -> None:
+        try:
+            for line in lines_of(read):
+                self._take(line)
+        except OSError as error:
+            log.warning("the input ended: %s", error)
+        finally:
+            self._queue.put(None)
+
+    def _take(self, line: Line) -> None:
+        try:
+            request = parse(line)
+            if request.kind == "cancel":
+                self._cancel(request)
+            else:
+                self._enqueue(request)
+        except RequestError as error:
+            self._queue.put(_Failure(error))
+
+    def _enqueue(self, request: Request) -> None:
+        job = _Job(request)
+        if request.id is not None:
+            with self._lock:
+                if request.id in self._open:
+                    raise RequestError(
+                        f"line {request.line}: the id {request.id!r} is in use",
+                        hint="give each request an id of its own, at least until its end",
+                        line=request.line,
+                    )
+                self._open[request.id] = job
+        self._queue.put(job)
+
+    def _cancel(self, request: Request) -> None:
+        target = request.fields["cancel"]
+        with self._lock:
+            job = self._open.get(target)
+        if job is None:
+            raise RequestError(
+                f"line {request.line}: no request {target!r} waits or runs",
+                hint="it may have ended just now",
+                line=request.line,
+            )
+        job.cancelled = True
+
+    # In the engine's thread
+
+    def _handle(self, item: _Job | _Failure) -> None:
+        if isinstance(item, _Failure):
+            self._events.error(item.error, id=item.error.id, line=item.error.line)
+            return
+        request = item.request
+        try:
+            self._do[request.kind](item)
+        except LogoError as error:
+            self._finish(request)
+            self._events.error(error, id=request.id)
+        except Exception as error:  # a bug, or a chat template that refuses: the rest goes on
+            log.warning("a request failed: %s: %s", type(error).__name__, error)
+            self._finish(request)
+            self._events("error", id=request.id, **_unexpected(error))
+
+    def _finish(self, request: Request) -> None:
+        """The id is free again, before the client can know that this is the end."""
+        if request.id is not None:
+            with self._lock:
+                self._open.pop(request.id, None)
+
+    def _done(self, job: _Job, reason: str, **fields: Any) -> None:
+        self._finish(job.request)
+        self._events("done", id=job.request.id, finish_reason=reason, **fields)
+
+    def _is_cancelled(self, job: _Job) -> bool:
+        return job.cancelled or self._stopping
+
+    def _answer(self, job: _Job) -> None:
+        request, reason = job.request, ""
+        if self._is_cancelled(job):
+            self._done(job, CANCELLED, usage=_NO_TOKENS, timings_ms={})
+            return
+        prompt = self._prompt(request)
+        options = {**self._sampling.options(), **request.sampling}
+        with self._as_asked(request), self._telling_the_route(request):
+            self._llm.should_stop = partial(self._is_cancelled, job)
+            for chunk in create(self._llm, prompt, {**options, "stream": True}):
+                if piece := piece_of(chunk):
+                    self._events("token", id=request.id, text=piece)
+                reason = chunk["choices"][0].get("finish_reason") or reason
+            if reason == "length" and self._is_cancelled(job):
+                reason = CANCELLED
+        usage, timings = dict(self._llm.usage), dict(self._llm.timings_ms)
+        self._done(job, reason, usage=usage, timings_ms=_rounded(timings))
+
+    def _route(self, job: _Job) -> None:
+        request = job.request
+        if self._is_cancelled(job):
+            self._done(job, CANCELLED, timings_ms={})
+            return
+        prompt = self._prompt(request)
+        with self._as_asked(request):
+            self._tell_route(request, self._llm.route(prompt))
+        self._done(job, "route", timings_ms=_rounded(self._llm.timings_ms))
+
+    def _adapters(self, job: _Job) -> None:
+        pool = self._llm.pool
+        self._finish(job.request)
+        self._events(
+            "adapters",
+            id=job.request.id,
+            adapters=[{"name": a.name, "n_bytes": a.n_bytes} for a in pool.adapters.values()],
+            left_out=[
+                {"name": p.name, "path": str(p.path), "reason": p.reason, "hint": p.hint}
+                for p in pool.problems
+            ],
+        )
+
+    def _rescan(self, job: _Job) -> None:
+        changes = self._llm.pool.rescan(progress=self._events.progress)
+        self._finish(job.request)
+        self._events(
+            "rescan",
+            id=job.request.id,
+            added=list(changes.added),
+            removed=list(changes.removed),
+            changed=list(changes.changed),
+        )
+
+    def _prompt(self, request: Request) -> Prompt:
+        given: Prompt = request.fields[request.kind]
+        if isinstance(given, str):
+            return as_prompt(self._llm, given, raw=request.fields.get("raw", False))
+        if not has_chat_template(self._llm):
+            raise RequestError(
+                "the model has no chat template, which messages need",
+                hint='send the text as "prompt"',
+            )
+        return given
+
+    @contextmanager
+    def _as_asked(self, request: Request) -> Iterator[None]:
+        """Within this block the engine routes as the request wants it."""
+        llm, fields = self._llm, request.fields
+        weights: Mapping[str, float] | None = fields.get("lora")
+        under: AbstractContextManager[None] = (
+            nullcontext() if weights is None else llm.under(weights)
+        )
+        with routed_by(llm, signal=fields.get("signal"), top_k=fields.get("top_k")), under:
+            yield
+
+    @contextmanager
+    def _telling_the_route(self, request: Request) -> Iterator[None]:
+        """Within this block a route is written as soon as it is made, before its prompt is read."""
+        self._llm.on_route = lambda route: self._tell_route(request, route)
+        try:
+            yield
+        finally:
+            self._llm.on_route = None
+
+    def _tell_route(self, request: Request, route: Route) -> None:
+        self._events("route", id=request.id, route=route.as_dict())
+
+
+def _rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(ms, 3) for phase, ms in timings_ms.items()}
+
+
+def _unexpected(error: Exception) -> dict[str, Any]:
+    return {
+        "kind": type(error).__name__,
+        "message": " ".join(str(error).split()) or type(error).__name__,
+        "problems": [],
+        "hint": "this is a bug, or the model's chat template refuses these messages",
+    }

@@ -1,0 +1,62 @@
+"""What can go wrong in llama_cpp's own class, said as ours: its bare ValueErrors, its arguments."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+from ..errors import ModelError, PromptError
+
+
+@contextmanager
+def model_errors(path: str | Path) -> Iterator[None]:
+    """Translate the parent's bare ValueError for a model or a context that cannot be made."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(
+            f"llama.cpp cannot use {path}: {error}",
+            hint="is the file whole, does this llama.cpp know its architecture, "
+            "and does --ctx-size fit into memory?",
+        ) from error
+
+
+@contextmanager
+def prompt_errors() -> Iterator[None]:
+    """Translate bare errors for a prompt that does not fit the context, or the chat template."""
+    try:
+        yield
+    except (ValueError, TemplateError) as error:
+        if "exceed context window" in str(error):
+            raise PromptError(
+                f"the prompt does not fit: {error}",
+                hint="shorten it, or give a larger --ctx-size",
+            ) from error
+        # Templates refuse what they do not know, a system message for instance, in their own words.
+        if not any(f.filename == "<template>" for f in traceback.extract_tb(error.__traceback__)):
+            raise
+        raise PromptError(
+            f"the model's chat template refuses this conversation: {error}",
+            hint="some know no system message; --raw does without a template",
+        ) from error
+
+
+def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:
+    """What cannot be used of the folder and of the parent's arguments."""
+    problems = [] if adapters is not None else ["adapters names no folder"]
+    # The parent takes any keyword and ignores those that it does not know.
+    known = inspect.signature(Llama.__init__).parameters
+    problems += [f"there is no setting {name!r}" for name in llama if name not in known]
+    if llama.get("lora_path"):
+        problems.append("lora_path cannot be given: put that adapter into the adapters folder")
+    if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
+        problems.append("chat handlers with images are not supported: only text is routed")
+    return problems

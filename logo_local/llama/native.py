@@ -1,0 +1,374 @@
+"""The only room with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
+
+llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, or to
+find where an adapter's own tensors lie, the node's sources must be followed, and those are
+reachable only through the layout of the C struct `ggml_tensor` (ggml.h of the llama.cpp that
+llama-cpp-python 0.3.36 carries). `check_layout` compares that layout with what the library itself
+says, before anything is read through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp._ctypes_extensions import load_shared_library
+
+from ..errors import NativeError
+
+MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
+TYPE_F32, TYPE_Q8_0 = 0, 8
+MATRIX_PRODUCT = "MUL_MAT"
+NORMALISATIONS = ("RMS_NORM", "NORM")
+# What may lie between a norm and the projection: its gain, its bias, another shape.
+AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
+LORA_SIDES = (".lora_a", ".lora_b")
+
+
+class GgmlTensor(ctypes.Structure):
+    """`struct ggml_tensor`, as far as the name; what follows the name is not read."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * MAX_DIMS),  # elements along each dimension, fastest first
+        ("nb", ctypes.c_size_t * MAX_DIMS),  # bytes from one element to the next
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * (MAX_OP_PARAMS // 4)),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * MAX_SRC),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * MAX_NAME),
+    )
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    """libggml-base, which lies beside libllama, with the few functions used here declared."""
+    lib: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    p, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+    i32 = ctypes.c_int
+    for name, result, arguments in (
+        ("ggml_init", p, [_InitParams]),
+        ("ggml_free", None, [p]),
+        ("ggml_new_tensor_2d", p, [p, i32, i64, i64]),
+        ("ggml_mul_mat", p, [p, p, p]),
+        ("ggml_set_name", p, [p, ctypes.c_char_p]),
+        ("ggml_op_desc", ctypes.c_char_p, [p]),
+        ("ggml_backend_tensor_get", None, [p, p, size, size]),
+        ("ggml_backend_tensor_set", None, [p, p, size, size]),
+        ("ggml_backend_buffer_is_host", ctypes.c_bool, [p]),
+        ("ggml_nbytes", size, [p]),
+        ("ggml_quantize_chunk", size, [i32, p, p, i64, i64, i64, p]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+@cache
+def check_layout() -> None:
+    """Compare `GgmlTensor` with the library: raises NativeError, naming the version, if it differs.
+
+    Builds one product of two matrices without data and looks for the known values in the struct.
+    Costs well under a millisecond, once per process.
+    """
+    lib = _ggml()
+    arena = lib.ggml_init(_InitParams(mem_size=1 << 16, mem_buffer=None, no_alloc=True))
+    try:
+        weight = lib.ggml_new_tensor_2d(arena, TYPE_F32, 3, 5)
+        x = lib.ggml_new_tensor_2d(arena, TYPE_F32, 3, 7)
+        lib.ggml_set_name(weight, b"layout-check")
+        product = Tensor(lib.ggml_mul_mat(arena, weight, x))
+        found = GgmlTensor.from_address(weight)
+        wrong = [
+            field
+            for field, same in (
+                ("type", found.type == TYPE_F32),
+                ("ne", list(found.ne) == [3, 5, 1, 1]),
+                ("nb", list(found.nb) == [4, 12, 60, 60]),
+                ("name", bytes(found.name) == b"layout-check"),
+                ("src", list(product.struct.src[:3]) == [weight, x, None]),
+                ("op", product.op == "MUL_MAT"),
+            )
+            if not same
+        ]
+    finally:
+        lib.ggml_free(arena)
+    if wrong:
+        raise NativeError(
+            f"llama-cpp-python {llama_cpp.__version__} lays out its tensors otherwise "
+            f"than this version of logo-local reads them ({', '.join(wrong)})",
+            hint='install the version it was made for: pip install "llama-cpp-python~=0.3.36", '
+            "or use --probe each, which reads no tensor",
+        )
+
+
+class Tensor:
+    """A view of one live `ggml_tensor`.
+
+    One of the graph is valid only while the callback that got it runs, a weight as long as what
+    it was loaded with.
+    """
+
+    __slots__ = ("address", "struct")
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.struct = GgmlTensor.from_address(address)
+
+    @property
+    def name(self) -> str:
+        """The tensor's name; of a copy on another backend ("CUDA0#name#0") the original's."""
+        text = bytes(self.struct.name).decode("utf-8", "replace")
+        return text.split("#")[1] if text.count("#") >= 2 else text
+
+    @property
+    def op(self) -> str:
+        """The operation that makes this tensor, by ggml's own name, for instance MUL_MAT."""
+        description: bytes = _ggml().ggml_op_desc(self.address)
+        return description.decode()
+
+    def source(self, i: int) -> Tensor | None:
+        """The operation's i-th operand."""
+        address = self.struct.src[i]
+        return None if address is None else Tensor(address)
+
+    def before_norm(self) -> Tensor | None:
+        """What was normalised to make this tensor; None where it is not the output of a norm."""
+        node: Tensor | None = self
+        while node is not None:
+            if node.op in NORMALISATIONS:
+                return node.source(0)
+            # A sum with another activation, as a residual is, is not the norm's bias.
+            other = node.source(1)
+            added = node.op == "ADD" and other is not None and other.op != "NONE"
+            if node.op not in AFTER_NORM or added:
+                return None
+            node = node.source(0)
+        return None
+
+    def memory(self) -> npt.NDArray[np.uint8] | None:
+        """The bytes of a weight themselves, writable; None where they are not in main memory."""
+        buffer = self.struct.buffer
+        if not buffer or not _ggml().ggml_backend_buffer_is_host(buffer):
+            return None
+        n_bytes = _ggml().ggml_nbytes(self.address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self.struct.data))
+
+    def write(self, values: npt.NDArray[np.generic]) -> None:
+        """Overwrite a weight with the bytes of `values`, wherever it is.
+
+        Raises NativeError unless it has as many.
+        """
+        n_bytes = _ggml().ggml_nbytes(self.address)
+        if values.nbytes != n_bytes or not values.flags.c_contiguous:
+            raise NativeError(f"{self.name} has {n_bytes} bytes, not {values.nbytes}")
+        _ggml().ggml_backend_tensor_set(self.address, values.ctypes.data, 0, n_bytes)
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """All rows (n_tokens, d) of a float32 activation, one a token.
+
+        Copies from whatever backend holds it. Raises NativeError for another type or shape.
+        """
+        width, tokens, *rest = self.struct.ne
+        step = self.struct.nb[1]
+        if self.struct.type != TYPE_F32 or rest != [1, 1] or self.struct.nb[0] != 4:
+            raise NativeError(
+                f"the activation {self.name} is not a float32 matrix "
+                f"(type {self.struct.type}, shape {list(self.struct.ne)})",
+                hint="use --probe each, which reads no activation",
+            )
+        rows = np.empty((tokens, width), dtype=np.float32)  # (n_tokens, d)
+        if step == rows.strides[0]:
+            _ggml().ggml_backend_tensor_get(self.address, rows.ctypes.data, 0, rows.nbytes)
+        else:
+            for i, row in enumerate(rows):
+                _ggml().ggml_backend_tensor_get(self.address, row.ctypes.data, i * step, row.nbytes)
+        return rows
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pass is read: what the weight `target` (its GGUF name) receives.
+
+    With `residual`, the state before the block's normalisation instead of after it.
+    """
+
+    target: str
+    residual: bool = False
+
+
+# What one pass has read: place -> (n_tokens, d_in) float32.
+Reading: TypeAlias = Mapping[Place, npt.NDArray[np.float32]]
+
+
+class EvalCallback:
+    """What llama.cpp calls for every node of its graph, in the contexts it was attached to.
+
+    Whoever inherits says in `_look` what is done: asked, whether the node's data is wanted; told,
+    whether the pass is to go on. What is raised there ends the pass and is kept for `check`.
+    """
+
+    def __init__(self) -> None:
+        check_layout()
+        self._error: BaseException | None = None
+        # Kept on the object: llama.cpp holds only the bare pointer.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def attach(self, params: Any) -> None:
+        """Name this in `llama_context_params`; it must outlive the context made from them."""
+        params.cb_eval = self.callback
+        params.cb_eval_user_data = None
+
+    def start(self) -> None:
+        """Forget the decode before; to be called before each."""
+        self._error = None
+
+    def check(self) -> None:
+        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
+        if self._error is not None:
+            raise self._error
+
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        raise NotImplementedError
+
+    def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
+        if self._error is None:
+            # An exception must not reach C: it would be printed and lost.
+            try:
+                return self._look(Tensor(address), ask=ask)
+            except BaseException as error:  # Ctrl+C too: the only Python that runs meanwhile
+                self._error = error
+        return ask  # every node is asked for, so that the pass ends at the next
+
+
+class Tap(EvalCallback):
+    """Copies what several weights receive, then stops the pass.
+
+    Between `start` and `take` there must be one `llama_decode` of a single micro-batch. Stopping
+    means: what comes after the last place is not computed, nor is the output head, and the
+    decode still returns 0. With `whole` all is computed.
+    """
+
+    def __init__(self, places: Sequence[Place], *, whole: bool = False) -> None:
+        super().__init__()
+        self.places = tuple(places)
+        self._whole = whole
+        self._wanted: dict[str, list[Place]] = {}
+        for place in self.places:
+            self._wanted.setdefault(place.target, []).append(place)
+        self._rows: dict[Place, npt.NDArray[np.float32]] = {}
+
+    def start(self) -> None:
+        """Forget what was read; to be called before each decode."""
+        super().start()
+        self._rows = {}
+
+    def take(self) -> dict[Place, npt.NDArray[np.float32]]:
+        """What the last decode read, (n_tokens, d) float32 a place; NativeError if any lacks."""
+        self.check()
+        missing = [place.target for place in self.places if place not in self._rows]
+        if missing:
+            raise NativeError(
+                f"the model's graph has no product with {', '.join(missing)}",
+                hint="choose another block with --layer, or use --probe each",
+            )
+        return self._rows
+
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        done = len(self._rows) == len(self.places)
+        if ask:
+            # After the last hit every node is asked for, so that what is left of the pass ends at
+            # its first node, on every backend.
+            return not self._whole if done else self._target_of(node) is not None
+        if not done:
+            self._read(node)
+            done = len(self._rows) == len(self.places)
+        return self._whole or not done
+
+    def _target_of(self, node: Tensor) -> str | None:
+        weight = node.source(0)
+        if weight is None or node.op != MATRIX_PRODUCT:
+            return None
+        name = weight.name
+        return name if name in self._wanted else None
+
+    def _read(self, product: Tensor) -> None:
+        target = self._target_of(product)
+        x = product.source(1)
+        assert target is not None  # asked for as such
+        assert x is not None
+        for place in self._wanted[target]:
+            source = x.before_norm() if place.residual else x
+            if source is None:
+                raise NativeError(
+                    f"the input of {target} has no normalisation before it in this model",
+                    hint="use --tap input",
+                )
+            self._rows[place] = source.rows()
+
+
+def load_adapter(model: Any, path: Path) -> Any:
+    """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
+
+    llama_cpp prints what llama.cpp says of it, which for a quantised base is a line on every
+    tensor, and goes by a logger of its own: it is silent meanwhile.
+    """
+    logger = logging.getLogger("llama-cpp-python")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+    finally:
+        logger.setLevel(before)
+
+
+class WeightFinder(EvalCallback):
+    """Notes the tensors of adapters as the graph uses them.
+
+    `found` is filled by the next decode in a context made with the params it was attached to, by
+    name ("blk.0.attn_q.weight.lora_a"). Nothing is read, and the whole graph is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Tensor] = {}
+
+    def _look(self, node: Tensor, *, ask: bool) -> bool:
+        weight = node.source(0)
+        # Not by `name`: a copy on another backend is not the weight itself.
+        name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
+        if weight is not None and name.endswith(LORA_SIDES):
+            self.found[name] = weight
+        return not ask
+
+
+def quantized_q8_0(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """`rows` (..., n) float32, n a multiple of 32, as ggml stores them in Q8_0: flat bytes."""
+    n = rows.shape[-1]
+    out = np.empty(rows.size // 32 * 34, np.uint8)
+    source = np.ascontiguousarray(rows)
+    _ggml().ggml_quantize_chunk(
+        TYPE_Q8_0, source.ctypes.data, out.ctypes.data, 0, rows.size // n, n, None
+    )
+    return out

@@ -1,0 +1,259 @@
+"""One adapter inside llama.cpp whose weights are overwritten for every mixture.
+
+llama.cpp runs a stack of k adapters about as fast as one (see `stacking`), yet it only takes
+adapters from files. So an empty one of the right shape is loaded once, its tensors are looked
+for in the graph, and from then on a mixture is made by writing into them.
+
+Source: our own; the tensors of a loaded adapter keep their addresses (llama.cpp, as carried by
+llama-cpp-python 0.3.36, src/llama-adapter.cpp).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import gguf
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import AdapterError, NativeError
+from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
+from ..routing.probe import ProbeContext
+from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
+from .stacking import StackedModule, common_factor, put_a, put_b, total_bytes
+
+log = logging.getLogger(__name__)
+
+FINDING_CONTEXT = 32  # tokens; the context that looks for the tensors decodes one
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One adapter of a mixture, opened; it begins at `starts` in each module's stack."""
+
+    adapter: AdapterFile
+    file: BinaryIO
+    weight: float
+    starts: Mapping[str, int]
+
+
+_Rooms: TypeAlias = dict[tuple[str, str], "npt.NDArray[Any]"]  # by target and side
+
+
+class Slot:
+    """A loaded adapter of the shape `modules`, stored as `dtype` ("f16", "f32" or "q8_0").
+
+    `handle` is llama.cpp's; it is the caller's to set it on contexts, and to `close` the slot when
+    none has it. Zero until `fill`ed. Raises NativeError when llama.cpp lays its tensors out
+    otherwise than this was written for.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        architecture: str,
+        modules: Mapping[str, StackedModule],
+        dtype: str,
+    ) -> None:
+        self.modules, self.dtype = dict(modules), dtype
+        self.n_bytes = total_bytes(modules, dtype)
+        self._held: list[AdapterFile] = []  # whose B's lie in the slot, in this order
+        self._n_threads = max(1, params.n_threads_batch) if CAN_SHARE_FILES else 1
+        self.handle: Any = None
+        try:
+            with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
+                path = Path(folder) / "empty.gguf"
+                _write_empty(path, architecture, modules, dtype)
+                self.handle = load_adapter(model, path)
+        except OSError as error:
+            raise NativeError(
+                f"no file can be made in {tempfile.gettempdir()}: {error.strerror}",
+                hint="set TMPDIR to a folder with space, or use --mixture scales",
+            ) from error
+        if not self.handle:
+            raise NativeError(
+                "llama.cpp could not make an adapter to blend others in",
+                hint="there may be too little memory: use --mixture scales, or a lower --top-k",
+            )
+        try:
+            self._tensors = _find_tensors(model, params, self.handle)
+            idle = [target for target in modules if _name(target, "a") not in self._tensors]
+            if idle:
+                log.warning(
+                    "llama.cpp makes no use of adapters at %d of %d weights, such as %s",
+                    len(idle),
+                    len(modules),
+                    idle[0],
+                )
+            self._in_place = dtype != "q8_0" and all(
+                tensor.memory() is not None for tensor in self._tensors.values()
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, mixture: Sequence[tuple[AdapterFile, float]]) -> float:
+        """Make the slot the blend of `mixture`; returns the scale to set it with.
+
+        Where it holds the same adapters, only what the weights are in is written. Should reading
+        them fail, the slot holds no mixture, and must be filled again before it is used. Raises
+        AdapterError for a file that has changed since it was checked or cannot be read.
+        """
+        adapters = [adapter for adapter, _ in mixture]
+        same = adapters == self._held
+        self._held = []
+        scale = common_factor(w * one.scaling(t) for one, w in mixture for t in one.modules)
+        with ExitStack() as stack:
+            sources = []
+            starts = dict.fromkeys(self.modules, 0)
+            for adapter, weight in mixture:
+                try:
+                    file = stack.enter_context(adapter.path.open("rb", buffering=0))
+                except OSError as error:
+                    raise _unreadable(adapter, error) from error
+                sources.append(_Source(adapter, file, weight / scale, dict(starts)))
+                for target, module in adapter.modules.items():
+                    starts[target] += module.rank
+            workers = stack.enter_context(ThreadPoolExecutor(self._n_threads))
+            if self._in_place:
+                # By adapter: the table that its numbers are scaled by stays in the cache.
+                rooms = self._rooms(self.modules, scaled_only=same)
+                work = [workers.submit(self._add, source, rooms) for source in sources]
+            else:
+                work = [
+                    workers.submit(self._fill_module, target, sources, scaled_only=same)
+                    for target in self.modules
+                ]
+            for task in work:
+                task.result()
+            if self._in_place:
+                for target, start in starts.items():
+                    self._end(target, rooms, start)
+        for adapter in adapters:
+            adapter.check_unchanged()
+        self._held = adapters
+        return scale
+
+    def _fill_module(self, target: str, sources: Sequence[_Source], *, scaled_only: bool) -> None:
+        rooms = self._rooms([target], scaled_only=scaled_only)
+        for source in sources:
+            self._add(source, rooms)
+        for (_, side), values in rooms.items():
+            stored = quantized_q8_0(values) if self.dtype == "q8_0" else values
+            self._tensors[_name(target, side)].write(stored)
+
+    def _add(self, source: _Source, rooms: _Rooms) -> None:
+        """Write what is one adapter's into `rooms`."""
+        adapter = source.adapter
+        for (target, side), room in rooms.items():
+            if target not in adapter.modules:
+                continue
+            try:
+                values = adapter.stored(source.file, target, side)
+            except OSError as error:
+                raise _unreadable(adapter, error) from error
+            start, module = source.starts[target], self.modules[target]
+            factor = source.weight * adapter.scaling(target) if side == module.scaled else 1.0
+            if side == "b":
+                put_b(room, start, values, factor)
+            else:
+                put_a(room, module.a_axis, start, values, factor)
+
+    def _end(self, target: str, rooms: _Rooms, start: int) -> None:
+        # What is left of B is multiplied with this; it is finite, whatever was there before.
+        room = rooms.get((target, "a"))
+        if room is not None:
+            left = room[..., start:, :] if self.modules[target].a_axis == -2 else room[..., start:]
+            left[...] = 0
+
+    def _rooms(self, targets: Iterable[str], *, scaled_only: bool) -> _Rooms:
+        """Where the numbers are to be written: the tensors' own memory, or zeros to be copied."""
+        rooms = {}
+        for target in targets:
+            module = self.modules[target]
+            for side, shape in (("a", module.a_shape), ("b", module.b_shape)):
+                # llama.cpp never uses an adapter at a weight that is not in its graph.
+                tensor = self._tensors.get(_name(target, side))
+                if tensor is not None and not (scaled_only and side != module.scaled):
+                    numbers = np.float16 if self.dtype == "f16" else np.float32
+                    memory = tensor.memory() if self._in_place else None
+                    rooms[target, side] = (
+                        np.zeros(shape, numbers)
+                        if memory is None
+                        else memory.view(numbers).reshape(shape)
+                    )
+        return rooms
+
+    def close(self) -> None:
+        """Free the adapter, which no context may still have."""
+        if self.handle is not None:
+            llama_cpp.llama_adapter_lora_free(self.handle)
+            self.handle = None
+
+
+def _name(target: str, side: str) -> str:
+    return f"{target}.lora_{side}"
+
+
+def _unreadable(adapter: AdapterFile, error: OSError) -> AdapterError:
+    return AdapterError(
+        f"{adapter.path} cannot be read: {error.strerror}", hint="rescan the folder"
+    )
+
+
+def _write_empty(
+    path: Path, architecture: str, modules: Mapping[str, StackedModule], dtype: str
+) -> None:
+    """A GGUF LoRA file of zeros, which takes no room on disks that know sparse files."""
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # llama.cpp then applies no alpha/rank
+    n_bytes = 0
+    for target, module in modules.items():
+        for side, shape in (("lora_a", module.a_shape), ("lora_b", module.b_shape)):
+            size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
+            writer.add_tensor_info(f"{target}.{side}", shape, np.dtype(np.float32), size, kind)
+            n_bytes += gguf.GGUFWriter.ggml_pad(size, writer.data_alignment)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        header = file.seek(0, os.SEEK_END)
+        file.truncate(gguf.GGUFWriter.ggml_pad(header, writer.data_alignment) + n_bytes)
+
+
+def _find_tensors(model: Any, params: Any, handle: Any) -> dict[str, Tensor]:
+    """Where the graph has the tensors of the adapter `handle`, by name; decodes one token."""
+    own = type(params).from_buffer_copy(params)
+    own.n_ctx = FINDING_CONTEXT
+    finder = WeightFinder()
+    context = ProbeContext(model, own, finder)
+    try:
+        array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
+        llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(1.0))
+        context.decode([0])
+        llama_cpp.llama_set_adapters_lora(context.ctx, array, 0, (ctypes.c_float * 0)())
+    finally:
+        context.close()
+    found = finder.found
+    alone = [name for name in found if name.rpartition(".")[0] + ".lora_b" not in found]
+    if not found or alone:
+        raise NativeError(
+            "the tensors of an adapter are not to be found in llama.cpp's graph",
+            hint="use --mixture scales",
+        )
+    return found

@@ -1,0 +1,150 @@
+"""The routing matrices of a pool: each adapter's A and B at the one projection that is probed.
+
+Made from checked adapter files, from which `scoring` makes the paper's scores. What takes long to
+make is kept in files that are mapped into memory. Knows nothing of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PoolError, SettingsError
+from ..files.adapter_file import AdapterFile
+from ..files.base_model import BaseModel
+from .signals import FloatArray, Scores, reduced
+from .stack_file import Stack, stacked
+
+log = logging.getLogger(__name__)
+
+# The paper reads q_proj; the fused projection that contains it is the nearest to it.
+PREFERRED = ("attn_q", "attn_qkv")
+
+
+def block_number(layer: int, base: BaseModel) -> int:
+    """The block that `layer` names; negative numbers count from the end, -1 is the last.
+
+    Raises SettingsError outside the model's blocks.
+    """
+    n = base.n_blocks
+    if not -n <= layer < n:
+        raise SettingsError(
+            f"there is no layer {layer}: the model has {n} blocks",
+            hint=f"give --layer a number from {-n} to {n - 1}",
+        )
+    return layer % n
+
+
+def choose_target(adapters: Mapping[str, AdapterFile], base: BaseModel, layer: int = -1) -> str:
+    """The GGUF name of the weight, in block `layer`, whose input is probed.
+
+    That is `attn_q`, as in the paper, unless another projection of the block is adapted by more
+    of the pool. Experts are never probed: a token goes to some of them only. Raises PoolError when
+    no adapter touches anything else of the block.
+    """
+    block = block_number(layer, base)
+    prefix = f"blk.{block}."
+    touched = [target for adapter in adapters.values() for target in adapter.modules]
+    readable = [t for t in touched if t.startswith("blk.") and len(base.tensors[t]) == 2]
+    counts = Counter(target for target in readable if target.startswith(prefix))
+    if not counts:
+        if any(target.startswith(prefix) for target in touched):
+            message = f"adapters touch only the experts of block {block}, which cannot be probed"
+        else:
+            message = f"no adapter touches block {block}, whose input --layer {layer} asks for"
+        hint = "choose another block with --layer, or " if readable else ""
+        raise PoolError(message, hint=f"{hint}use --probe each")
+
+    def rank(target: str) -> tuple[int, int, str]:
+        kind = target.removeprefix(prefix).removesuffix(".weight")
+        preference = PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED)
+        return (-counts[target], preference, target)
+
+    return min(counts, key=rank)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter at the target: `a` (rank, d_in), `b` (d_out, rank), both float32."""
+
+    a: FloatArray
+    b: FloatArray
+    scaling: float
+
+
+@dataclass(frozen=True)
+class RoutingIndex:
+    """What is needed to score a pool at one target, made when it is first needed.
+
+    `adapters` is the pool's own mapping, by which the engine sees whether the index is still
+    that of the pool. `names` are those that adapt the target; the others have no score. `folder`
+    is where what is made is kept, or None.
+    """
+
+    target: str
+    adapters: Mapping[str, AdapterFile]
+    folder: Path | None = None
+
+    @classmethod
+    def build(
+        cls, adapters: Mapping[str, AdapterFile], target: str, folder: Path | None = None
+    ) -> RoutingIndex:
+        """The index of `adapters` at `target`; those without it are named in the log."""
+        for name, adapter in adapters.items():
+            if target not in adapter.modules:
+                log.warning(
+                    "%s takes no part in routing: it does not adapt %s, which is probed",
+                    name,
+                    target,
+                )
+        return cls(target, adapters, folder)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that have a score, in the pool's order."""
+        return tuple(name for name, one in self.adapters.items() if self.target in one.modules)
+
+    @cached_property
+    def entries(self) -> Mapping[str, Entry]:
+        """A and B at the target by name, about 2 rank d x 4 bytes each, read from the files."""
+        entries = {}
+        for name in self.names:
+            adapter = self.adapters[name]
+            a, b = adapter.factors(self.target)
+            entries[name] = Entry(a, b, adapter.scaling(self.target))
+        return entries
+
+    def norms(self, h: FloatArray) -> Scores:
+        """||o_i||_2 with o_i = scaling_i B_i A_i h for the hidden vector `h` (d_in,), by name.
+
+        By one product with all `reduced` matrices, which are kept in a mapped file.
+        """
+        if not self.names:
+            return {}
+        squares = (self._stack.matrix @ h) ** 2  # (sum of ranks,)
+        norms = np.sqrt(np.add.reduceat(squares, self._stack.starts))  # (N,)
+        return dict(zip(self.names, norms.tolist(), strict=True))
+
+    @cached_property
+    def _stack(self) -> Stack:
+        adapters = [self.adapters[name] for name in self.names]
+        return stack_of([(adapter, self.target) for adapter in adapters], self.target, self.folder)
+
+
+def stack_of(modules: Sequence[tuple[AdapterFile, str]], name: str, folder: Path | None) -> Stack:
+    """The `reduced` matrices of these adapters' modules, kept in `folder` under `name`."""
+
+    def make(i: int) -> FloatArray:
+        adapter, target = modules[i]
+        return reduced(*adapter.factors(target), adapter.scaling(target))
+
+    ids = [f"{a.path}:{a.n_bytes}:{a.mtime_ns}:{target}" for a, target in modules]
+    first, target = modules[0]
+    path = None if folder is None else folder / f"{name}.stack"
+    return stacked(path, ids, first.modules[target].d_in, make)
