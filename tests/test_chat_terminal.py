@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 # The engine itself, but that its first answer stops for ten minutes after one token.
 SLOW = """
 import sys, time
-from logo_local.cli import cli
+from logo_local.commands.cli import cli
 from logo_local.engine import LoGo
 
 class Slow(LoGo):
@@ -273,7 +273,7 @@ def test_an_unchanged_route_reads_only_what_is_new(monkeypatch):
 
 def test_what_a_model_says_cannot_steer_the_terminal(terminal, tmp_path):
     code = (
-        "from logo_local.cli import cli; from logo_local.fake import FakeLoGo\n"
+        "from logo_local.commands.cli import cli; from logo_local.fake import FakeLoGo\n"
         r"llm = FakeLoGo({'a': 1.0}, ['x\x1b]0;owned\x07y\x9b31m'])" + "\n"
         "cli(['run', 'm', '--adapters', 'x', *ARGS], obj=llm.opened)"
     )

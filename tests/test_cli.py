@@ -691,7 +691,7 @@ def test_a_reader_that_goes_away_is_no_news(random_base, random_adapters):
 
 def test_help_is_quick_and_light():
     code = (
-        "import sys; from logo_local.cli import cli\n"
+        "import sys; from logo_local.commands.cli import cli\n"
         "cli.main(['run', '--help'], standalone_mode=False)\n"
         "print(sorted({'llama_cpp', 'torch'} & set(sys.modules)))"
     )

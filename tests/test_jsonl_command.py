@@ -73,7 +73,7 @@ def test_what_it_does_not_go_with(beside):
 
 PROGRAM = """
 import os
-from logo_local import cli
+from logo_local.commands import cli
 from logo_local.fake import FakeLoGo
 
 class Chatty(FakeLoGo):

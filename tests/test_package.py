@@ -86,7 +86,10 @@ HEAVY = (
         ("from logo_local import LoGo", HEAVY),
         ("from logo_local import convert_adapter", (*HEAVY, "llama_cpp")),
         ("from logo_local import FakeLoGo", (*HEAVY, "llama_cpp")),
-        ("import logo_local.cli", (*HEAVY, "llama_cpp", "nltk", "rouge_score", "matplotlib")),
+        (
+            "import logo_local.commands.cli",
+            (*HEAVY, "llama_cpp", "nltk", "rouge_score", "matplotlib"),
+        ),
     ],
 )
 def test_what_an_import_does_not_pull_in(code, absent):

@@ -63,7 +63,7 @@ def test_the_extra_that_is_missing_is_named(monkeypatch):
 
 def test_the_command_line_stays_light():
     """The server's packages take half a second to import: only `serve` may."""
-    code = "import logo_local.cli, sys; print(*sys.modules)"
+    code = "import logo_local.commands.cli, sys; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -80,7 +80,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from logo_local import {module}
+from logo_local import convert
+from logo_local.files import base_model, pool
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -98,7 +99,7 @@ def test_a_conversion_that_is_killed_leaves_nothing_once_another_ran(random_base
     source = write_peft(tmp_path / "source", factors(SHAPES))
     out = tmp_path / "out" / "x.gguf"
     out.parent.mkdir()
-    code = KILLED.format(module="convert") + "convert.convert_adapter(*sys.argv[1:])"
+    code = KILLED + "convert.convert_adapter(*sys.argv[1:])"
     killed(code, source, random_base, out)
     (leftover,) = names(out.parent)
     assert leftover.endswith(".tmp")  # and so not mistaken for an adapter
@@ -112,7 +113,7 @@ def test_a_pool_that_was_killed_while_it_converted_opens_as_if_nothing_was(rando
     for i in range(2):
         write_peft(folder / f"ad{i}", factors(SHAPES, seed=i))
     base = BaseModel.read(random_base)
-    code = KILLED.format(module="base_model, pool") + (
+    code = KILLED + (
         "pool.Pool.open(sys.argv[1], base_model.BaseModel.read(sys.argv[2]), cache=sys.argv[3])"
     )
     killed(code, folder, random_base, cache)
