@@ -177,7 +177,8 @@ class LoGo(RoutedLlama):
         self.last_route: Route | None = None
         self.on_route: Callable[[Route], None] | None = None
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
-        self._fixed: Route | None = None  # what `under` asks for
+        self._fixed: Route | None = None
+        self._alone: list[int] | None = None
         self._turn = 0  # counts the prompts that reached the context
         self.timings_ms["load"] = _ms_since(started)
 
@@ -197,10 +198,14 @@ class LoGo(RoutedLlama):
         if not given.arguments.pop("reset", True):
             prompt = [*self._input_ids.tolist(), *prompt]
         options = {k: v for k, v in given.arguments.items() if k not in ("self", "tokens")}
-        return self._generate(prompt, self._fixed, options)
+        return self._generate(prompt, self._fixed, self._alone, options)
 
     def _generate(
-        self, prompt: list[int], given: Route | None, options: Mapping[str, Any]
+        self,
+        prompt: list[int],
+        given: Route | None,
+        alone: list[int] | None,
+        options: Mapping[str, Any],
     ) -> Generator[int, Sequence[int] | None, None]:
         self.stop_at(prompt)
         self._turn += 1
@@ -209,12 +214,12 @@ class LoGo(RoutedLlama):
         self._forget_timings()
         self._renew_pool()
         try:
-            self._route_and_adopt(prompt, given)
+            self._route_and_adopt(prompt, given, alone)
         except AdapterError as error:
             if not self._renew_pool(forced=True):
                 raise
             log.debug("once more, after %s", error)
-            self._route_and_adopt(prompt, given)
+            self._route_and_adopt(prompt, given, alone)
         except Stopped:  # where the base reads the prompt
             return
         parent = super().generate(prompt, **options)
@@ -241,11 +246,13 @@ class LoGo(RoutedLlama):
         finally:
             parent.close()
 
-    def _route_and_adopt(self, prompt: list[int], given: Route | None) -> None:
+    def _route_and_adopt(
+        self, prompt: list[int], given: Route | None, alone: list[int] | None
+    ) -> None:
         route = given
         if route is None:
             tolerance = self._settings.keep_route
-            route = kept(self._route_tokens(prompt), self.last_route, tolerance)
+            route = kept(self._route_tokens(prompt, alone), self.last_route, tolerance)
         by_base = self._settings.prefill == "base" and not route.is_base
         if by_base:
             started = time.perf_counter()
@@ -257,11 +264,14 @@ class LoGo(RoutedLlama):
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result."""
-        return self._with_logo(super().create_completion, *args, **kwargs)
+        return self._with_logo(None, super().create_completion, *args, **kwargs)
 
-    def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, with ["logo"] added to the result."""
-        return self._with_logo(super().create_chat_completion, *args, **kwargs)
+    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in the parent, with ["logo"] added to the result; see `route` for what is routed."""
+        alone = None
+        if self._fixed is None and not self._tokens_only:
+            alone = self._last_message(messages)
+        return self._with_logo(alone, super().create_chat_completion, messages, *args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
         """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
@@ -290,25 +300,34 @@ class LoGo(RoutedLlama):
         if self.on_route is not None:
             self.on_route(self.last_route)
 
-    def _with_logo(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with prompt_errors():
-            result = call(*args, **kwargs)
+    def _with_logo(
+        self, alone: list[int] | None, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        before = self._alone
+        # The completion that a chat completion makes of itself is routed as the latter is.
+        self._alone = alone if alone is not None else before
+        try:
+            with prompt_errors():
+                result = call(*args, **kwargs)
+        finally:
+            asked, self._alone = self._alone, before
         if isinstance(result, dict):
             result["logo"] = self._logo()
             return result
-        return self._stream_with_logo(result, self._fixed)
+        return self._stream_with_logo(result, self._fixed, asked)
 
     def _stream_with_logo(
-        self, chunks: Iterator[dict[str, Any]], given: Route | None
+        self, chunks: Iterator[dict[str, Any]], given: Route | None, alone: list[int] | None
     ) -> Iterator[dict[str, Any]]:
-        """`chunks`, made under `given` whenever they are read: the parent begins at the first."""
+        """`chunks`, routed as when they were asked for: the parent begins at the first."""
         while True:
-            before, self._fixed = self._fixed, given
+            before = self._fixed, self._alone
+            self._fixed, self._alone = given, alone
             try:
                 with prompt_errors():
                     chunk = next(chunks, None)
             finally:
-                self._fixed = before
+                self._fixed, self._alone = before
             if chunk is None:
                 return
             if any(choice.get("finish_reason") for choice in chunk["choices"]):

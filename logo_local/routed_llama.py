@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from .errors import SettingsError
+from .errors import PromptError, SettingsError
 from .files.pool import Pool
 from .llama.mixed_llama import MixedLlama
 from .routing.route import Route, fixed
@@ -35,27 +35,31 @@ class RoutedLlama(MixedLlama):
     _router: Router
     _progress: Progress
     _fixed: Route | None  # what `under` asks for
+    _alone: list[int] | None  # what is routed of a conversation
 
     def route(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> Route:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
 
         A string is tokenised as `create_completion` does it, messages go through the model's chat
-        template. The cached conversation stays as it is. Raises PromptError for a prompt that is
-        empty or longer than the context.
+        template. Of a conversation the user's last message is routed by itself, and the whole of it
+        only where no adapter fits that. The cached conversation stays as it is. Raises PromptError
+        for a prompt that is empty or longer than the context.
         """
-        tokens = self.tokens_of(prompt)
+        tokens, alone = self.tokens_of(prompt), self._last_message(prompt)
         self._forget_timings()
         self._renew_pool()
-        return self._route_tokens(tokens)
+        return self._route_tokens(tokens, alone)
 
     def read_ahead(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> None:
-        """Read a conversation so far, so that the route of what follows costs only what is new.
+        """Let the base read a conversation so far, so that what follows costs only what is new.
 
         For the time in which somebody reads an answer and types: it takes as long as the probe
         needs for the answer. Changes nothing else. May run in another thread, while nothing else
-        is asked of this engine. Does nothing where the probe is "each".
+        is asked of this engine. Does nothing where the probe is "each", nor for messages unless
+        `prefill` is "base": otherwise the base will read the next one alone.
         """
-        self._router.read_ahead(self.tokens_of(prompt), self.signal)
+        if self._settings.prefill == "base" or not _are_messages(prompt):
+            self._router.read_ahead(self.tokens_of(prompt), self.signal)
 
     @contextmanager
     def under(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -159,8 +163,27 @@ class RoutedLlama(MixedLlama):
         """
         self._router.ask_adapters()
 
-    def _route_tokens(self, tokens: list[int]) -> Route:
-        route = self._router.route(tokens, self.signal, self.top_k)
+    def _last_message(self, prompt: Any) -> list[int] | None:
+        """The tokens of a conversation's last message by the user, as if it were the only one.
+
+        What was said before, and what the system is told, hide what the message is about: routes of
+        whole conversations choose the adapters of the first subject, or none. None where there is
+        nothing else in the prompt, or where the base's pass over all of it is needed anyway.
+        """
+        if not _are_messages(prompt) or len(prompt) < 2:
+            return None
+        said = [message for message in prompt if message.get("role") == "user"]
+        if not said or not said[-1].get("content") or self._settings.prefill == "base":
+            return None
+        with suppress(PromptError):  # a template that wants more than one message
+            return self.tokens_of(said[-1:])
+        return None
+
+    def _route_tokens(self, tokens: list[int], alone: list[int] | None) -> Route:
+        """The route of `tokens`; of `alone` instead, where that has one with an adapter."""
+        route = self._router.route(alone or tokens, self.signal, self.top_k)
+        if alone and route.is_base:
+            route = self._router.route(tokens, self.signal, self.top_k)
         adapters = [self.pool.adapters[name] for name in route.names]
         return replace(route, mixture=self.mixer.way_of(adapters))
 
@@ -186,3 +209,7 @@ class RoutedLlama(MixedLlama):
         for phase in self.timings_ms:
             if phase != "load":
                 self.timings_ms[phase] = 0.0
+
+
+def _are_messages(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)

@@ -16,6 +16,7 @@ from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
 from logo_local.routing import router
 from logo_local.routing.probe import ProbeContext
+from logo_local.routing.route import Route
 from logo_local.routing.router import Scored
 
 A, B = "alpha beta gamma", "one two three four five six"
@@ -611,9 +612,71 @@ def test_reading_ahead_leaves_only_what_is_new(logo, monkeypatch, signal):
     assert route.weights == pytest.approx(expected.weights, rel=1e-4)
 
 
+def said(*texts):
+    """A conversation by user and assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_conversation_the_last_message_is_routed(logo, stream):
+    llm = logo()
+    alone, whole = llm.route(said(B)), llm.route(llm.tokens_of(said(A, "yes", B)))
+    assert alone.all_scores != whole.all_scores
+    system = {"role": "system", "content": "one two"}
+    for conversation in (said(A, "yes", B), [system, *said(B)], [system, *said(A, "yes", B)]):
+        assert llm.route(conversation) == alone
+        answer = llm.create_chat_completion(conversation, **GREEDY, stream=stream)
+        last = list(answer)[-1] if stream else answer
+        assert last["logo"]["route"]["scores"] == alone.all_scores
+        assert llm.usage["prompt_tokens"] == len(llm.tokens_of(conversation))
+    # A text by itself is not mistaken for a part of what was said before.
+    assert llm.create_completion(A, **GREEDY)["logo"]["route"]["scores"] == llm.route(A).all_scores
+
+
+def test_the_whole_conversation_is_routed_where_no_adapter_fits_the_last_message(logo, monkeypatch):
+    llm = logo()
+    routed, route = [], llm._router.route
+
+    def nothing_fits(tokens, signal, top_k):
+        routed.append(tokens)
+        found = route(tokens, signal, top_k)
+        return found if len(routed) == 2 else Route(all_scores=found.all_scores)
+
+    monkeypatch.setattr(llm._router, "route", nothing_fits)
+    conversation = said(A, "yes", B)
+    answer = llm.create_chat_completion(conversation, **GREEDY)
+    assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)]
+    assert answer["logo"]["route"]["adapters"]
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        said(A),  # nothing else is there
+        [{"role": "system", "content": A}, {"role": "assistant", "content": B}],  # nobody asks
+        [{"role": "system", "content": A}, {"role": "user", "content": ""}],
+    ],
+)
+def test_conversations_that_are_routed_as_they_are(logo, conversation):
+    llm = logo()
+    assert llm.route(conversation) == llm.route(llm.tokens_of(conversation))
+
+
+def test_what_the_base_reads_anyway_is_routed_as_a_whole(logo):
+    llm, conversation = logo(prefill="base"), said(A, "yes", B)
+    assert llm.route(conversation) == llm.route(llm.tokens_of(conversation))
+
+
 def test_reading_ahead_is_nothing_where_every_adapter_is_evaluated(logo):
     llm = logo(probe="each")
-    llm.read_ahead([{"role": "user", "content": A}])
+    llm.read_ahead(A)
+    assert llm._router._hidden is None
+
+
+def test_reading_ahead_is_nothing_where_only_the_next_message_will_be_read(logo):
+    llm = logo()
+    llm.read_ahead(said(A, "yes"))
     assert llm._router._hidden is None
 
 

@@ -57,7 +57,8 @@ def test_the_table_of_scores():
     lines = shown(report.explain_table(route(), 80))
     assert lines[0] == "norm · one-pass · blk.3.attn_q.weight"
     assert lines[1].split() == ["adapter", "weight", "score"]
-    assert [line.split()[0] for line in lines[2:]] == list(SCORES)
+    assert [line.split()[0] for line in lines[2:-1]] == [name for name, s in SCORES.items() if s]
+    assert lines[-1] == "and 1 with a score of 0"
     assert lines[2].split() == ["sort-words", "0.42", "4.2", "█" * 20]
     assert lines[5].split()[:2] == ["[red]", "1"]  # no weight, and no markup either
 
@@ -141,7 +142,7 @@ def test_the_table_of_adapters(width):
     ("generated", "decode", "end"),
     [
         (3, 100.0, "answer 3 tokens at 20.0 tokens/s"),
-        (1, 0.0, "answer 1 tokens"),
+        (1, 0.0, "answer 1 token"),
         (0, 0.0, "answer 0 tokens"),
     ],
 )
@@ -163,7 +164,7 @@ def test_a_large_pool_is_cut_but_never_the_selected():
 
 def test_the_table_when_the_base_answers_alone():
     lines = shown(report.explain_table(select({"a": 0.0, "b": 0.0}, 3, **HOW)))
-    assert lines[-1] == "base alone"
+    assert lines[1:] == ["2 with a score of 0", "base alone"]
     assert shown(report.explain_table(Route()))[-1] == "base alone"
 
 

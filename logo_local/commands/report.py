@@ -149,19 +149,24 @@ def answer_line(timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> st
     line = f"prompt {usage['prompt_tokens']} tokens in {prompt_ms:.0f} ms"
     n, ms = usage["completion_tokens"], timings_ms["decode"]
     rate = f" at {(n - 1) / ms * 1000:.1f} tokens/s" if n > 1 and ms > 0 else ""
-    return f"{line}{_SEPARATOR}answer {n} tokens{rate}"
+    return f"{line}{_SEPARATOR}answer {n} token{'s' * (n != 1)}{rate}"
 
 
 def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
     """Every adapter's score with a bar, and the weights of the selected; for `--explain`.
 
-    The highest twenty are shown, and all the selected; the others are counted. Names are cut
+    The highest twenty are shown, unless they are 0, and all the selected; the others are counted.
+    Names are cut
     where a terminal is narrow, numbers never: there is room for the weights from 30 columns on,
     and for `bars` from 40.
     """
     selected = dict(zip(route.names, route.weights, strict=True))
     ranked = sorted(route.all_scores.items(), key=lambda item: (-item[1], item[0]))
-    shown = [item for i, item in enumerate(ranked) if i < _MOST_ROWS or item[0] in selected]
+    shown = [
+        (name, score)
+        for i, (name, score) in enumerate(ranked)
+        if (i < _MOST_ROWS and score > 0) or name in selected
+    ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     weights, bars = width >= 30, bars and width >= 40
     bar_width = min(24, width // 4)
@@ -184,8 +189,12 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")
     lines: list[Text | Table] = [Text(how_line(route), style="dim"), table]
-    if len(shown) < len(ranked):
-        lines.append(Text(f"and {len(ranked) - len(shown)} more", style="dim"))
+    if not shown:
+        lines.pop()  # only headings
+    if rest := ranked[len(shown) :]:
+        what = "more" if rest[0][1] > 0 else "with a score of 0"
+        and_ = "and " if shown else ""
+        lines.append(Text(f"{and_}{len(rest)} {what}", style="dim"))
     if route.is_base:
         lines.append(Text(BASE_ALONE))
     elif route.strength < 1:

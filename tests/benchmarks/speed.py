@@ -300,8 +300,8 @@ def report(found: dict[str, Any], repeats: int) -> str:
         "for each module, at which its threads wait for each other; with one thread the figures "
         "are 1.12 and 1.08. Other weights of 20 adapters mean reading and scaling some 115 MB. In "
         "a follow-up what is new is read twice, by the base for its route and under the mixture; "
-        "at once, the base has the answer to read, too, which in a chat it does while the user "
-        "reads it.",
+        "at once, the base has the answer to read, too. These are prompts of tokens: of messages, "
+        "as in a chat, the base reads only the last, and so no more than after a pause.",
         "",
         "With `--prefill base` (the prompt is read by the base alone, and only what follows is "
         f"made under the mixture) the first token takes {wait['base: prompt']:.2f} of the base's, "
