@@ -16,7 +16,7 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, convert
-from logo_local.commands import cli, options
+from logo_local.commands import background, cli, options
 from logo_local.config import parse_memory
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
@@ -304,7 +304,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
         began.append((model, adapters, settings))
         yield
 
-    monkeypatch.setattr(cli, "asking", asking)
+    monkeypatch.setattr(background, "asking", asking)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
     call("run", *MODEL)
     assert (began, llm.settings["self_profile"]) == ([], "kept")

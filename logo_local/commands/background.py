@@ -12,11 +12,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
+
+from ..ask import Engine
+from .terminal import say
 
 _NICER = 10
 _N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
+
+
+def asking_for(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
+    """`asking` for the adapters of an engine, with a line that says so; nothing where none is left.
+
+    `given` are the options that the engine was opened by.
+    """
+    unasked = llm.unasked()
+    if not unasked:
+        return nullcontext()
+    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
+    settings = {name: given[name] for name in ("signal", "adapter_memory")}
+    return asking(str(llm.base.path), str(llm.pool.folder), settings)
 
 
 @contextmanager

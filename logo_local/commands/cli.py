@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from ..evaluation.command import evaluate
 from ..jsonl.command import JSONL, answer_lines
 from ..server.command import serve
 from . import report
-from .background import asking
+from .background import asking_for
 from .convert_command import BASE_OPTION, convert, read_base
 from .opening import open_by_options, open_engine
 from .options import (
@@ -118,7 +117,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         given["self_profile"] = "kept"  # nobody waits for the rest: see below
     llm = open_by_options(ctx, model, given)
     if talk:
-        with _asking(llm, given):
+        with asking_for(llm, given):
             chat.chat(
                 llm,
                 replace(sampling, seed=given["seed"]),
@@ -140,15 +139,6 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         _explain(llm)
     if not given["as_json"] and llm.last_route is not None:
         say(report.blend_line(llm.last_route, err_console().width), "dim")
-
-
-def _asking(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
-    unasked = llm.unasked()
-    if not unasked:
-        return nullcontext()
-    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
-    settings = {name: given[name] for name in ("signal", "adapter_memory")}
-    return asking(str(llm.base.path), str(llm.pool.folder), settings)
 
 
 def _announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:

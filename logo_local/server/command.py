@@ -6,13 +6,12 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..ask import SAMPLED, Engine, Sampling
-from ..commands.background import asking
+from ..commands.background import asking_for
 from ..commands.opening import open_by_options
 from ..commands.options import ROUTES, SAMPLING, SERVER, options
 from ..commands.terminal import UsageError, say
@@ -44,7 +43,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)
         first = engines[0]
-        with _asking(first, given):
+        with asking_for(first, given):
             say(
                 f"{first.base.path.name} with {len(first.pool.names)} adapters at "
                 f"{_address(given['host'], bound)} (Ctrl+C stops)"
@@ -147,12 +146,3 @@ def _private_bytes() -> int:
 
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))
-
-
-def _asking(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
-    unasked = llm.unasked()
-    if not unasked:
-        return nullcontext()
-    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
-    settings = {name: given[name] for name in ("signal", "adapter_memory")}
-    return asking(str(llm.base.path), str(llm.pool.folder), settings)
