@@ -132,7 +132,7 @@ class LoGo(RoutedLlama):
         )
         index = None
         if probe == "one-pass":
-            index = current_index(None, self.pool, layer)
+            index = current_index(None, self.pool, layer, self.signal)
 
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
@@ -178,7 +178,7 @@ class LoGo(RoutedLlama):
         self.on_route: Callable[[Route], None] | None = None
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._fixed: Route | None = None
-        self._alone: list[int] | None = None
+        self._asked: Sequence[list[int]] = ()
         self._turn = 0  # counts the prompts that reached the context
         self.timings_ms["load"] = _ms_since(started)
 
@@ -198,13 +198,13 @@ class LoGo(RoutedLlama):
         if not given.arguments.pop("reset", True):
             prompt = [*self._input_ids.tolist(), *prompt]
         options = {k: v for k, v in given.arguments.items() if k not in ("self", "tokens")}
-        return self._generate(prompt, self._fixed, self._alone, options)
+        return self._generate(prompt, self._fixed, self._asked, options)
 
     def _generate(
         self,
         prompt: list[int],
         given: Route | None,
-        alone: list[int] | None,
+        parts: Sequence[list[int]],
         options: Mapping[str, Any],
     ) -> Generator[int, Sequence[int] | None, None]:
         self.stop_at(prompt)
@@ -212,14 +212,16 @@ class LoGo(RoutedLlama):
         turn = self._turn
         self.usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         self._forget_timings()
-        self._renew_pool()
+        if given is None or not given.is_base:
+            self._renew_pool()
         try:
-            self._route_and_adopt(prompt, given, alone)
-        except AdapterError as error:
-            if not self._renew_pool(forced=True):
-                raise
-            log.debug("once more, after %s", error)
-            self._route_and_adopt(prompt, given, alone)
+            try:
+                self._route_and_adopt(prompt, given, parts)
+            except AdapterError as error:
+                if not self._renew_pool(forced=True):
+                    raise
+                log.debug("once more, after %s", error)
+                self._route_and_adopt(prompt, given, parts)
         except Stopped:  # where the base reads the prompt
             return
         parent = super().generate(prompt, **options)
@@ -247,12 +249,12 @@ class LoGo(RoutedLlama):
             parent.close()
 
     def _route_and_adopt(
-        self, prompt: list[int], given: Route | None, alone: list[int] | None
+        self, prompt: list[int], given: Route | None, parts: Sequence[list[int]]
     ) -> None:
         route = given
         if route is None:
             tolerance = self._settings.keep_route
-            route = kept(self._route_tokens(prompt, alone), self.last_route, tolerance)
+            route = kept(self._route_tokens(prompt, parts), self.last_route, tolerance)
         by_base = self._settings.prefill == "base" and not route.is_base
         if by_base:
             started = time.perf_counter()
@@ -264,14 +266,14 @@ class LoGo(RoutedLlama):
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result."""
-        return self._with_logo(None, super().create_completion, *args, **kwargs)
+        return self._with_logo((), super().create_completion, *args, **kwargs)
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result; see `route` for what is routed."""
-        alone = None
+        parts: Sequence[list[int]] = ()
         if self._fixed is None and not self._tokens_only:
-            alone = self._last_message(messages)
-        return self._with_logo(alone, super().create_chat_completion, messages, *args, **kwargs)
+            parts = self._parts(messages)
+        return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
         """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
@@ -301,33 +303,33 @@ class LoGo(RoutedLlama):
             self.on_route(self.last_route)
 
     def _with_logo(
-        self, alone: list[int] | None, call: Callable[..., Any], *args: Any, **kwargs: Any
+        self, parts: Sequence[list[int]], call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        before = self._alone
         # The completion that a chat completion makes of itself is routed as the latter is.
-        self._alone = alone if alone is not None else before
+        before = self._asked
+        self._asked = asked = parts or before
         try:
             with prompt_errors():
                 result = call(*args, **kwargs)
         finally:
-            asked, self._alone = self._alone, before
+            self._asked = before
         if isinstance(result, dict):
             result["logo"] = self._logo()
             return result
         return self._stream_with_logo(result, self._fixed, asked)
 
     def _stream_with_logo(
-        self, chunks: Iterator[dict[str, Any]], given: Route | None, alone: list[int] | None
+        self, chunks: Iterator[dict[str, Any]], given: Route | None, asked: Sequence[list[int]]
     ) -> Iterator[dict[str, Any]]:
         """`chunks`, routed as when they were asked for: the parent begins at the first."""
         while True:
-            before = self._fixed, self._alone
-            self._fixed, self._alone = given, alone
+            before = self._fixed, self._asked
+            self._fixed, self._asked = given, asked
             try:
                 with prompt_errors():
                     chunk = next(chunks, None)
             finally:
-                self._fixed, self._alone = before
+                self._fixed, self._asked = before
             if chunk is None:
                 return
             if any(choice.get("finish_reason") for choice in chunk["choices"]):

@@ -35,20 +35,20 @@ class RoutedLlama(MixedLlama):
     _router: Router
     _progress: Progress
     _fixed: Route | None  # what `under` asks for
-    _alone: list[int] | None  # what is routed of a conversation
+    _asked: Sequence[list[int]]  # what is routed of a conversation
 
     def route(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> Route:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
 
         A string is tokenised as `create_completion` does it, messages go through the model's chat
-        template. Of a conversation the user's last message is routed by itself, and the whole of it
-        only where no adapter fits that. The cached conversation stays as it is. Raises PromptError
-        for a prompt that is empty or longer than the context.
+        template. Of a conversation the user's last message is routed by itself, and all that was
+        said only where no adapter fits that; system messages are not. The cached conversation stays
+        as it is. Raises PromptError for a prompt that is empty or longer than the context.
         """
-        tokens, alone = self.tokens_of(prompt), self._last_message(prompt)
+        tokens, parts = self.tokens_of(prompt), self._parts(prompt)
         self._forget_timings()
         self._renew_pool()
-        return self._route_tokens(tokens, alone)
+        return self._route_tokens(tokens, parts)
 
     def read_ahead(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> None:
         """Let the base read a conversation so far, so that what follows costs only what is new.
@@ -163,27 +163,31 @@ class RoutedLlama(MixedLlama):
         """
         self._router.ask_adapters()
 
-    def _last_message(self, prompt: Any) -> list[int] | None:
-        """The tokens of a conversation's last message by the user, as if it were the only one.
+    def _parts(self, prompt: Any) -> list[list[int]]:
+        """The tokens of what is routed instead of a conversation: the first part that fits decides.
 
-        What was said before, and what the system is told, hide what the message is about: routes of
-        whole conversations choose the adapters of the first subject, or none. None where there is
-        nothing else in the prompt, or where the base's pass over all of it is needed anyway.
+        First the user's last message, as if it were the only one; then all that was said. What was
+        said before, and what the system is told, hide what a message is about: their routes choose
+        the adapters of the first subject, or none. Empty for a prompt that is routed as it is:
+        where nothing else is in it, or where the base's pass over all of it is needed anyway.
         """
-        if not _are_messages(prompt) or len(prompt) < 2:
-            return None
-        said = [message for message in prompt if message.get("role") == "user"]
-        if not said or not said[-1].get("content") or self._settings.prefill == "base":
-            return None
-        with suppress(PromptError):  # a template that wants more than one message
-            return self.tokens_of(said[-1:])
-        return None
+        if not _are_messages(prompt) or len(prompt) < 2 or self._settings.prefill == "base":
+            return []
+        said = [message for message in prompt if message.get("role") != "system"]
+        asked = [message for message in said if message.get("role") == "user"]
+        if not asked or not asked[-1].get("content"):
+            return []
+        with suppress(PromptError, TypeError):  # a template that wants more than that
+            return [self.tokens_of(part) for part in (asked[-1:], said)[: min(len(said), 2)]]
+        return []
 
-    def _route_tokens(self, tokens: list[int], alone: list[int] | None) -> Route:
-        """The route of `tokens`; of `alone` instead, where that has one with an adapter."""
-        route = self._router.route(alone or tokens, self.signal, self.top_k)
-        if alone and route.is_base:
-            route = self._router.route(tokens, self.signal, self.top_k)
+    def _route_tokens(self, tokens: list[int], parts: Sequence[list[int]]) -> Route:
+        """The route of the first of `parts` that an adapter fits, or of `tokens` without any."""
+        route = Route()
+        for part in parts or [tokens]:
+            route = self._router.route(part, self.signal, self.top_k)
+            if not route.is_base:
+                break
         adapters = [self.pool.adapters[name] for name in route.names]
         return replace(route, mixture=self.mixer.way_of(adapters))
 

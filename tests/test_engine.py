@@ -11,7 +11,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
 from logo_local.engine import LoGo
-from logo_local.errors import ModelError, PoolError, PromptError, SettingsError
+from logo_local.errors import AdapterError, ModelError, PoolError, PromptError, SettingsError
 from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
 from logo_local.routing import router
@@ -648,6 +648,36 @@ def test_the_whole_conversation_is_routed_where_no_adapter_fits_the_last_message
     answer = llm.create_chat_completion(conversation, **GREEDY)
     assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)]
     assert answer["logo"]["route"]["adapters"]
+
+
+def test_what_the_system_is_told_is_never_routed(logo, monkeypatch):
+    llm = logo()
+    routed = []
+    monkeypatch.setattr(llm._router, "route", lambda tokens, *_: routed.append(tokens) or Route())
+    system = {"role": "system", "content": "one two"}
+    llm.route([system, *said(B)])
+    llm.route([system, *said(A, "yes", B)])
+    alone = llm.tokens_of(said(B))
+    assert routed == [alone, alone, llm.tokens_of(said(A, "yes", B))]
+
+
+def test_numbers_that_are_not_finite_go_with_all_keys(logo):
+    llm = logo()
+    expected = llm(A, **GREEDY)["choices"][0]["text"]
+    with llm.under({"ad0": 1e30}), pytest.raises(AdapterError, match="not finite"):
+        llm(B, **GREEDY)
+    assert llm(A, **GREEDY)["choices"][0]["text"] == expected
+
+
+def test_adapters_of_other_blocks_are_routed_where_no_single_place_is_needed(logo, tmp_path):
+    for i in range(2):
+        write_adapter(tmp_path / f"low{i}.gguf", seed=i, rank=2, blocks=(0,))
+    llm = logo(adapters=tmp_path, signal="auto", self_profile=False)
+    assert not llm.route(A).is_base
+    with pytest.raises(PoolError, match="no adapter touches block"):
+        llm.signal_scores(A, ["norm"])
+    with pytest.raises(PoolError, match="no adapter touches block"):
+        logo(adapters=tmp_path, signal="norm")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx2 as httpx
 import pytest
@@ -29,6 +30,7 @@ def run(*arguments, env=None):
         (["demo", "--host", "192.168.0.7"], 2, "an API key is needed"),
         (["demo", "--host", "localhost.evil.example"], 2, "an API key is needed"),
         (["demo", "--api-key", " "], 2, "visible ASCII"),
+        (["demo", "--api-key", "key "], 2, "visible ASCII"),
         (["demo", "--api-key", "schlüssel"], 2, "visible ASCII"),
         (["demo", "--allow-origin", "*"], 2, "no origin"),
         (["demo", "--allow-origin", "example.org"], 2, "no origin"),
@@ -133,6 +135,26 @@ def test_a_signal_finishes_the_running_answer(program, sent):
     assert [one.status_code for one in waiting] == [503] or waiting[0].status_code == 200
     assert process.stdout.read() == ""
     assert "Traceback" not in process.stderr.read()
+
+
+def test_a_second_ctrl_c_does_not_wait(program):
+    process, address = program()
+    grammar = {"type": "string", "minLength": 1000, "maxLength": 1000}
+    body = {
+        "messages": [{"role": "user", "content": "Go on"}],
+        "temperature": 1.5,
+        "stream": True,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"schema": {"type": "array", "items": grammar, "minItems": 9}},
+        },
+    }
+    with httpx.stream("POST", f"{address}v1/chat/completions", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
 
 
 def test_two_engines_answer_at_once_and_alike(program):

@@ -10,7 +10,7 @@ from serving import serving
 from starlette.testclient import TestClient
 
 from logo_local.ask import Sampling
-from logo_local.errors import AdapterError, NativeError, PromptError
+from logo_local.errors import AdapterError, NativeError, PoolError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app
 
@@ -125,6 +125,9 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
         ({"logit_bias": {"100": 1}}, 400, "token '100'"),
         ({"logit_bias": {"-1": 1}}, 400, "token '-1'"),
         ({"logit_bias": {"x": 1}}, 400, "token 'x'"),
+        ({"logit_bias": {"0000000099": 1}}, 400, "token '0000000099'"),
+        ({"logit_bias": {"0" * 5000: 1}}, 400, "token '00000"),
+        ({"lora": {"reverse": 1e308}}, 400, "lora.reverse"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "boss", "content": "x"}]}, 400, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0"),
@@ -215,7 +218,7 @@ def test_a_model_without_a_template_completes_only():
     ("failure", "status"),
     [
         (PromptError("the prompt does not fit"), 400),
-        (AdapterError("sort-words cannot be used"), 409),
+        (AdapterError("the mixture makes numbers that are not finite"), 409),
         (NativeError("llama_decode returned 1"), 503),
         (ValueError("roles must alternate"), 400),
     ],
@@ -225,6 +228,21 @@ def test_failures_before_the_first_token_have_a_status(client, fake, failure, st
         fake._answers = [[failure]]
         error = error_of(client.post(CHAT, json={"messages": HI, "stream": stream}), status)
         assert str(failure) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (AdapterError("/home/me/a.gguf cannot be read", problems=["/home/me"]), 409),
+        (PoolError("the folder of adapters /home/me does not exist"), 503),
+    ],
+)
+def test_where_files_lie_is_for_the_log(client, fake, caplog, failure, status):
+    fake._answers = [[failure]]
+    error = error_of(client.post(CHAT, json={"messages": HI}), status)
+    assert error["code"] == "pool_unusable"
+    assert "/home" not in str(error)
+    assert "/home/me" in caplog.text
 
 
 def test_failures_in_mid_stream_are_an_event(client, fake):
@@ -279,6 +297,54 @@ def test_rescanning_reaches_every_engine():
         answer = client.post("/v1/adapters/rescan")
     assert answer.json() == {"added": [], "removed": [], "changed": [], "n_adapters": 2}
     assert sorted(map(id, seen)) == sorted(map(id, engines))
+
+
+def test_rescans_do_not_pile_up():
+    gate = threading.Event()
+    llm = FakeLoGo(SCORES, [[lambda: str(gate.wait(20))], "next"])
+    with (
+        serving(create_app([llm])) as address,
+        httpx.Client(base_url=address, timeout=20) as client,
+    ):
+        threads = [
+            threading.Thread(target=client.post, args=(CHAT,), kwargs={"json": {"messages": HI}})
+        ]
+        threads[0].start()
+        while not client.get("/health").json()["running"]:
+            time.sleep(0.01)
+        answers = []
+        for _ in range(3):
+            threads.append(
+                threading.Thread(
+                    target=lambda: answers.append(client.post("/v1/adapters/rescan").status_code)
+                )
+            )
+            threads[-1].start()
+        deadline = time.monotonic() + 20
+        while len(answers) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert answers == [429, 429]
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(answers) == [200, 429, 429]
+
+
+def test_texts_to_embed_can_be_stopped():
+    llm = FakeLoGo(SCORES)
+    begun, embed = [], llm.embeddings
+    llm.embeddings = lambda texts: begun.append(1) or time.sleep(0.05) or embed(texts)
+    with TestClient(create_app([llm], seconds=0.2), base_url="http://localhost") as client:
+        error_of(client.post("/v1/embeddings", json={"input": ["x"] * 60}), 503)
+    assert 0 < len(begun) < 30
+
+
+def test_what_is_sampled_is_not_decided_by_the_request_before(client, fake):
+    for asked in ({"seed": 1, "temperature": 1}, {"temperature": 1}, {"temperature": 1}):
+        client.post(TEXT, json={"prompt": "hi", **asked})
+    seeds = [call.options["seed"] for call in fake.history]
+    assert seeds[0] == 1
+    assert len(set(seeds)) == 3
 
 
 def test_embeddings_as_numbers_and_as_bytes(client):

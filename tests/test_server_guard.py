@@ -117,6 +117,9 @@ def test_pages_that_are_listed_may_ask(asking, allowed, origin):
     answer = client.options("/v1/chat/completions", headers=preflight)
     assert answer.status_code == 204
     assert "authorization" in answer.headers["access-control-allow-headers"]
+    asked = {**preflight, "access-control-request-headers": "authorization,x-stainless-lang"}
+    answer = client.options("/v1/chat/completions", headers=asked)
+    assert "x-stainless-lang" in answer.headers["access-control-allow-headers"]
     headers = {"origin": origin, "authorization": "Bearer k"}
     answer = client.post("/v1/chat/completions", json=QUESTION, headers=headers)
     assert answer.status_code == 200

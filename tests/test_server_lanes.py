@@ -152,6 +152,19 @@ def test_an_error_ends_the_job_and_not_the_lane():
     assert run(scenario) == ["a1", "a2"]
 
 
+def test_not_even_an_exit_within_a_job_ends_the_lane():
+    def leaving(_llm):
+        yield 1
+        raise SystemExit(3)
+
+    async def scenario(lanes):
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await all_of(lanes.submit(leaving))
+        return await all_of(lanes.submit(works([], "a")))
+
+    assert run(scenario) == ["a1", "a2"]
+
+
 def test_draining_sends_away_who_waits_and_lets_the_answer_end():
     async def scenario(lanes):
         gate = threading.Event()

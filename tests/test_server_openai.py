@@ -93,6 +93,19 @@ def test_a_call_of_a_tool(client):
     parts = [c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls]
     text = "".join(part[0].function.arguments for part in parts)
     assert json.loads(text) == json.loads(call.function.arguments)
+    with client.chat.completions.stream(
+        model="auto", messages=MESSAGES, tools=[tool], tool_choice="required"
+    ) as stream:
+        for _ in stream:
+            pass
+        (joined,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert (joined.function.name, joined.function.arguments) == ("pick", text)
+    assert joined.id.count("call_") == 1
+    for whole in (True, False):
+        asked = {"model": "auto", "messages": MESSAGES, "tools": [tool], "tool_choice": named}
+        cut = client.chat.completions.create(**asked, max_tokens=3, stream=not whole)
+        last = cut if whole else list(cut)[-1]
+        assert last.choices[0].finish_reason == "length"
     # The conversation goes on with the call and what came of it.
     messages = [
         *MESSAGES,
@@ -159,6 +172,17 @@ def test_a_conversation_under_the_same_adapters_is_not_read_again(client, engine
     read.clear()
     client.chat.completions.create(model="base:reverse-words", messages=messages[:-2])
     assert read[0] == answer.usage.prompt_tokens
+
+
+def test_weights_that_make_no_numbers_harm_nobody_else(client):
+    before = client.chat.completions.create(model="auto", messages=MESSAGES)
+    huge = {"lora": {"compare-people": 100.0, "check-places": 100.0, "judge-facts": 100.0}}
+    with pytest.raises(openai.ConflictError, match="not finite"):
+        client.chat.completions.create(model="auto", messages=MESSAGES, extra_body=huge)
+    for model in ("base", "auto"):
+        after = client.chat.completions.create(model=model, messages=MESSAGES)
+        assert after.choices[0].message.content
+    assert after.choices[0].message.content == before.choices[0].message.content
 
 
 def test_options_of_ours_go_through_extra_body(client):

@@ -6,9 +6,13 @@ right only under the same adapters with the same weights: keys and values are ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import llama_cpp
+
+from ..errors import AdapterError
 from .mixture import Mixer, Mixture, MixtureKey, mixture_key
 from .prompt_tokens import PromptTokens
 
@@ -60,11 +64,24 @@ class MixedLlama(PromptTokens):
             self.eval(prompt)
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """As in the parent, batch by batch. Raises Stopped between two, if it should stop."""
+        """As in the parent, batch by batch. Raises Stopped between two, if it should stop.
+
+        Raises AdapterError where the mixture makes numbers that are not finite. Then all keys and
+        values go: where they are hidden from later prompts they still count as 0 times NaN.
+        """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
                 raise Stopped
             super().eval(tokens[start : start + self.n_batch])
+        logits = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        if logits and not math.isfinite(logits[0]):  # one is NaN where all are
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+            self.reset()
+            self._kv_key = None
+            raise AdapterError(
+                "the mixture makes numbers that are not finite",
+                hint="smaller weights may help; logo-local check looks at the adapters",
+            )
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, by the base model alone."""

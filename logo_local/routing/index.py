@@ -59,7 +59,7 @@ def choose_target(adapters: Mapping[str, AdapterFile], base: BaseModel, layer: i
         else:
             message = f"no adapter touches block {block}, whose input --layer {layer} asks for"
         hint = "choose another block with --layer, or " if readable else ""
-        raise PoolError(message, hint=f"{hint}use --probe each")
+        raise PoolError(message, hint=f"{hint}use --signal auto, or --probe each")
 
     def rank(target: str) -> tuple[int, int, str]:
         kind = target.removeprefix(prefix).removesuffix(".weight")

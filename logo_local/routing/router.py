@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from .. import config
-from ..errors import NativeError
+from ..errors import NativeError, PoolError
 from ..files.pool import Pool
 from ..llama.mixture import ResidentAdapters
 from ..llama.native import Place, Reading
@@ -150,6 +150,8 @@ class Router:
             return Scored(signal.removeprefix("each-"), "each", None, by_each(tokens, names))
         scorer = self._scorer_for(signal)
         signal = scorer.resolved(signal)
+        if signal in AT_ONE_PLACE and not scorer.index.target:
+            choose_target(self._pool.adapters, self._pool.base, self._settings.layer)  # raises
         started = time.perf_counter()
         reading = self._read(tokens, scorer.places(signal))
         self._timings_ms["probe"] += _ms_since(started)
@@ -262,7 +264,8 @@ class Router:
         adapters, base = self._pool.adapters, self._pool.base
         scorer = self._scorer
         if scorer is None or scorer.adapters is not adapters:
-            index = self._index = current_index(self._index, self._pool, self._settings.layer)
+            index = current_index(self._index, self._pool, self._settings.layer, signal)
+            self._index = index
             place = Place(index.target, residual=self._settings.tap == "residual")
             prompts = self._profiles.of_prompts() if signal in NEED_PROFILES else None
             folder = self._pool.index_folder
@@ -331,10 +334,20 @@ class Router:
         self._hidden = self._each = self._batch = None
 
 
-def current_index(index: RoutingIndex | None, pool: Pool, layer: int) -> RoutingIndex:
-    """The index of the pool as it is now; `index` itself unless the pool has changed since."""
+def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: str) -> RoutingIndex:
+    """The index of the pool as it is now; `index` itself unless the pool has changed since.
+
+    A block that no adapter can be read at stands in the way of signals of one place only: without
+    their need the index has no target then, and no line about adapters that it leaves out.
+    """
     if index is not None and index.adapters is pool.adapters:
         return index
+    if signal not in AT_ONE_PLACE:
+        try:
+            target = choose_target(pool.adapters, pool.base, layer)
+        except PoolError:
+            target = ""
+        return RoutingIndex(target, pool.adapters, pool.index_folder)
     target = choose_target(pool.adapters, pool.base, layer)
     return RoutingIndex.build(pool.adapters, target, pool.index_folder)
 

@@ -27,6 +27,9 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
     answer.setdefault("created", int(time.time()))
     for choice in answer.get("choices", ()):
         choice.setdefault("logprobs", None)
+        calls = choice.get("message", {}).get("tool_calls") or ()
+        if any(_was_cut(call["function"]["arguments"]) for call in calls):
+            choice["finish_reason"] = "length"
         for part in ("delta", "message"):
             if part in choice:  # llama_cpp writes the older form of a call beside the newer
                 choice[part] = {
@@ -39,15 +42,41 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
     return answer
 
 
-def chunks_of(
-    chunk: dict[str, Any], model: str, waited: float, with_usage: bool
-) -> Iterator[dict[str, Any]]:
-    """A chunk as the client gets it; the usage comes in one of its own, where it is wanted."""
-    usage = chunk.pop("usage", None)
-    chunk = finished(chunk, model, waited)
-    yield chunk
-    if with_usage and usage is not None:
-        yield {**{k: v for k, v in chunk.items() if k != "logo"}, "choices": [], "usage": usage}
+def _was_cut(arguments: str) -> bool:
+    """Whether the arguments of a call ended before their end, which llama_cpp does not say."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return True
+    return False
+
+
+class Stream:
+    """The chunks of one answer on their way to the client, who gets them as OpenAI sends them.
+
+    A call's id and name are in its first chunk only, since clients join what they get; the usage
+    comes in a chunk of its own, where it is wanted.
+    """
+
+    def __init__(self, model: str, *, with_usage: bool) -> None:
+        self._model, self._with_usage = model, with_usage
+        self._arguments: str | None = None  # of the call, as far as they have come
+
+    def chunks_of(self, chunk: dict[str, Any], waited: float) -> Iterator[dict[str, Any]]:
+        """A chunk of llama_cpp's as one, or two; `waited` as for `finished`."""
+        usage = chunk.pop("usage", None)
+        chunk = finished(chunk, self._model, waited)
+        for choice in chunk["choices"]:
+            for call in choice.get("delta", {}).get("tool_calls", ()):
+                if self._arguments is not None:
+                    call.pop("id", None), call.pop("type", None), call["function"].pop("name", None)
+                self._arguments = (self._arguments or "") + call["function"]["arguments"]
+            if choice["finish_reason"] == "tool_calls" and _was_cut(self._arguments or ""):
+                choice["finish_reason"] = "length"
+        yield chunk
+        if self._with_usage and usage is not None:
+            rest = {k: v for k, v in chunk.items() if k != "logo"}
+            yield {**rest, "choices": [], "usage": usage}
 
 
 def event(value: Mapping[str, Any]) -> bytes:

@@ -119,7 +119,8 @@ router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come f
 
 @router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
-    work = asked.chat(body, request.app.state.defaults)
+    # A schema may take a while to become a grammar: nobody else waits for that.
+    work = await asyncio.to_thread(asked.chat, body, request.app.state.defaults)
     return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
 
 
@@ -213,6 +214,7 @@ async def _answer(request: Request, body: Generation, work: Work, prompt: str) -
     items = job.__aiter__()
     first = await _next(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
+    stream = answers.Stream(body.model, with_usage=usage)
 
     async def events() -> AsyncIterator[bytes]:
         chunk = first
@@ -220,7 +222,7 @@ async def _answer(request: Request, body: Generation, work: Work, prompt: str) -
             while chunk is not None:
                 if chunk.get("usage"):
                     metrics.answered(job, chunk)
-                for one in answers.chunks_of(chunk, body.model, job.waited, usage):
+                for one in stream.chunks_of(chunk, job.waited):
                     yield answers.event(one)
                 chunk = await anext(items, None)
         except Exception as error:

@@ -7,6 +7,8 @@ adapters are looked up by the engine alone, whose pool is always as new as the f
 from __future__ import annotations
 
 import base64
+import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,6 +34,8 @@ from .structured import any_json, grammar_for
 
 AUTO, BASE, ONE = "auto", "base", "base:"
 _SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"
+
+_TOKEN = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 # The options that llama_cpp has under the same name.
 _SAME = (
@@ -86,6 +90,8 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
     options["max_tokens"] = min(wanted or defaults.max_tokens, defaults.max_tokens)
     options["stream"] = bool(request.stream)
+    if options["temperature"] > 0:  # llama_cpp goes on from the seed of the request before
+        options.setdefault("seed", secrets.randbelow(_SEEDS))
     return options
 
 
@@ -95,9 +101,9 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
         return {}
     bias = {}
     for token, value in request.logit_bias.items():
-        if not (token.isascii() and token.isdigit()) or int(token[:9]) >= llm.n_vocab():
+        if not _TOKEN.fullmatch(token) or int(token) >= llm.n_vocab():
             raise RequestError(
-                f"logit_bias names the token {token!r}, and there are {llm.n_vocab()}",
+                f"logit_bias names the token {token[:20]!r}, and there are {llm.n_vocab()}",
                 param="logit_bias",
             )
         bias[int(token)] = value
@@ -223,8 +229,14 @@ def embedding(request: EmbeddingRequest) -> Work:
     texts = [request.input] if isinstance(request.input, str) else request.input
 
     def work(llm: Engine) -> Iterator[Any]:
-        vectors, n_tokens = llm.embeddings(texts)
-        yield [_encoded(vector, request.encoding_format) for vector in vectors], n_tokens
+        vectors, n_tokens = [], 0
+        for text in texts:
+            if llm.should_stop():
+                raise RequestError("the time was over", status=503, code="stopped")
+            (vector,), n = llm.embeddings([text])
+            vectors.append(_encoded(vector, request.encoding_format))
+            n_tokens += n
+        yield vectors, n_tokens
 
     return work
 

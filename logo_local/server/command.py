@@ -52,7 +52,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
                 engines,
                 bound,
                 rules=rules,
-                defaults=Sampling(**{name: given[name] for name in SAMPLED}),
+                defaults=Sampling(**{name: given[name] for name in (*SAMPLED, "seed")}),
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
             )
@@ -69,8 +69,10 @@ def _rules(given: Mapping[str, Any]) -> Rules:
             f"others can reach {host}, so that an API key is needed",
             "set LOGO_LOCAL_API_KEY to a long random text, or leave out --host",
         )
-    if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
-        raise UsageError("the API key must be made of visible ASCII characters", "choose another")
+    if key is not None and (not key or key != key.strip() or not _is_visible(key)):
+        raise UsageError(
+            "the API key must be made of visible ASCII characters", "choose another one"
+        )
     for origin in given["allowed_origins"]:
         if "://" not in origin or origin.startswith("*"):
             raise UsageError(
@@ -83,6 +85,10 @@ def _rules(given: Mapping[str, Any]) -> Rules:
         origins=[origin.rstrip("/") for origin in given["allowed_origins"]],
         api_key=key,
     )
+
+
+def _is_visible(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _is_loopback(host: str) -> bool:
@@ -122,7 +128,7 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
 
     n = given["parallel"]
     # What somebody else asked before must not change an answer: see docs/server.md.
-    given |= {"past": False, "links_out": False}
+    given |= {"past": False, "links_out": False, "keep_route": 0.0}
     if given["self_profile"]:
         given["self_profile"] = "kept"
     if n > 1 and given["threads"] is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import AdapterError, LogoError, NativeError, PoolError
+
+log = logging.getLogger(__name__)
 
 
 class RequestError(LogoError):
@@ -64,8 +67,12 @@ def as_request_error(error: Exception) -> RequestError:
         return error
     if isinstance(error, LogoError):
         status, code = 400, "invalid_request"
+        if isinstance(error, PoolError) and not error.message.startswith("there is no adapter "):
+            return _about_files("the folder of adapters cannot be used", 503, error)
         if isinstance(error, PoolError):
             status, code = 404, "model_not_found"
+        elif isinstance(error, AdapterError) and not error.message.startswith("the mixture "):
+            return _about_files("an adapter cannot be used any more", 409, error)
         elif isinstance(error, AdapterError):
             status, code = 409, "adapter_unusable"
         elif isinstance(error, NativeError):
@@ -76,6 +83,12 @@ def as_request_error(error: Exception) -> RequestError:
     if isinstance(error, ValueError) or _is_template_error(error):
         return RequestError(f"llama.cpp or the chat template refuses this: {error}")
     return RequestError("an internal error; the server's log says more", status=500, code="bug")
+
+
+def _about_files(what: str, status: int, error: LogoError) -> RequestError:
+    """What says where files lie is for the log."""
+    log.warning("%s", error)
+    return RequestError(f"{what}; the server's log says why", status=status, code="pool_unusable")
 
 
 def _is_template_error(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .app import create_app
 from .lanes import Lanes
 
 _MAX_CONNECTIONS = 512
+_PATIENCE = 1.0  # seconds, after the second Ctrl+C
 
 
 class _Server(uvicorn.Server):
@@ -50,8 +52,10 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
         server_header=False,
         proxy_headers=False,
     )
+    server = _Server(config, made)
     try:
-        _Server(config, made).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         for lanes in made:
-            lanes.stop()
+            if not lanes.stop(_PATIENCE if server.force_exit else None):
+                os._exit(130)  # an engine is at work, and must not be freed under its thread

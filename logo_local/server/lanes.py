@@ -24,6 +24,7 @@ from .failures import RequestError
 log = logging.getLogger(__name__)
 
 Work = Callable[[Engine], Iterator[Any]]
+_COMPARED = 65536  # characters of a prompt, to find who has read its beginning
 _REMEMBERED = 0.1  # how much the last job counts in the usual time of one
 
 
@@ -87,8 +88,8 @@ class _Lane:
                 if not job.cancelled:
                     for item in job.work(self.engine):
                         self._lanes.hand_over(job, item)
-            except Exception as caught:
-                error = caught
+            except BaseException as caught:  # whatever it is, others wait for this thread
+                error = caught if isinstance(caught, Exception) else RuntimeError(repr(caught))
             self._lanes.finished(self, job, _End(error))
 
 
@@ -124,7 +125,7 @@ class Lanes:
         """Stand in line. RequestError 429 where it is too long, 503 where the server is closing."""
         if self.closing:
             raise _closing()
-        job = Job(work, key, self)
+        job = Job(work, key[:_COMPARED], self)
         if self._idle:
             lane = self._idle[0]
             if len(self._idle) > 1:  # the comparison takes its time
@@ -134,17 +135,18 @@ class Lanes:
             self.waiting.append(job)
         else:
             seconds = math.ceil(self._usual * (len(self.waiting) + 1) / len(self._lanes))
-            raise RequestError(
-                f"{len(self.waiting)} requests are waiting already",
-                status=429,
-                code="queue_full",
-                hint=f"try again in {seconds} s",
-                headers={"Retry-After": str(seconds)},
-            )
+            raise _too_many(f"{len(self.waiting)} requests are waiting already", seconds)
         return job
 
     def submit_to_all(self, work: Work) -> list[Job]:
-        """One job for each engine, ahead of the line; each begins when its engine is free."""
+        """One job for each engine, ahead of the line; each begins when its engine is free.
+
+        RequestError 429 where another such job has not begun yet, 503 where the server is closing.
+        """
+        if self.closing:
+            raise _closing()
+        if any(len(lane.jobs) > 1 for lane in self._lanes):
+            raise _too_many("this is waiting to be done already", 1)
         jobs = [Job(work, "", self) for _ in self._lanes]
         for lane, job in zip(self._lanes, jobs, strict=True):
             self._give(lane, job)
@@ -170,18 +172,19 @@ class Lanes:
         self.drain()
         await asyncio.to_thread(self.stop)
 
-    def stop(self) -> None:
-        """End what runs and wait for the threads. May be called twice.
+    def stop(self, seconds: float | None = None) -> bool:
+        """End what runs, wait for the threads, at most so long, and say whether all have ended.
 
-        The engines stay open: they are the caller's.
+        May be called twice. The engines stay open: they are the caller's.
         """
         self.closing = True
         for lane in self._lanes:
-            for job in lane.jobs:
+            for job in list(lane.jobs):
                 job.cancelled = True
             lane.inbox.put(None)
         for lane in self._lanes:
-            lane.thread.join()
+            lane.thread.join(seconds)
+        return not any(lane.thread.is_alive() for lane in self._lanes)
 
     # From a lane's thread
 
@@ -225,6 +228,16 @@ def _common(one: str, other: str) -> int:
     """How many characters both begin with."""
     n = min(len(one), len(other))
     return next((i for i in range(n) if one[i] != other[i]), n)
+
+
+def _too_many(why: str, seconds: int) -> RequestError:
+    return RequestError(
+        why,
+        status=429,
+        code="queue_full",
+        hint=f"try again in {seconds} s",
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 def _closing() -> RequestError:

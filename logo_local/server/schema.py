@@ -15,7 +15,7 @@ _SEEDS = 2**63
 # Fields of OpenAI's that say nothing about the answer here; clients send them unasked.
 Unused = Annotated[Any, Field(description="Taken, and without any effect.")]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
-Weights = Annotated[dict[Name, float], Field(max_length=4096)]
+Weights = Annotated[dict[Name, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096)]
 
 
 class Body(BaseModel):

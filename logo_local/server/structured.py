@@ -15,9 +15,19 @@ from typing import Any
 from .failures import RequestError
 
 _MAX_BYTES = 64 * 1024  # of a schema
-_MAX_REPEATS = 1000  # llama.cpp takes 2,000 at most, and each is written out
+_MAX_NAME = 128  # characters of a property: rules are named by it, again and again
+_MAX_REPEATS = 1000  # of one thing, each of which is written out, and of all in a schema ten times
+_MAX_PATTERN = 256  # characters
+_MAX_WAYS = 4096  # how many ways through a pattern its optional parts make: all are kept in mind
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-_QUANTIFIER = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+_QUANTIFIER = re.compile(r"[*+?]|\{([^}]*)\}")
+_COUNT = re.compile(r"(\d{1,4})|(\d{0,4}),(\d{0,4})", re.ASCII)
+# Where the values are schemas, by name or in a list or alone; what else is there is not.
+_BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
+_OWN_RULES = frozenset(  # of llama_cpp's converter, which a definition of the name would become
+    {"string", "number", "integer", "boolean", "null", "array", "object", "value", "root", "dot"}
+    | {"char", "space", "integral-part", "decimal-part", "uuid", "date", "time", "date-time"}
+)
 
 
 def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
@@ -50,27 +60,71 @@ def any_json() -> Any:
 
 
 def _check(schema: Mapping[str, Any], param: str) -> None:
+    total = 0
+    definitions: dict[str, str] = {}
     for part in _parts(schema):
+        for name in _BY_NAME:
+            if isinstance(part.get(name), Mapping) and any(len(n) > _MAX_NAME for n in part[name]):
+                raise _refused(param, f"a name in {name} has more than {_MAX_NAME} characters")
         reference = part.get("$ref")
-        if reference is not None and not str(reference).startswith("#/"):
-            raise _refused(param, f"$ref {reference!r} leads out of the schema")
+        if reference is not None:
+            _check_reference(str(reference), definitions, param)
         for name in _COUNTS:
             count = part.get(name, 0)
             if not isinstance(count, int) or not 0 <= count <= _MAX_REPEATS:
                 raise _refused(param, f"{name} must be a number from 0 to {_MAX_REPEATS}")
-        for found in _QUANTIFIER.finditer(str(part.get("pattern", ""))):
-            if any(number and int(number[:9]) > _MAX_REPEATS for number in found.groups()):
-                raise _refused(param, f"a pattern may repeat {_MAX_REPEATS} times at most")
+            total += count
+        total += _check_pattern(str(part.get("pattern", "")), param)
+        values = [part["const"]] if "const" in part else part.get("enum") or []
+        if "\\" in json.dumps(values):
+            raise _refused(param, "llama.cpp has no grammar for quotes and backslashes in values")
+    if total > 10 * _MAX_REPEATS:
+        raise _refused(param, f"its counts are more than {10 * _MAX_REPEATS} in all")
 
 
-def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object within a JSON value, itself included."""
-    if isinstance(value, Mapping):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
+def _check_reference(reference: str, definitions: dict[str, str], param: str) -> None:
+    if not reference.startswith("#/"):
+        raise _refused(param, f"$ref {reference!r} leads out of the schema")
+    name = reference.rpartition("/")[2]
+    if name in _OWN_RULES or definitions.setdefault(name, reference) != reference:
+        raise _refused(param, f"the definition in {reference} needs another name")
+
+
+def _check_pattern(pattern: str, param: str) -> int:
+    """The sum of a pattern's counts. RequestError where it is long, or has too many ways."""
+    if len(pattern) > _MAX_PATTERN:
+        raise _refused(param, f"a pattern may have {_MAX_PATTERN} characters at most")
+    ways, total = 1, 0
+    for found in _QUANTIFIER.finditer(pattern):
+        if found[1] is None:
+            ways *= 2
+            continue
+        count = _COUNT.fullmatch(found[1])
+        if count is None:
+            raise _refused(param, f"a pattern has the count {found[0]!r}")
+        highest = max(int(number or 0) for number in count.groups())
+        if highest > _MAX_REPEATS:
+            raise _refused(param, f"a pattern may repeat {_MAX_REPEATS} times at most")
+        ways *= 1 if count[1] else highest + 1
+        total += highest
+    if ways > _MAX_WAYS:
+        raise _refused(param, "its pattern has too many ways to be matched")
+    return total
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema and all within it; names of properties and values are none."""
+    if isinstance(schema, list):
+        for part in schema:
             yield from _parts(part)
+    if not isinstance(schema, Mapping):
+        return
+    yield schema
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, Mapping):
+            yield from _parts(list(value.values()))
+        elif key not in ("const", "enum", "default", "examples"):
+            yield from _parts(value)
 
 
 def _parses(rules: str) -> bool:
