@@ -58,6 +58,10 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
             )
 
 
+# These would let what somebody asked before change an answer: see docs/server.md.
+serve.params = [option for option in serve.params if option.name not in ("past", "keep_route")]
+
+
 def _rules(given: Mapping[str, Any]) -> Rules:
     """Who may ask. UsageError where everybody could."""
     from .guard import LOOPBACK, Rules
@@ -127,7 +131,6 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
     import psutil
 
     n = given["parallel"]
-    # What somebody else asked before must not change an answer: see docs/server.md.
     given |= {"past": False, "links_out": False, "keep_route": 0.0}
     if given["self_profile"]:
         given["self_profile"] = "kept"
