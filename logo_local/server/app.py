@@ -119,8 +119,11 @@ router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come f
 
 @router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
-    # A schema may take a while to become a grammar: nobody else waits for that.
-    work = await asyncio.to_thread(asked.chat, body, request.app.state.defaults)
+    defaults = request.app.state.defaults
+    if body.tools is None and body.response_format is None:
+        work = asked.chat(body, defaults)
+    else:  # a schema may take a while to become a grammar: nobody else waits for that
+        work = await asyncio.to_thread(asked.chat, body, defaults)
     return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
 
 
