@@ -150,7 +150,10 @@ class Session:
             console.print(report.explain_table(self.llm.last_route, console.width, bars=bars))
 
     def _read_ahead(self) -> None:
-        """Use the time in which the answer is read: the next route will cost less."""
+        """Use the time in which the answer is read.
+
+        Only with prefill="base": otherwise the engine reads nothing of a conversation ahead.
+        """
         prompt = self.prompt(self.messages)
 
         def read() -> None:
