@@ -11,12 +11,14 @@ WIDTH = 88
 START = """\
 # Commands
 
-This page is made by `make docs` from what `--help` says. An option of `run` and `score` may also
-be set in the environment, as `LOGO_LOCAL_` and its name (`LOGO_LOCAL_TOP_K=5`), or in
-`config.toml` (`top-k = 5`), except `--raw` and `--json`. A flag wins over the environment, the
-environment over the file, the file over the default. `LOGO_LOCAL_HOME` names the folder of the
-config file and the caches; without it they lie where the platform puts such things, and
-`logo-local doctor` says where that is.
+This page is made by `make docs` from what `--help` says. An option of `run`, `score` and
+`serve` may also be set in the environment, as `LOGO_LOCAL_` and its name (`LOGO_LOCAL_TOP_K=5`), or
+in `config.toml` (`top-k = 5`), except `--raw`, `--json` and `--jsonl`. What may be given several
+times is a list there (`allow-host = ["box.lan"]`), and in the environment separated by blanks. A
+flag wins over the environment, the environment over the file, the file over the default.
+`LOGO_LOCAL_HOME` names the folder of the config file, the caches and the data (examples, chat
+history); without it they lie where the platform puts such things, and `logo-local doctor` says
+where that is.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0, 1 for a failure
 that `error:` and `hint:` lines describe, 2 for wrong usage, 130 for Ctrl+C.

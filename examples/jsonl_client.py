@@ -77,7 +77,11 @@ class Client:
 
 def main(prompt: str, *engine: str) -> None:
     """Answer one prompt."""
-    with Client(*engine) as client:
+    try:
+        engine_process = Client(*engine)
+    except FileNotFoundError:
+        sys.exit("jsonl_client.py: there is no logo-local in the PATH")
+    with engine_process as client:
         events = client.ask(prompt, max_tokens=256)
         try:
             for event in events:

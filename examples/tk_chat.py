@@ -253,14 +253,22 @@ class Window(tk.Tk):
             ttk.Label(self.side, text=text, style="Pale.TLabel").grid(sticky="w", pady=(12, 0))
 
 
-def main(arguments: list[str]) -> None:
-    """Open the window and the engine, and stay until the window is closed."""
+def main(arguments: list[str]) -> int:
+    """Open the window and the engine, and stay until the window is closed; the exit code."""
+    if len(arguments) not in (0, 2):
+        print("usage: tk_chat.py [MODEL ADAPTERS]", file=sys.stderr)
+        return 2
     model, adapters = arguments if arguments else ("demo", None)
     worker = Worker(model, adapters)
-    window = Window(worker)
+    try:
+        window = Window(worker)
+    except tk.TclError as error:
+        print(f"tk_chat.py: there is no window without a display: {error}", file=sys.stderr)
+        return 1
     worker.start()
     window.mainloop()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,8 @@
 
     from logo_local import LoGo
     llm = LoGo("model.gguf", adapters="adapters/")
-    print(llm("a prompt")["choices"][0]["text"])
+    messages = [{"role": "user", "content": "a prompt"}]
+    print(llm.create_chat_completion(messages)["choices"][0]["message"]["content"])
 
 Importing the package is light: each name below is loaded when it is first used.
 """

@@ -1,7 +1,8 @@
 """Where the user's files lie, and what the config file says.
 
-The one place that knows folders: caches go to the platform's cache folder, the config file to
-its config folder, and LOGO_LOCAL_HOME puts both under one folder instead. Nothing is created
+The one place that knows folders: caches go to the platform's cache folder, what the user gave to
+its data folder, the config file to its config folder, and LOGO_LOCAL_HOME puts all three under
+one folder instead. Nothing is created
 here; whoever writes makes the folder. The command line reads settings in this order: flag,
 environment (LOGO_LOCAL_*), config file, default.
 """

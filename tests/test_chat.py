@@ -103,6 +103,11 @@ def test_clear_forgets(talk):
     assert [m["content"] for m in llm.history[1].messages] == ["two"]
 
 
+def test_explain_says_once_that_the_base_answers_alone(talk):
+    err = talk(FakeLoGo({"a": 0.0}, ["yes"]), "one", explain=True).err
+    assert err.splitlines().count("base alone") == 1
+
+
 def test_explain_shows_the_scores_after_each_answer(talk):
     err = talk(FakeLoGo(SCORES, ["yes"]), "one", "two", explain=True).err
     assert err.count("norm · one-pass · blk.3.attn_q.weight") == 2
@@ -132,8 +137,9 @@ def test_a_message_becomes_an_example_and_can_be_taken_back(talk):
     _, err = talk(llm, "/teach reverse", "turn it: a b", "/teach reverse")
     assert "Send the message first" in err
     assert llm.taught == {"reverse": ["turn it: a b"]}
-    talk(llm, "/unteach reverse")
+    _, err = talk(llm, "/unteach reverse", "/unteach reverse")
     assert llm.taught == {}
+    assert "Forgotten: the last example of reverse\nreverse was taught no example\n" in err
 
 
 @pytest.mark.parametrize("command", ["/pin", "/teach", "/unteach"])

@@ -321,7 +321,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
 @pytest.mark.parametrize("command", ["run", "score"])
 def test_asking_adapters_is_announced_where_a_prompt_waits_for_it(call, llm, command):
     llm.asks = ["reverse"]
-    words = "1 adapters have no example prompts"
+    words = "1 adapter has no example prompts: it is asked once"
     assert words in call(command, *MODEL, "hello").stderr
     assert words not in call(command, *MODEL, "hello", "--no-self-profile").stderr
     llm.asks = []
@@ -365,6 +365,12 @@ def test_score_of_a_prompt_that_fits_no_adapter(call):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "base alone\n")
 
 
+@pytest.mark.parametrize("options", [[], ["--explain"]])
+def test_run_says_once_that_the_base_answers_alone(call, options):
+    result = call("run", *MODEL, "hello", *options, engine=FakeLoGo({"a": 0.0}).opened)
+    assert result.stderr.splitlines().count("base alone") == 1
+
+
 # Settings
 
 
@@ -401,9 +407,35 @@ def test_everything_shared_can_stand_in_the_file(call, llm, home):
     assert "█" in result.stderr
 
 
+def test_what_may_be_given_several_times_is_a_list_in_the_file(home, monkeypatch):
+    given = {}
+    serve = cli.cli.commands["serve"]
+    monkeypatch.setattr(serve, "callback", lambda **options: given.update(options))
+
+    def names(*arguments, env=None):
+        result = CliRunner().invoke(cli.cli, ["serve", "demo", *arguments], env=env)
+        assert result.exit_code == 0, result.output
+        return given["allowed_hosts"], given["allowed_origins"]
+
+    assert names() == ((), ())
+    (home / "config.toml").write_text(
+        'allow-host = ["box.lan", "box"]\nallow_origin = ["https://example.org"]'
+    )
+    assert names() == (("box.lan", "box"), ("https://example.org",))
+    env = {"LOGO_LOCAL_ALLOW_HOST": "one.lan  two.lan"}
+    assert names(env=env) == (("one.lan", "two.lan"), ("https://example.org",))
+    assert names("--allow-host=three.lan", env=env)[0] == ("three.lan",)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ('allow-host = "a"', """allow-host = 'a': it must be a list: ["one", "another"]"""),
+        ("allow-host = [true]", "allow-host = [True]: it must be one text or number"),
+        (
+            'allowed-hosts = ["a"]',
+            "unknown setting allowed-hosts = ['a'] (did you mean allow-host?)",
+        ),
         ("topk = 5", "unknown setting topk = 5 (did you mean top-k?)"),
         ("top-k = 0", "top-k = 0: 0 is not in the range x>=1."),
         ('top-k = "many"', "top-k = 'many': 'many' is not a valid integer range."),

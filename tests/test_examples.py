@@ -186,7 +186,33 @@ def test_a_model_that_cannot_be_opened_is_said(display, monkeypatch, tmp_path):
     window.leave()
 
 
+def test_the_window_says_how_it_is_started(capsys):
+    tk_chat = pytest.importorskip("tk_chat", exc_type=ImportError)
+    assert tk_chat.main(["model.gguf"]) == 2
+    assert capsys.readouterr().err == "usage: tk_chat.py [MODEL ADAPTERS]\n"
+
+
+def test_the_window_without_a_display_is_one_line(monkeypatch, capsys):
+    tk_chat = pytest.importorskip("tk_chat", exc_type=ImportError)
+
+    def no_display(_worker):
+        raise tk_chat.tk.TclError("no display name and no $DISPLAY environment variable")
+
+    monkeypatch.setattr(tk_chat, "Window", no_display)
+    assert tk_chat.main([]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 # The clients
+
+
+def test_the_python_client_without_the_program_is_one_line(monkeypatch, tmp_path):
+    import jsonl_client
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        jsonl_client.main("hello")
+    assert caught.value.code == "jsonl_client.py: there is no logo-local in the PATH"
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
 
 from logo_local.commands import terminal
+from logo_local.errors import LogoError
 
 
 @pytest.fixture
@@ -67,6 +69,40 @@ def test_warnings_of_the_package_are_lines(capsys):
 def test_long_lines_are_left_to_the_terminal(capsys):
     terminal.say("word " * 100)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+LONG = "there is no adapter of this name, nor one with a name that is close to what was asked"
+
+
+@pytest.mark.parametrize(
+    ("print_it", "first"),
+    [
+        (lambda: terminal.say(LONG), ""),
+        (lambda: terminal.note(LONG), ""),
+        (lambda: terminal.print_error(LogoError(LONG)), "error: "),
+        (lambda: terminal.print_error(LogoError("no", problems=[LONG])), "error: no   "),
+        (lambda: terminal.print_error(LogoError("no", hint=LONG)), "error: no hint: "),
+    ],
+)
+def test_a_terminal_breaks_lines_between_words(screen, print_it, first):
+    text = screen(is_terminal=True)
+    print_it()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).splitlines()
+    assert len(lines) == 2 + ("no" in first)
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines) == first + LONG
+
+
+def test_a_word_longer_than_the_terminal_stays_whole(screen):
+    text = screen(is_terminal=True)
+    path = "/" + 30 * "long/"
+    terminal.say(f"it is in {path}")
+    assert text.getvalue() == f"it is in\n{path}\n"
+
+
+def test_a_pipe_gets_errors_in_whole_lines(capsys):
+    terminal.print_error(LogoError(LONG, problems=[LONG], hint=LONG))
+    assert capsys.readouterr().err == f"error: {LONG}\n  {LONG}\nhint: {LONG}\n"
 
 
 def test_work_after_the_first_gets_a_bar_of_its_own(screen, clock):

@@ -255,7 +255,7 @@ def _teach(session: Session, name: str) -> None:
 
 def _unteach(session: Session, name: str) -> None:
     gone = session.llm.unteach(name, last=True)
-    note(f"Forgotten: {gone} example of {name}")
+    note(f"Forgotten: the last example of {name}" if gone else f"{name} was taught no example")
 
 
 def _bye(session: Session, _argument: str) -> None:
@@ -263,7 +263,7 @@ def _bye(session: Session, _argument: str) -> None:
 
 
 COMMANDS = (
-    Command("/why", "the last route: every adapter's score, and what changed", _why),
+    Command("/why", "the last route: the scores above 0, and what changed", _why),
     Command("/adapters", "the adapters: weight in the last answer, pinned or off", _adapters),
     Command("/pin", "answer with this adapter only, until /auto", _pin, "NAME"),
     Command("/off", "answer without this adapter, until /auto", _off, "NAME"),

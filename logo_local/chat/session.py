@@ -119,7 +119,8 @@ class Session:
             self._say_how_it_ended(answer)
             if self.explain:
                 self.why()
-            note(report.blend_line(self.llm.last_route, err_console().width))
+            if not (self.explain and self.llm.last_route.is_base):  # else it is said already
+                note(report.blend_line(self.llm.last_route, err_console().width))
 
     def _make_room(self, message: Message) -> None:
         """Forget the oldest turns where the conversation would leave no room for an answer."""
@@ -150,7 +151,10 @@ class Session:
             console.print(report.explain_table(self.llm.last_route, console.width, bars=bars))
 
     def _read_ahead(self) -> None:
-        """Use the time in which the answer is read: the next route will cost less."""
+        """Use the time in which the answer is read, so that the next route costs less.
+
+        That is so with prefill="base" only: else the engine reads nothing of a conversation ahead.
+        """
         prompt = self.prompt(self.messages)
 
         def read() -> None:

@@ -66,7 +66,9 @@ def cli(ctx: click.Context) -> None:
         say(f"warning: {name} is set, but there is no such setting", "yellow")
     settings = config.load_config_file(config.config_file(), checks(cli))
     ctx.default_map = {
-        name: {key: value for key, value in settings.items() if key in settable(command)}
+        name: {
+            str(p.name): settings[flag] for flag, p in settable(command).items() if flag in settings
+        }
         for name, command in cli.commands.items()
     }
     ctx.with_resource(warnings_as_lines())
@@ -137,16 +139,20 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         _stream(llm, asked, sampling)
     if given["explain"]:
         _explain(llm)
-    if not given["as_json"] and llm.last_route is not None:
-        say(report.blend_line(llm.last_route, err_console().width), "dim")
+    route = llm.last_route
+    told = given["as_json"] or (given["explain"] and route is not None and route.is_base)
+    if route is not None and not told:
+        say(report.blend_line(route, err_console().width), "dim")
 
 
 def _announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:
     """Say what the first prompt will wait for; what is done of it stays done."""
     unasked = llm.unasked() if given["self_profile"] is True else []
     if unasked:
+        n = len(unasked)
+        who = f"{n} adapters have" if n > 1 else "1 adapter has"
         say(
-            f"{len(unasked)} adapters have no example prompts: each is asked once what it is for, "
+            f"{who} no example prompts: {'each' if n > 1 else 'it'} is asked once what it is for, "
             "which takes seconds to minutes (--no-self-profile leaves it out)",
             "dim",
         )

@@ -208,7 +208,8 @@ SERVER = (
         "allowed_hosts",
         multiple=True,
         metavar="NAME",
-        help="Another name that this server may be called by; may be given several times.",
+        help="Another name that this server may be called by; may be given several times, in the "
+        "environment separated by blanks.",
     ),
     _shared(
         "--allow-origin",
@@ -216,7 +217,7 @@ SERVER = (
         multiple=True,
         metavar="ORIGIN",
         help="Pages from there may ask: https://example.org, tauri://localhost, or "
-        "vscode-webview://*; may be given several times.",
+        "vscode-webview://*; may be given several times, as --allow-host.",
     ),
     _shared(
         "--parallel",
@@ -252,8 +253,8 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def settable(command: click.Command) -> dict[str, click.Parameter]:
-    """The parameters that the environment and the config file can set, by name."""
-    return {p.name: p for p in command.params if p.envvar and p.name}
+    """The parameters that the environment and the config file can set, by flag: "top_k"."""
+    return {p.opts[0].lstrip("-").replace("-", "_"): p for p in command.params if p.envvar}
 
 
 def unknown_variables(group: click.Group) -> list[str]:
@@ -264,7 +265,10 @@ def unknown_variables(group: click.Group) -> list[str]:
 
 
 def converter(parameter: click.Parameter) -> Callable[[object], Any]:
-    """click's own conversion of one value, outside a command line; ValueError where it fails."""
+    """click's own conversion of a value, outside a command line; ValueError where it fails.
+
+    What may be given several times is a list, of which each value is converted.
+    """
     flag = isinstance(parameter, click.Option) and parameter.is_flag
 
     def convert(value: object) -> Any:
@@ -279,7 +283,13 @@ def converter(parameter: click.Parameter) -> Callable[[object], Any]:
             raise ValueError(f"{result} is not a number that can be used")
         return result.expanduser() if isinstance(result, Path) else result
 
-    return convert
+    def convert_all(values: object) -> tuple[Any, ...]:
+        if not isinstance(values, list):
+            raise ValueError('it must be a list: ["one", "another"]')
+        return tuple(convert(value) for value in values)
+
+    several = isinstance(parameter, click.Option) and parameter.multiple
+    return convert_all if several else convert
 
 
 def checks(group: click.Group) -> dict[str, Callable[[object], object]]:

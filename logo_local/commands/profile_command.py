@@ -31,10 +31,12 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
     key = content_key(adapter)
     taught = TaughtPrompts(config.data_dir() / "prompts")
     if forget:
-        say(f"forgot {taught.forget(key)} prompts", "dim")
+        gone = taught.forget(key)
+        say(f"forgot {gone} prompt{'s' * (gone != 1)}", "dim")
     if prompts is not None:
         new = taught.add(key, read_prompts(prompts))
-        say(f"{new} new prompts, kept in {taught.path(key)}", "dim")
+        kept = f", kept in {taught.path(key)}" if new else ""
+        say(f"{new} new prompt{'s' * (new != 1)}{kept}", "dim")
     found = {"beside": prompts_beside(adapter), "added": taught.read(key)}
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from ..errors import LogoError
 
@@ -41,16 +43,32 @@ def out_console() -> Console:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """One line on standard error; a terminal may show it in `style`."""
-    console = err_console()
-    console.print(visible(text) if console.is_terminal else text, style=style, soft_wrap=True)
+    """One line on standard error; a terminal may show it in `style`, and keeps words whole."""
+    _print_words(text, style or "")
 
 
 def note(text: str, style: str = "dim") -> None:
-    """A remark beside a conversation, on standard error; a narrow terminal keeps words whole."""
-    console = err_console()
-    shown = visible(text) if console.is_terminal else text
-    console.print(shown, style=style, soft_wrap=not console.is_terminal)
+    """A remark beside a conversation, on standard error."""
+    say(text, style)
+
+
+def _print_words(text: str, style: str = "", lead: str = "", lead_style: str = "") -> None:
+    """`lead` and `text`; a terminal breaks between words, a pipe gets the line whole.
+
+    A word longer than a line, a path perhaps, is left whole, so that it can be copied.
+    """
+    console, shown = err_console(), lead + text
+    if console.is_terminal:
+        shown = "\n".join(_wrapped(line, console.width) for line in visible(shown).split("\n"))
+    styled = Text(shown, style)
+    styled.stylize(lead_style, 0, len(lead))
+    console.print(styled, soft_wrap=True)
+
+
+def _wrapped(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 # What a terminal would obey rather than show: C0 but for tab and line feed, DEL, C1, and what
@@ -80,14 +98,11 @@ def print_error(error: LogoError) -> None:
 
 
 def _print_failure(message: str, problems: tuple[str, ...] = (), hint: str = "") -> None:
-    console = err_console()
-    console.print("error: ", style="bold red", end="")
-    console.print(_one_line(message), soft_wrap=True)
+    _print_words(_one_line(message), lead="error: ", lead_style="bold red")
     for problem in problems:
-        console.print(f"  {_one_line(problem)}", soft_wrap=True)
+        _print_words(_one_line(problem), lead="  ")
     if hint:
-        console.print("hint: ", style="bold cyan", end="")
-        console.print(_one_line(hint), soft_wrap=True)
+        _print_words(_one_line(hint), lead="hint: ", lead_style="bold cyan")
 
 
 def _one_line(text: str) -> str:

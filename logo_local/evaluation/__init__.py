@@ -7,5 +7,5 @@
     command  the options
 
 nltk and rouge_score are imported by `metrics` and matplotlib by `plots`, each when it is first
-asked for something: they come with `pip install "logo-local[eval]"`.
+asked for something: they come with `pip install '.[eval]'` in the clone.
 """

@@ -28,7 +28,7 @@ def missing_extra(error: ImportError) -> SettingsError:
     """What to say where a library of the extra `eval` is not installed."""
     return SettingsError(
         f"eval needs {error.name}, which is not installed",
-        hint='pip install "logo-local[eval]"',
+        hint="pip install '.[eval]' in the clone of logo-local",
     )
 
 

@@ -1,4 +1,4 @@
-"""`logo-local run --jsonl`: the streams and the signal of a process around a `jsonl.Session`."""
+"""`logo-local run --jsonl`: the streams and the signal of a process around a `session.Session`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 For apps in any language: `logo-local run MODEL --adapters DIR --jsonl`. What the lines say is in
 docs/embedding.md. Here are the loop over an engine and what it writes; what a line asks for is
-read by `jsonl_requests`. Knows neither files nor processes: a reader and a writer are given.
+read by `requests`. Knows neither files nor processes: a reader and a writer are given.
 """
 
 from __future__ import annotations

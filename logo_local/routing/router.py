@@ -1,7 +1,7 @@
 """A prompt's way from tokens to its route: the probes, the scorer, and what both need to be made.
 
 `Router` owns the contexts that look at prompts. It reads one pass of the base model, or evaluates
-with each adapter, hands what it finds to `scoring`, and the scores to `routing`.
+with each adapter, hands what it finds to `scoring`, and the scores to `route`.
 """
 
 from __future__ import annotations
