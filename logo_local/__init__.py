@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         AdapterError,
         ConversionError,
         LogoError,
+        MixtureError,
         ModelError,
         NativeError,
         PoolError,
         PromptError,
         SettingsError,
+        UnknownAdapterError,
     )
     from .fake import FakeLoGo
     from .files.adapter_file import AdapterFile
@@ -44,6 +46,7 @@ __all__ = [
     "FakeLoGo",
     "LoGo",
     "LogoError",
+    "MixtureError",
     "ModelError",
     "NativeError",
     "Pool",
@@ -52,6 +55,7 @@ __all__ = [
     "PromptError",
     "Route",
     "SettingsError",
+    "UnknownAdapterError",
     "__version__",
     "convert_adapter",
     "plan_conversion",

@@ -7,7 +7,7 @@ prints, and nothing here imports llama_cpp.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -129,12 +129,22 @@ def system_messages(system: str | None) -> list[Message]:
 
 
 @contextmanager
-def routed_by(llm: Engine, *, signal: str | None, top_k: int | None) -> Iterator[None]:
-    """Within this block the engine routes so; what is None stays as it is."""
+def routed_by(
+    llm: Engine,
+    *,
+    weights: Mapping[str, float] | None = None,
+    signal: str | None = None,
+    top_k: int | None = None,
+) -> Iterator[None]:
+    """Within this block the engine answers under these weights, or routes so.
+
+    What is None stays as it is. Raises as `LoGo.under` and `LoGo.configure` do.
+    """
     before = llm.routing
     llm.configure(signal=signal, top_k=top_k)
     try:
-        yield
+        with nullcontext() if weights is None else llm.under(weights):
+            yield
     finally:
         llm.configure(signal=before.signal, top_k=before.top_k)
 

@@ -3,8 +3,10 @@
     LogoError               carries a message, a list of problems and a hint
     ├── ModelError          the base model file cannot be read or used
     ├── AdapterError        one adapter cannot be used: damaged, or made for another base
-    │   └── ConversionError a PEFT adapter cannot become a GGUF LoRA file
-    ├── PoolError           the folder of adapters as a whole, or a name in it
+    │   ├── ConversionError a PEFT adapter cannot become a GGUF LoRA file
+    │   └── MixtureError    several together cannot: their numbers are not finite
+    ├── PoolError           the folder of adapters as a whole
+    │   └── UnknownAdapterError  a name that is not in it
     ├── SettingsError       an option, an environment variable or the config file
     ├── PromptError         a prompt that cannot be evaluated
     └── NativeError         llama.cpp answered otherwise than this project was written for
@@ -48,8 +50,16 @@ class ConversionError(AdapterError):
     """A PEFT adapter cannot become a GGUF LoRA file; nothing was written."""
 
 
+class MixtureError(AdapterError):
+    """Under this mixture llama.cpp makes numbers that are not finite; nothing of it is kept."""
+
+
 class PoolError(LogoError):
-    """The folder of adapters cannot be used as a whole, or a name is not in it."""
+    """The folder of adapters cannot be used as a whole."""
+
+
+class UnknownAdapterError(PoolError):
+    """There is no adapter of this name in the folder."""
 
 
 class SettingsError(LogoError):

@@ -240,7 +240,7 @@ def test_an_unknown_adapter(llm):
     events = played(
         llm, {"id": 1, "prompt": "a", "lora": {"sort-word": 1}}, {"id": 2, "route": "a"}
     )
-    assert events[1]["kind"] == "PoolError"
+    assert events[1]["kind"] == "UnknownAdapterError"
     assert "did you mean sort-words" in events[1]["hint"]
     assert brief(events)[1:] == [("route", 2), ("done", 2)]
 

@@ -10,7 +10,7 @@ from serving import serving
 from starlette.testclient import TestClient
 
 from logo_local.ask import Sampling
-from logo_local.errors import AdapterError, NativeError, PoolError, PromptError
+from logo_local.errors import AdapterError, MixtureError, NativeError, PoolError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app
 
@@ -218,7 +218,7 @@ def test_a_model_without_a_template_completes_only():
     ("failure", "status"),
     [
         (PromptError("the prompt does not fit"), 400),
-        (AdapterError("the mixture makes numbers that are not finite"), 409),
+        (MixtureError("the mixture makes numbers that are not finite"), 409),
         (NativeError("llama_decode returned 1"), 503),
         (ValueError("roles must alternate"), 400),
     ],

@@ -70,6 +70,17 @@ ADAPTERS = _shared(
     metavar="DIR",
     help="The folder of adapters; needed unless MODEL is demo.",
 )
+KEEP_ROUTE = _shared(
+    "--keep-route",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Go on under the same weights while they would change by at most this.",
+)
+PAST = _shared(
+    "--past/--no-past",
+    default=True,
+    help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
+)
 ENGINE = (  # how the engine works, whatever routes are asked of it
     _shared(
         "--probe",
@@ -106,12 +117,7 @@ ENGINE = (  # how the engine works, whatever routes are asked of it
         default="exact",
         help="Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
     ),
-    _shared(
-        "--keep-route",
-        type=click.FloatRange(min=0),
-        default=0.0,
-        help="Go on under the same weights while they would change by at most this.",
-    ),
+    KEEP_ROUTE,
     _shared(
         "--prefill",
         type=click.Choice(settings.PREFILLS),
@@ -151,18 +157,9 @@ TOP_K = _shared(
 SEED = _shared(
     "--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"
 )
-ROUTES = (
-    ADAPTERS,
-    SIGNAL,
-    TOP_K,
-    _shared(
-        "--past/--no-past",
-        default=True,
-        help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
-    ),
-    *ENGINE,
-    SEED,
-)
+ROUTES = (ADAPTERS, SIGNAL, TOP_K, PAST, *ENGINE, SEED)
+# For who answers several people: nobody's answer depends on what was asked before.
+ROUTES_ALONE = tuple(option for option in ROUTES if option not in (PAST, KEEP_ROUTE))
 ROUTING = (
     *ROUTES,
     _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),

@@ -216,7 +216,8 @@ def score_lines(route: Route) -> list[str]:
     ]
 
 
-def _rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
+def rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
+    """Timings in whole microseconds, as JSON shows them."""
     return {phase: round(ms, 3) for phase, ms in timings_ms.items()}
 
 
@@ -230,14 +231,14 @@ def run_json(
         "text": text,
         "route": logo["route"],
         "usage": {key: usage[key] for key in ("prompt_tokens", "completion_tokens")},
-        "timings_ms": _rounded(logo["timings_ms"]),
+        "timings_ms": rounded(logo["timings_ms"]),
     }
 
 
 def score_json(route: Route, timings_ms: Mapping[str, float]) -> dict[str, Any]:
     """What `score --json` prints: the route, and the timings without decoding."""
     timings = {phase: ms for phase, ms in timings_ms.items() if phase != "decode"}
-    return {"route": route.as_dict(), "timings_ms": _rounded(timings)}
+    return {"route": route.as_dict(), "timings_ms": rounded(timings)}
 
 
 # Conversions

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from ..errors import AdapterError, PoolError
+from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
@@ -43,6 +43,14 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """The same, JSON-ready."""
+        return {
+            "added": list(self.added),
+            "removed": list(self.removed),
+            "changed": list(self.changed),
+        }
 
     def __str__(self) -> str:
         parts = {"new": self.added, "gone": self.removed, "changed": self.changed}
@@ -268,7 +276,7 @@ class Pool:
         if name not in self.adapters:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
-            raise PoolError(
+            raise UnknownAdapterError(
                 f"there is no adapter {name!r} in {self.folder.name}",
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -28,6 +28,7 @@ from ..ask import (
     piece_of,
     routed_by,
 )
+from ..commands import report
 from ..errors import LogoError
 from ..routing.route import Route
 from .requests import Line, Request, RequestError, lines_of, parse
@@ -227,7 +228,7 @@ class Session:
             if reason == "length" and self._is_cancelled(job):
                 reason = CANCELLED
         usage, timings = dict(self._llm.usage), dict(self._llm.timings_ms)
-        self._done(job, reason, usage=usage, timings_ms=_rounded(timings))
+        self._done(job, reason, usage=usage, timings_ms=report.rounded(timings))
 
     def _route(self, job: _Job) -> None:
         request = job.request
@@ -237,7 +238,7 @@ class Session:
         prompt = self._prompt(request)
         with self._as_asked(request):
             self._tell_route(request, self._llm.route(prompt))
-        self._done(job, "route", timings_ms=_rounded(self._llm.timings_ms))
+        self._done(job, "route", timings_ms=report.rounded(self._llm.timings_ms))
 
     def _adapters(self, job: _Job) -> None:
         pool = self._llm.pool
@@ -255,13 +256,7 @@ class Session:
     def _rescan(self, job: _Job) -> None:
         changes = self._llm.pool.rescan(progress=self._events.progress)
         self._finish(job.request)
-        self._events(
-            "rescan",
-            id=job.request.id,
-            added=list(changes.added),
-            removed=list(changes.removed),
-            changed=list(changes.changed),
-        )
+        self._events("rescan", id=job.request.id, **changes.as_dict())
 
     def _prompt(self, request: Request) -> Prompt:
         given: Prompt = request.fields[request.kind]
@@ -274,16 +269,10 @@ class Session:
             )
         return given
 
-    @contextmanager
-    def _as_asked(self, request: Request) -> Iterator[None]:
+    def _as_asked(self, request: Request) -> AbstractContextManager[None]:
         """Within this block the engine routes as the request wants it."""
-        llm, fields = self._llm, request.fields
-        weights: Mapping[str, float] | None = fields.get("lora")
-        under: AbstractContextManager[None] = (
-            nullcontext() if weights is None else llm.under(weights)
-        )
-        with routed_by(llm, signal=fields.get("signal"), top_k=fields.get("top_k")), under:
-            yield
+        weights, signal, top_k = map(request.fields.get, ("lora", "signal", "top_k"))
+        return routed_by(self._llm, weights=weights, signal=signal, top_k=top_k)
 
     @contextmanager
     def _telling_the_route(self, request: Request) -> Iterator[None]:
@@ -296,10 +285,6 @@ class Session:
 
     def _tell_route(self, request: Request, route: Route) -> None:
         self._events("route", id=request.id, route=route.as_dict())
-
-
-def _rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
-    return {phase: round(ms, 3) for phase, ms in timings_ms.items()}
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:

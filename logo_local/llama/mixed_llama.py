@@ -12,7 +12,7 @@ from typing import Any
 
 import llama_cpp
 
-from ..errors import AdapterError
+from ..errors import MixtureError
 from .mixture import Mixer, Mixture, MixtureKey, mixture_key
 from .prompt_tokens import PromptTokens
 
@@ -66,7 +66,7 @@ class MixedLlama(PromptTokens):
     def eval(self, tokens: Sequence[int]) -> None:
         """As in the parent, batch by batch. Raises Stopped between two, if it should stop.
 
-        Raises AdapterError where the mixture makes numbers that are not finite. Then all keys and
+        Raises MixtureError where the mixture makes numbers that are not finite. Then all keys and
         values go: where they are hidden from later prompts they still count as 0 times NaN.
         """
         for start in range(0, len(tokens), self.n_batch):
@@ -78,7 +78,7 @@ class MixedLlama(PromptTokens):
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
             self.reset()
             self._kv_key = None
-            raise AdapterError(
+            raise MixtureError(
                 "the mixture makes numbers that are not finite",
                 hint="smaller weights may help; logo-local check looks at the adapters",
             )

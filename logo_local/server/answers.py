@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..ask import Engine
-from ..commands import report
 from ..files.folder import kind_of
 from .asked import AUTO, BASE, ONE
-from .failures import RequestError, error_body
 
 
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
@@ -87,18 +85,6 @@ def event(value: Mapping[str, Any]) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-def failure(error: RequestError) -> dict[str, Any]:
-    """The body of an error."""
-    return error_body(
-        error.message,
-        status=error.status,
-        code=error.code,
-        param=error.param,
-        problems=error.problems,
-        hint=error.hint,
-    )
-
-
 def models(llm: Engine, started: int) -> dict[str, Any]:
     """All names that a request may give as its model."""
     names = [AUTO, BASE, *(ONE + name for name in llm.pool.adapters)]
@@ -136,16 +122,6 @@ def adapters(llm: Engine) -> dict[str, Any]:
     return {"adapters": rows, "problems": problems}
 
 
-def changes(found: Any, n_adapters: int) -> dict[str, Any]:
-    """What a rescan found."""
-    return {
-        "added": list(found.added),
-        "removed": list(found.removed),
-        "changed": list(found.changed),
-        "n_adapters": n_adapters,
-    }
-
-
 def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
     """Vectors in OpenAI's shape."""
     rows = [
@@ -153,8 +129,3 @@ def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, A
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return {"object": "list", "data": rows, "model": model, "usage": usage}
-
-
-def route(found: Any, timings_ms: Mapping[str, float]) -> dict[str, Any]:
-    """A route, as `score --json` prints it."""
-    return report.score_json(found, timings_ms)

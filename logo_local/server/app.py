@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..ask import Engine, Sampling
+from ..commands import report
 from ..errors import LogoError
 from . import answers, asked
-from .failures import RequestError, as_request_error, error_body
+from .failures import RequestError, as_request_error
 from .guard import Guard, Rules
 from .lanes import Job, Lanes, Work
 from .metrics import Counted, Metrics
@@ -46,6 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (413, "The body is too large."),
         (415, "The body is not JSON."),
         (429, "Too many are waiting; Retry-After says when to come back."),
+        (431, "The headers are too large."),
         (503, "The server is closing."),
     )
 }
@@ -109,7 +111,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_address)
     app.add_exception_handler(LogoError, _failed)
-    app.add_middleware(Counted, app=app)
+    app.add_middleware(Counted)
     app.add_middleware(Guard, rules=rules or Rules())
     return app
 
@@ -136,7 +138,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:  #
 @router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
 async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
     found, timings = await _only(_submit(request, asked.route(body)), request)
-    return answers.route(found, timings)
+    return report.score_json(found, timings)
 
 
 @router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
@@ -150,7 +152,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
     lanes: Lanes = request.app.state.lanes
     found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
-    return answers.changes(found[0], len(lanes.engines[0].pool.adapters))
+    return {**found[0].as_dict(), "n_adapters": len(lanes.engines[0].pool.adapters)}
 
 
 @router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
@@ -229,8 +231,7 @@ async def _answer(request: Request, body: Generation, work: Work, prompt: str) -
                     yield answers.event(one)
                 chunk = await anext(items, None)
         except Exception as error:
-            failed = _told(error)
-            yield answers.event(answers.failure(failed))
+            yield answers.event(_told(error).body)
         finally:
             job.cancel()  # nothing, where it has ended
         yield answers.DONE
@@ -282,8 +283,7 @@ def _told(error: Exception) -> RequestError:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    failed = _told(error)
-    return JSONResponse(answers.failure(failed), failed.status, headers=failed.headers)
+    return _response(_told(error))
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -294,21 +294,23 @@ async def _invalid(_: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in found["loc"] if part != "body")
         places.setdefault(place, found["msg"])
     problems = [f"{place}: {text}" if place else text for place, text in places.items()]
-    body = error_body(
-        "the request cannot be understood",
-        status=400,
-        code="invalid_request",
-        param=next(iter(places), None),
-        problems=problems[:20],
+    return _response(
+        RequestError(
+            "the request cannot be understood",
+            param=next(iter(places), None),
+            problems=problems[:20],
+        )
     )
-    return JSONResponse(body, 400)
 
 
 async def _no_such_address(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(
-        str(error.detail),
-        status=error.status_code,
-        code="no_such_address" if error.status_code == 404 else "invalid_request",
+    status = error.status_code
+    code = "no_such_address" if status == 404 else "invalid_request"
+    return _response(
+        RequestError(str(error.detail), status=status, code=code, headers=error.headers)
     )
-    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def _response(error: RequestError) -> Response:
+    return JSONResponse(error.body, error.status, headers=error.headers)

@@ -10,7 +10,7 @@ import base64
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,12 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
     )
 
 
-def _routing(llm: Engine, choice: RoutingChoice | None) -> AbstractContextManager[None]:
+def _as_asked(
+    llm: Engine, request: Routed, weights: Mapping[str, float] | None
+) -> AbstractContextManager[None]:
     """Within this block the engine routes as one request wants it."""
-    if choice is None:
-        return nullcontext()
-    return routed_by(llm, signal=choice.signal, top_k=choice.top_k)
+    choice = request.logo or RoutingChoice()
+    return routed_by(llm, weights=weights, signal=choice.signal, top_k=choice.top_k)
 
 
 def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
 def _generate(
     llm: Engine, request: Routed, weights: Mapping[str, float] | None, call: Callable[[], Any]
 ) -> Iterator[Any]:
-    with _routing(llm, request.logo), nullcontext() if weights is None else llm.under(weights):
+    with _as_asked(llm, request, weights):
         result = call()
         if isinstance(result, dict):
             yield result
@@ -209,7 +210,7 @@ def route(request: RouteRequest) -> Work:
     def work(llm: Engine) -> Iterator[Any]:
         if messages is not None:
             _check_template(llm)
-        with _routing(llm, request.logo):
+        with _as_asked(llm, request, None):
             found = llm.route(request.prompt if messages is None else messages)
         yield found, dict(llm.timings_ms)
 

@@ -13,7 +13,7 @@ import click
 from ..ask import SAMPLED, Engine, Sampling
 from ..commands.background import asking_for
 from ..commands.opening import open_by_options
-from ..commands.options import ROUTES, SAMPLING, SERVER, options
+from ..commands.options import ROUTES_ALONE, SAMPLING, SERVER, options
 from ..commands.terminal import UsageError, say
 from ..errors import SettingsError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@options(*SERVER, *SAMPLING, *ROUTES)
+@options(*SERVER, *SAMPLING, *ROUTES_ALONE)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     """Answer over HTTP, for OpenAI's clients and for a page in the browser.
@@ -56,10 +56,6 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
             )
-
-
-# These would let what somebody asked before change an answer: see docs/server.md.
-serve.params = [option for option in serve.params if option.name not in ("past", "keep_route")]
 
 
 def _rules(given: Mapping[str, Any]) -> Rules:
@@ -131,7 +127,7 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
     import psutil
 
     n = given["parallel"]
-    given |= {"past": False, "links_out": False, "keep_route": 0.0}
+    given |= {"past": False, "links_out": False}
     if given["self_profile"]:
         given["self_profile"] = "kept"
     if n > 1 and given["threads"] is None:

@@ -6,9 +6,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import AdapterError, LogoError, NativeError, PoolError
+from ..errors import (
+    AdapterError,
+    LogoError,
+    MixtureError,
+    NativeError,
+    PoolError,
+    UnknownAdapterError,
+)
 
 log = logging.getLogger(__name__)
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class RequestError(LogoError):
@@ -29,31 +39,32 @@ class RequestError(LogoError):
         self.status, self.code, self.param = status, code, param
         self.headers = dict(headers or {})
 
-
-def error_body(
-    message: str,
-    *,
-    status: int,
-    code: str,
-    param: str | None = None,
-    problems: Sequence[str] = (),
-    hint: str = "",
-) -> dict[str, Any]:
-    """OpenAI's error object, with the problems and the hint also in its message."""
-    text = "; ".join((message, *problems))
-    return {
-        "error": {
-            "message": f"{text}. {hint}" if hint else text,
-            "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-            "param": param,
-            "code": code,
-            "problems": list(problems),
-            "hint": hint,
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object, with the problems and the hint also in its message."""
+        text = str(self)
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": f"{text}. {self.hint}" if self.hint else text,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+                "problems": list(self.problems),
+                "hint": self.hint,
+            }
         }
-    }
 
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# Status and code by what an error is, the first that fits.
+_KINDS: Mapping[type[LogoError], tuple[int, str]] = {
+    UnknownAdapterError: (404, "model_not_found"),
+    PoolError: (503, "pool_unusable"),
+    MixtureError: (409, "adapter_unusable"),
+    AdapterError: (409, "pool_unusable"),
+    NativeError: (503, "engine_failed"),
+    LogoError: (400, "invalid_request"),
+}
 
 
 def as_request_error(error: Exception) -> RequestError:
@@ -66,29 +77,17 @@ def as_request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, LogoError):
-        status, code = 400, "invalid_request"
-        if isinstance(error, PoolError) and not error.message.startswith("there is no adapter "):
-            return _about_files("the folder of adapters cannot be used", 503, error)
-        if isinstance(error, PoolError):
-            status, code = 404, "model_not_found"
-        elif isinstance(error, AdapterError) and not error.message.startswith("the mixture "):
-            return _about_files("an adapter cannot be used any more", 409, error)
-        elif isinstance(error, AdapterError):
-            status, code = 409, "adapter_unusable"
-        elif isinstance(error, NativeError):
-            status, code = 503, "engine_failed"
+        status, code = next(answer for kind, answer in _KINDS.items() if isinstance(error, kind))
+        if code == "pool_unusable":  # where files lie is for the log
+            log.warning("%s", error)
+            what = "the folder of adapters, or one in it, cannot be used"
+            return RequestError(f"{what}; the server's log says why", status=status, code=code)
         return RequestError(
             error.message, status=status, code=code, problems=error.problems, hint=error.hint
         )
     if isinstance(error, ValueError) or _is_template_error(error):
         return RequestError(f"llama.cpp or the chat template refuses this: {error}")
     return RequestError("an internal error; the server's log says more", status=500, code="bug")
-
-
-def _about_files(what: str, status: int, error: LogoError) -> RequestError:
-    """What says where files lie is for the log."""
-    log.warning("%s", error)
-    return RequestError(f"{what}; the server's log says why", status=status, code="pool_unusable")
 
 
 def _is_template_error(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .failures import RequestError, error_body
+from .failures import RequestError
 
 MAX_BODY = 4 * 1024 * 1024  # bytes; a hundred thousand tokens are a tenth of it
 MAX_HEADERS = 16 * 1024  # bytes, the address included
@@ -221,11 +221,7 @@ async def _preflight(send: Send, asked: bytes) -> None:
 
 
 async def _refuse(send: Send, error: RequestError) -> None:
-    body = json.dumps(
-        error_body(
-            error.message, status=error.status, code=error.code, param=error.param, hint=error.hint
-        )
-    ).encode()
+    body = json.dumps(error.body).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -7,7 +7,6 @@ takes a job, runs it, and hands each item back to the loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import queue
 import threading
@@ -20,8 +19,6 @@ from typing import Any
 
 from ..ask import Engine
 from .failures import RequestError
-
-log = logging.getLogger(__name__)
 
 Work = Callable[[Engine], Iterator[Any]]
 _COMPARED = 65536  # characters of a prompt, to find who has read its beginning

@@ -67,8 +67,8 @@ class Metrics:
 class Counted:
     """An ASGI layer that counts requests, where the application has `Metrics` in its state."""
 
-    def __init__(self, inner: App, app: Any) -> None:
-        self.inner, self.app = inner, app
+    def __init__(self, app: App) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, and count its status when it is known."""
@@ -76,7 +76,7 @@ class Counted:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 endpoint = getattr(scope.get("route"), "path", "other")
-                self.app.state.metrics.requests.labels(endpoint, message["status"]).inc()
+                scope["app"].state.metrics.requests.labels(endpoint, message["status"]).inc()
             await send(message)
 
-        await self.inner(scope, receive, counted if scope["type"] == "http" else send)
+        await self.app(scope, receive, counted if scope["type"] == "http" else send)

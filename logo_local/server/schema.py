@@ -28,10 +28,10 @@ class RoutingChoice(Body):
     """How the route of one request is made; what is left out is as the server was started."""
 
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description=f"The most adapters to blend; usually {DEFAULT_TOP_K}."
+        default=None, description=f"The most adapters to blend; usually {DEFAULT_TOP_K}."
     )
     signal: Literal[SIGNAL_NAMES] | None = Field(  # type: ignore[valid-type]
-        None, description="How an adapter's score is made."
+        default=None, description="How an adapter's score is made."
     )
 
 
@@ -39,7 +39,7 @@ class Routed(Body):
     """Whose answer is wanted: `model` is auto, base, or base:NAME for one adapter alone."""
 
     model: Name = "auto"
-    lora: Weights | None = Field(None, description="Adapters by name with their weights.")
+    lora: Weights | None = Field(default=None, description="Adapters by name with their weights.")
     logo: RoutingChoice | None = None
     user: Unused = None
 
@@ -58,14 +58,14 @@ class Generation(Routed):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
-        None, description="Of tokens; that of adapters is logo.top_k."
+        default=None, description="Of tokens; that of adapters is logo.top_k."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024, description="By token id, written as text."
+        default=None, max_length=1024, description="By token id, written as text."
     )
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
     stop: Name | Annotated[list[Name], Field(max_length=_MAX_STOPS)] | None = None
