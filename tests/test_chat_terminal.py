@@ -55,6 +55,8 @@ class Terminal:
             env={
                 **{key: value for key, value in os.environ.items() if key != "NO_COLOR"},
                 **{"PYTHONPATH": str(ROOT), "LOGO_LOCAL_HOME": str(folder), "TERM": "xterm"},
+                # Two threads of llama.cpp wait for each other actively: on a busy machine, minutes.
+                "LOGO_LOCAL_THREADS": "1",
                 **env,
             },
         )
