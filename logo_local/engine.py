@@ -28,7 +28,7 @@ from .llama.embedding import Embedder
 from .llama.llama_errors import model_errors, problems_of, prompt_errors
 from .llama.mixed_llama import Stopped
 from .llama.mixture import Mixer, Mixture, ResidentAdapters
-from .routed_llama import Progress, RoutedLlama
+from .routed_llama import Messages, Progress, RoutedLlama
 from .routing.index import block_number
 from .routing.route import Route, kept
 from .routing.router import Router, current_index
@@ -118,7 +118,6 @@ class LoGo(RoutedLlama):
             past=past,
         )
         routing.check(other_problems=problems_of(adapters, llama))
-        self.signal, self.top_k = routing.resolved_signal, top_k
         self._settings = routing
         self._progress = progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
@@ -178,7 +177,7 @@ class LoGo(RoutedLlama):
         self.on_route: Callable[[Route], None] | None = None
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._fixed: Route | None = None
-        self._asked: Sequence[list[int]] = ()
+        self._asked: Sequence[Messages] = ()
         self._turn = 0  # counts the prompts that reached the context
         self.timings_ms["load"] = _ms_since(started)
 
@@ -204,7 +203,7 @@ class LoGo(RoutedLlama):
         self,
         prompt: list[int],
         given: Route | None,
-        parts: Sequence[list[int]],
+        parts: Sequence[Messages],
         options: Mapping[str, Any],
     ) -> Generator[int, Sequence[int] | None, None]:
         self.stop_at(prompt)
@@ -249,7 +248,7 @@ class LoGo(RoutedLlama):
             parent.close()
 
     def _route_and_adopt(
-        self, prompt: list[int], given: Route | None, parts: Sequence[list[int]]
+        self, prompt: list[int], given: Route | None, parts: Sequence[Messages]
     ) -> None:
         route = given
         if route is None:
@@ -270,7 +269,7 @@ class LoGo(RoutedLlama):
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, with ["logo"] added to the result; see `route` for what is routed."""
-        parts: Sequence[list[int]] = ()
+        parts: Sequence[Messages] = ()
         if self._fixed is None and not self._tokens_only:
             parts = self._parts(messages)
         return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
@@ -303,7 +302,7 @@ class LoGo(RoutedLlama):
             self.on_route(self.last_route)
 
     def _with_logo(
-        self, parts: Sequence[list[int]], call: Callable[..., Any], *args: Any, **kwargs: Any
+        self, parts: Sequence[Messages], call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         # The completion that a chat completion makes of itself is routed as the latter is.
         before = self._asked
@@ -319,7 +318,7 @@ class LoGo(RoutedLlama):
         return self._stream_with_logo(result, self._fixed, asked)
 
     def _stream_with_logo(
-        self, chunks: Iterator[dict[str, Any]], given: Route | None, asked: Sequence[list[int]]
+        self, chunks: Iterator[dict[str, Any]], given: Route | None, asked: Sequence[Messages]
     ) -> Iterator[dict[str, Any]]:
         """`chunks`, routed as when they were asked for: the parent begins at the first."""
         while True:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import PromptError, SettingsError
 from .files.pool import Pool
@@ -22,20 +22,29 @@ from .settings import SIGNAL_NAMES, RoutingSettings
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+Messages: TypeAlias = Sequence[Mapping[str, Any]]  # of a chat, as llama_cpp takes them
 
 
 class RoutedLlama(MixedLlama):
     """What is between the mixtures and the engine. Whoever inherits sets these before use."""
 
     pool: Pool
-    signal: str
-    top_k: int
     timings_ms: dict[str, float]
     _settings: RoutingSettings
     _router: Router
     _progress: Progress
     _fixed: Route | None  # what `under` asks for
-    _asked: Sequence[list[int]]  # what is routed of a conversation
+    _asked: Sequence[Messages]  # what is routed of a conversation
+
+    @property
+    def signal(self) -> str:
+        """How scores are made: one of `settings.SIGNALS`, or "auto", which depends on the pool."""
+        return self._settings.resolved_signal
+
+    @property
+    def top_k(self) -> int:
+        """The most adapters that a route holds."""
+        return self._settings.top_k
 
     def route(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> Route:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
@@ -45,10 +54,10 @@ class RoutedLlama(MixedLlama):
         said only where no adapter fits that; system messages are not. The cached conversation stays
         as it is. Raises PromptError for a prompt that is empty or longer than the context.
         """
-        tokens, parts = self.tokens_of(prompt), self._parts(prompt)
+        tokens = self.tokens_of(prompt)
         self._forget_timings()
         self._renew_pool()
-        return self._route_tokens(tokens, parts)
+        return self._route_tokens(tokens, self._parts(prompt))
 
     def read_ahead(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> None:
         """Let the base read a conversation so far, so that what follows costs only what is new.
@@ -67,8 +76,8 @@ class RoutedLlama(MixedLlama):
 
         Nothing is probed. The weights are used as they are, whatever they sum to; none at all is
         the base model alone. A stream that is made here stays under them. `route` takes no notice.
-        Raises PoolError for a name that is not in the pool, SettingsError for a weight that is
-        not finite.
+        Raises UnknownAdapterError for a name that is not in the pool, SettingsError for a weight
+        that is not finite.
         """
         if weights:
             self._renew_pool()
@@ -109,7 +118,7 @@ class RoutedLlama(MixedLlama):
     @property
     def routing(self) -> RoutingSettings:
         """How prompts are routed now; `configure` changes it."""
-        return replace(self._settings, signal=self.signal, top_k=self.top_k)
+        return self._settings
 
     def configure(
         self,
@@ -131,10 +140,9 @@ class RoutedLlama(MixedLlama):
             "keep_route": keep_route,
         }
         given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
-        settings = replace(self.routing, **given)
+        settings = replace(self._settings, **given)
         settings.check()
         self._settings = settings
-        self.signal, self.top_k = settings.resolved_signal, settings.top_k
         self.mixer.way = settings.mixture
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
@@ -163,8 +171,8 @@ class RoutedLlama(MixedLlama):
         """
         self._router.ask_adapters()
 
-    def _parts(self, prompt: Any) -> list[list[int]]:
-        """The tokens of what is routed instead of a conversation: the first part that fits decides.
+    def _parts(self, prompt: Any) -> list[Messages]:
+        """What is routed instead of a conversation, one after the other until an adapter fits.
 
         First the user's last message, as if it were the only one; then all that was said. What was
         said before, and what the system is told, hide what a message is about: their routes choose
@@ -177,15 +185,23 @@ class RoutedLlama(MixedLlama):
         asked = [message for message in said if message.get("role") == "user"]
         if not asked or not asked[-1].get("content"):
             return []
-        with suppress(PromptError, TypeError):  # a template that wants more than that
-            return [self.tokens_of(part) for part in (asked[-1:], said)[: min(len(said), 2)]]
-        return []
+        return [asked[-1:], said] if len(said) > 1 else [said]
 
-    def _route_tokens(self, tokens: list[int], parts: Sequence[list[int]]) -> Route:
+    def _tokens_to_route(self, tokens: list[int], parts: Sequence[Messages]) -> Iterator[list[int]]:
+        """The tokens of each part; `tokens` without any, or where the template refuses one."""
+        try:
+            for part in parts:
+                yield self.tokens_of(part)
+        except (PromptError, TypeError):  # it wants a system message, or two in turn
+            yield tokens
+        if not parts:
+            yield tokens
+
+    def _route_tokens(self, tokens: list[int], parts: Sequence[Messages]) -> Route:
         """The route of the first of `parts` that an adapter fits, or of `tokens` without any."""
         route = Route()
-        for part in parts or [tokens]:
-            route = self._router.route(part, self.signal, self.top_k)
+        for wanted in self._tokens_to_route(tokens, parts):
+            route = self._router.route(wanted, self.signal, self.top_k)
             if not route.is_base:
                 break
         adapters = [self.pool.adapters[name] for name in route.names]
