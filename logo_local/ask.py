@@ -140,13 +140,15 @@ def routed_by(
 
     What is None stays as it is. Raises as `LoGo.under` and `LoGo.configure` do.
     """
-    before = llm.routing
-    llm.configure(signal=signal, top_k=top_k)
+    before, changed = llm.routing, signal is not None or top_k is not None
+    if changed:
+        llm.configure(signal=signal, top_k=top_k)
     try:
         with nullcontext() if weights is None else llm.under(weights):
             yield
     finally:
-        llm.configure(signal=before.signal, top_k=before.top_k)
+        if changed:
+            llm.configure(signal=before.signal, top_k=before.top_k)
 
 
 def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
