@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from .files.base_model import BaseModel
 from .files.pool import Pool
+from .hidden_states import FloatArray
 from .routing.route import Route
-from .routing.signals import FloatArray
 from .settings import RoutingSettings
 
 Message = dict[str, str]

@@ -24,6 +24,7 @@ from . import config
 from .errors import AdapterError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
+from .hidden_states import FloatArray
 from .llama.embedding import Embedder
 from .llama.llama_errors import model_errors, problems_of, prompt_errors
 from .llama.mixed_llama import Stopped
@@ -32,7 +33,6 @@ from .routed_llama import Messages, Progress, RoutedLlama
 from .routing.index import block_number
 from .routing.route import Route, kept
 from .routing.router import Router, current_index
-from .routing.signals import FloatArray
 from .settings import (
     DEFAULT_ADAPTER_MEMORY,
     DEFAULT_LAYER,

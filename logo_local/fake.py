@@ -21,8 +21,8 @@ from .errors import PromptError
 from .files.adapter_file import AdapterFile, Module, TensorPlace
 from .files.base_model import BaseModel
 from .files.pool import Changes, Pool
+from .hidden_states import FloatArray
 from .routing.route import Route, fixed, select
-from .routing.signals import FloatArray
 from .settings import RoutingSettings
 
 # A piece of an answer: text, or an exception that is raised at that place, or a function that makes

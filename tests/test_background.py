@@ -6,7 +6,7 @@ import sys
 import pytest
 from random_gguf import write_adapter
 
-from logo_local.commands import background
+from logo_local.console import background
 from logo_local.engine import LoGo
 
 PROMPT = "alpha beta gamma"
@@ -56,7 +56,7 @@ def test_the_process_ends_with_the_block(monkeypatch):
     popen = subprocess.Popen
 
     def sleeping(command, **settings):
-        assert command[:3] == [sys.executable, "-m", "logo_local.commands.background"]
+        assert command[:3] == [sys.executable, "-m", "logo_local.console.background"]
         assert command[3:] == ["model.gguf", "dir", '{"adapter_memory": 512}']
         started.append(popen([sys.executable, "-c", "import time; time.sleep(600)"], **settings))
         return started[-1]

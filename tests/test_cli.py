@@ -16,8 +16,9 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, convert
-from logo_local.commands import background, cli, options
+from logo_local.commands import cli
 from logo_local.config import parse_memory
+from logo_local.console import background, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.routing.route import select

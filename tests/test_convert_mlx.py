@@ -8,7 +8,7 @@ import pytest
 from peft_folder import factor_name, factors, read_lora, write_peft
 from safetensors.numpy import save_file
 
-from logo_local.commands.report import check_json
+from logo_local.console.report import check_json
 from logo_local.convert import convert_adapter
 from logo_local.errors import ConversionError
 from logo_local.files.base_model import BaseModel

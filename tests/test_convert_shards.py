@@ -9,7 +9,7 @@ import pytest
 from peft_folder import factor_name, factors, write_peft
 from safetensors.numpy import load_file, save_file
 
-from logo_local.commands.report import check_json
+from logo_local.console.report import check_json
 from logo_local.convert import convert_adapter
 from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.base_model import BaseModel

@@ -14,8 +14,8 @@ from logo_local.engine import LoGo
 from logo_local.errors import AdapterError, ModelError, PoolError, PromptError, SettingsError
 from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
+from logo_local.llama.probe import ProbeContext
 from logo_local.routing import router
-from logo_local.routing.probe import ProbeContext
 from logo_local.routing.route import Route
 from logo_local.routing.router import Scored
 

@@ -11,12 +11,12 @@ from peft_folder import factors, write_peft
 from random_gguf import SMALL, write_adapter
 
 from logo_local.commands.cli import cli
+from logo_local.convert.merging import merge, parsed, truncated
 from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
-from logo_local.files.merging import merge, parsed, truncated
 from logo_local.llama.mixture import Mixer, ResidentAdapters
-from logo_local.routing.probe import EachProbe
+from logo_local.llama.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
 MODULES = len(SMALL.matrices) * SMALL.blocks

@@ -14,7 +14,7 @@ from logo_local.files.base_model import BaseModel
 from logo_local.llama import mixture as mixture_module
 from logo_local.llama.mixture import Mixer, ResidentAdapters
 from logo_local.llama.native import Tensor
-from logo_local.routing.probe import EachProbe
+from logo_local.llama.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")

@@ -9,7 +9,7 @@ from logo_local.errors import AdapterError, PoolError
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.llama.mixture import ResidentAdapters, mixture_key
-from logo_local.routing.probe import EachProbe
+from logo_local.llama.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
 

@@ -7,9 +7,9 @@ import pytest
 from random_gguf import WIDTH
 
 from logo_local.errors import NativeError
+from logo_local.hidden_states import Place
 from logo_local.llama import native
-from logo_local.llama.native import Place
-from logo_local.routing.probe import HiddenProbe
+from logo_local.llama.probe import HiddenProbe
 
 TOKENS = [1, *range(60, 95)]
 

@@ -136,8 +136,8 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         *(
             f"logo_local/{room}/{name}"
             for room in (
-                *("bench", "chat", "commands", "evaluation", "files", "jsonl", "llama"),
-                *("routing", "server"),
+                *("bench", "chat", "commands", "console", "evaluation", "files"),
+                *("jsonl", "llama", "routing", "server"),
             )
             for name in code_files(f"logo_local/{room}")
         ),

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from logo_local import convert
-from logo_local.commands.report import check_json
+from logo_local.console.report import check_json
 from logo_local.errors import PoolError
 from logo_local.files.adapter_file import AdapterFile
 from logo_local.files.base_model import BaseModel

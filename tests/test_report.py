@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from logo_local.commands import report
+from logo_local.console import report
 from logo_local.fake import FakeLoGo
 from logo_local.routing.route import Route, select
 

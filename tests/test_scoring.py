@@ -6,7 +6,7 @@ from random_gguf import WIDTH, write_adapter
 
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
-from logo_local.llama.native import Place
+from logo_local.hidden_states import Place
 from logo_local.routing import scoring, z_norms
 from logo_local.routing.index import RoutingIndex, choose_target
 from logo_local.routing.profiles import Profile

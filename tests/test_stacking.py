@@ -8,7 +8,7 @@ from random_gguf import EXPERTS, SMALL, write_adapter, write_base
 
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
-from logo_local.llama.stacking import (
+from logo_local.files.stacking import (
     StackedModule,
     common_factor,
     covers,

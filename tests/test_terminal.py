@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from logo_local.commands import terminal
+from logo_local.console import terminal
 from logo_local.errors import LogoError
 
 

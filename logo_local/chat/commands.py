@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands import report
-from ..commands.terminal import err_console, note, say
+from ..console import report
+from ..console.terminal import err_console, note, say
 from ..errors import LogoError
 from . import transcript
 from .settings import DEFAULT, OPTIONS, shown

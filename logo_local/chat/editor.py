@@ -23,7 +23,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from .. import config
-from ..commands.terminal import note
+from ..console.terminal import note
 from .lines import MORE, Complete, is_open
 
 _MOST_BYTES = 1 << 20  # of history; above it the older half goes

@@ -11,8 +11,8 @@ from contextlib import suppress
 from threading import Thread
 
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
-from ..commands import report
-from ..commands.terminal import err_console, for_reader, note, print_error
+from ..console import report
+from ..console.terminal import err_console, for_reader, note, print_error
 from ..errors import LogoError, PromptError
 from ..routing.route import Route
 from . import commands

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..ask import Engine, Sampling
-from ..commands import options
+from ..console import options
 from ..errors import SettingsError
 
 DEFAULT = "default"  # the value that takes an option back to what it was when the chat began

@@ -1,4 +1,4 @@
-"""What is installed, and what works on this machine: a list of findings.
+"""`logo-local doctor`: what is installed, and what works on this machine, as a list of findings.
 
 Each check stands alone, so that one failure does not hide the next. Nothing is changed, except
 that a small file is written to the cache folder and removed again.
@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.text import Text
 
 from .. import __version__, config
+from ..console.terminal import out_console, print_json, say
 from ..errors import LogoError
 
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "safetensors")
@@ -153,3 +155,23 @@ def _sha256(path: Path) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, and what works on this machine.
+
+    The exit code is 1 when something that is needed does not work.
+    """
+    findings = examine()
+    if as_json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        console = out_console()
+        for finding in findings:
+            console.print(finding.line(), soft_wrap=True)
+            if finding.hint:
+                say(f"hint: {finding.hint}")
+    if any(not finding.ok and finding.essential for finding in findings):
+        raise click.exceptions.Exit(1)

@@ -21,11 +21,11 @@ from rich.text import Text
 
 from .. import config
 from ..ask import Engine, Sampling, as_prompt, ask
+from ..console import report
+from ..console.opening import open_engine
+from ..console.terminal import ErrorsAsText, out_console, warnings_as_lines
 from ..errors import ModelError
 from ..routing.route import Route
-from . import report
-from .opening import open_engine
-from .terminal import ErrorsAsText, out_console, warnings_as_lines
 
 PROMPTS_FILE = "demo_prompts.jsonl"
 _GREEDY = Sampling(max_tokens=96, temp=0.0)

@@ -28,7 +28,7 @@ from ..ask import (
     piece_of,
     routed_by,
 )
-from ..commands import report
+from ..console import report
 from ..errors import LogoError
 from ..routing.route import Route
 from .requests import Line, Request, RequestError, lines_of, parse

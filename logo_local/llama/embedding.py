@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import NativeError, PromptError
 from ..files.base_model import BaseModel
-from ..routing.signals import FloatArray
+from ..hidden_states import FloatArray
 
 _MEAN, _FIRST, _LAST = 1, 2, 3  # enum llama_pooling_type in llama.h
 _POOLED = {_MEAN: "mean", _FIRST: "first", _LAST: "last"}

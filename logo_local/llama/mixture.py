@@ -17,9 +17,7 @@ import llama_cpp
 
 from ..errors import AdapterError, NativeError, PoolError
 from ..files.adapter_file import AdapterFile
-from .native import load_adapter
-from .slot import Slot
-from .stacking import (
+from ..files.stacking import (
     StackedModule,
     covers,
     exact_type,
@@ -27,6 +25,8 @@ from .stacking import (
     storable_type,
     total_bytes,
 )
+from .native import load_adapter
+from .slot import Slot
 
 log = logging.getLogger(__name__)
 

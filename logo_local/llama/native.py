@@ -12,11 +12,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from llama_cpp._ctypes_extensions import load_shared_library
 
 from ..errors import NativeError
+from ..hidden_states import Place
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32, TYPE_Q8_0 = 0, 8
@@ -205,21 +205,6 @@ class Tensor:
             for i, row in enumerate(rows):
                 _ggml().ggml_backend_tensor_get(self.address, row.ctypes.data, i * step, row.nbytes)
         return rows
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a pass is read: what the weight `target` (its GGUF name) receives.
-
-    With `residual`, the state before the block's normalisation instead of after it.
-    """
-
-    target: str
-    residual: bool = False
-
-
-# What one pass has read: place -> (n_tokens, d_in) float32.
-Reading: TypeAlias = Mapping[Place, npt.NDArray[np.float32]]
 
 
 class EvalCallback:

@@ -28,9 +28,9 @@ import numpy.typing as npt
 
 from ..errors import AdapterError, NativeError
 from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
-from ..routing.probe import ProbeContext
+from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
-from .stacking import StackedModule, common_factor, put_a, put_b, total_bytes
+from .probe import ProbeContext
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from .. import config
 from ..files.adapter_file import AdapterFile
 from ..files.pool import Pool
 from ..llama.mixture import ResidentAdapters
+from ..llama.sampling import BatchContext
 from .example_prompts import TaughtPrompts, prompts_beside
 from .profile_store import Embed, ProfileStore
 from .profiles import Profile
-from .sampling import BatchContext
 
 log = logging.getLogger(__name__)
 

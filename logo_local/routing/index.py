@@ -18,7 +18,8 @@ import numpy as np
 from ..errors import PoolError, SettingsError
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
-from .signals import FloatArray, Scores, reduced
+from ..hidden_states import FloatArray
+from .signals import Scores, reduced
 from .stack_file import Stack, stacked
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..hidden_states import FloatArray
 from .profiles import Profile
-from .signals import FloatArray
 
 log = logging.getLogger(__name__)
 

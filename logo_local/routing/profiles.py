@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .signals import FloatArray
+from ..hidden_states import FloatArray
 
 # How much of the average variance is added to every direction: 8 prompts an adapter say little
 # about any single one. Chosen on the suite's choosing set (docs/quality.md).

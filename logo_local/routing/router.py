@@ -19,18 +19,18 @@ from typing import Any
 from .. import config
 from ..errors import NativeError, PoolError
 from ..files.pool import Pool
+from ..hidden_states import FloatArray, Place, Reading
 from ..llama.mixture import ResidentAdapters
-from ..llama.native import Place, Reading
+from ..llama.probe import EachProbe, HiddenProbe
+from ..llama.sampling import BatchContext
 from ..settings import EACH, RoutingSettings
 from .adapter_profiles import AdapterProfiles
 from .index import RoutingIndex, choose_target
-from .probe import EachProbe, HiddenProbe
 from .profile_store import ProfileStore
 from .profiles import embed
 from .route import Route, select
-from .sampling import BatchContext
 from .scoring import AT_ONE_PLACE, NEED_PROFILES, Scorer, read_places, sharpened
-from .signals import FloatArray, Scores, entropy
+from .signals import Scores, entropy
 from .usual import UsualNorms
 from .z_norms import ZNorms
 

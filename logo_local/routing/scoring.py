@@ -17,11 +17,10 @@ import numpy as np
 
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
-from ..llama.native import Place, Reading
+from ..hidden_states import FloatArray, Place, Reading
 from .index import RoutingIndex
 from .profiles import Measure, Profile, embed
 from .signals import (
-    FloatArray,
     Scores,
     arrow,
     entropy,

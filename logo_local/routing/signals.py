@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from ..hidden_states import FloatArray
+
 Scores = dict[str, float]  # by adapter name
 
 # Keeps the inverse finite for an output that names one dimension with certainty (released code).

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from .signals import FloatArray
+from ..hidden_states import FloatArray
 
 log = logging.getLogger(__name__)
 

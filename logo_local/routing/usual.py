@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from .signals import FloatArray
+from ..hidden_states import FloatArray
 
 Moments = npt.NDArray[np.float64]
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files.adapter_file import AdapterFile
-from ..llama.native import Place, Reading
+from ..hidden_states import FloatArray, Place, Reading
 from .index import stack_of
-from .signals import FloatArray, Scores, log_rms_norms
+from .signals import Scores, log_rms_norms
 from .stack_file import Stack
 from .usual import UsualNorms
 

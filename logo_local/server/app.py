@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..ask import Engine, Sampling
-from ..commands import report
+from ..console import report
 from ..errors import LogoError
 from . import answers, asked
 from .failures import RequestError, as_request_error

@@ -20,9 +20,10 @@ import numpy as np
 
 from logo_local import LoGo, config
 from logo_local.evaluation.metrics import measure
-from logo_local.llama.native import Place, Reading
+from logo_local.hidden_states import Place
+from logo_local.llama.native import Reading
+from logo_local.llama.probe import HiddenProbe
 from logo_local.routing.example_prompts import prompts_beside
-from logo_local.routing.probe import HiddenProbe
 from logo_local.routing.profiles import SHRINKAGE, Measure, Profile, embed
 from logo_local.routing.scoring import read_places
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from logo_local.files.adapter_file import Module, TensorPlace
 from logo_local.files.base_model import BaseModel
-from logo_local.llama.native import Place
+from logo_local.hidden_states import Place
 from logo_local.routing.index import RoutingIndex
 from logo_local.routing.profiles import Profile, embed
 from logo_local.routing.scoring import Scorer, read_places

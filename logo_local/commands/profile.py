@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from .. import config
+from ..console.options import FOLDER
+from ..console.terminal import UsageError, say
 from ..files.ledger import content_key
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
-from .options import FOLDER
-from .terminal import UsageError, say
 
 
 @click.command()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import config
+from ..console import report
+from ..console.options import FOLDER, OUTTYPES
+from ..console.terminal import ProgressBar, UsageError, out_console, say
 from ..errors import ConversionError, LogoError
-from . import report
-from .options import FOLDER, OUTTYPES
-from .terminal import ProgressBar, UsageError, out_console, say
 
 if TYPE_CHECKING:
     from ..files.base_model import BaseModel
@@ -118,8 +118,8 @@ def convert(
 def _merge(
     merged: tuple[str, ...], base: str, out: Path, outtype: str, rank: int | None, *, force: bool
 ) -> None:
-    from ..files.merging import OUTTYPES as MERGED_TYPES
-    from ..files.merging import merge, parsed
+    from ..convert.merging import OUTTYPES as MERGED_TYPES
+    from ..convert.merging import merge, parsed
 
     if outtype not in MERGED_TYPES:
         types = " or ".join(MERGED_TYPES)

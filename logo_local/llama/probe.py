@@ -15,8 +15,8 @@ import llama_cpp
 import numpy as np
 
 from ..errors import NativeError, PromptError
-from ..llama.native import EvalCallback, Place, Reading, Tap
-from .signals import FloatArray
+from ..hidden_states import FloatArray, Place, Reading
+from .native import EvalCallback, Tap
 
 
 class ProbeContext:

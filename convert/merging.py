@@ -16,9 +16,9 @@ import gguf
 import numpy as np
 
 from ..errors import AdapterError, ConversionError, LogoError
-from .adapter_file import AdapterFile, FloatArray, read_adapter
-from .base_model import BaseModel
-from .whole_file import written_whole
+from ..files.adapter_file import AdapterFile, FloatArray, read_adapter
+from ..files.base_model import BaseModel
+from ..files.whole_file import written_whole
 
 OUTTYPES = ("f32", "f16")
 
@@ -80,7 +80,7 @@ def merge(
 @contextmanager
 def _opened(paths: Sequence[Path], base: BaseModel) -> Iterator[list[AdapterFile]]:
     """The adapters, checked; PEFT folders are converted into a folder that goes afterwards."""
-    from ..convert import convert_adapter
+    from . import convert_adapter
 
     with tempfile.TemporaryDirectory(prefix="logo-local-") as scratch:
         adapters, problems = [], []

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 
 from ..errors import NativeError
-from .signals import FloatArray
+from ..hidden_states import FloatArray
 
 BATCH = 128  # tokens in one decode: the logits of all of them are held, n_vocab floats each
 

@@ -8,6 +8,7 @@ when they are used, so that tests and redirections see what is written; a stream
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 import textwrap
@@ -45,6 +46,11 @@ def out_console() -> Console:
 def say(text: str, style: str | None = None) -> None:
     """One line on standard error; a terminal may show it in `style`, and keeps words whole."""
     _print_words(text, style or "")
+
+
+def print_json(value: object) -> None:
+    """`value` as indented JSON on standard output."""
+    click.echo(json.dumps(value, indent=2))
 
 
 def note(text: str, style: str = "dim") -> None:

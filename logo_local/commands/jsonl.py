@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import click
 
 from ..ask import Sampling
-from ..commands.opening import open_by_options
-from ..commands.terminal import UsageError
+from ..console.opening import open_by_options
+from ..console.terminal import UsageError
 from ..errors import LogoError
-from .session import Events, Read, Session, Write
+from ..jsonl.session import Events, Read, Session, Write
 
 JSONL = click.option(
     "--jsonl",

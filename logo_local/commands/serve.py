@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..ask import SAMPLED, Engine, Sampling
-from ..commands.background import asking_for
-from ..commands.opening import open_by_options
-from ..commands.options import ROUTES_ALONE, SAMPLING, SERVER, options
-from ..commands.terminal import UsageError, say
+from ..console.background import asking_for
+from ..console.opening import open_by_options
+from ..console.options import ROUTES_ALONE, SAMPLING, SERVER, options
+from ..console.terminal import UsageError, say
 from ..errors import SettingsError
 
 if TYPE_CHECKING:
-    from .guard import Rules
+    from ..server.guard import Rules
 
 
 @click.command()
@@ -33,7 +33,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     finishes the answers that are being made.
     """
     try:
-        from .http import listen
+        from ..server.http import listen
     except ImportError as error:
         raise SettingsError(
             f"serve needs packages that are not installed ({error.name})",
@@ -60,7 +60,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
 
 def _rules(given: Mapping[str, Any]) -> Rules:
     """Who may ask. UsageError where everybody could."""
-    from .guard import LOOPBACK, Rules
+    from ..server.guard import LOOPBACK, Rules
 
     host, key = given["host"], given["api_key"]
     own = _is_loopback(host)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ..commands.opening import open_by_options
-from ..commands.options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
-from ..commands.terminal import ProgressBar, say
+from ..console.opening import open_by_options
+from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
+from ..console.terminal import ProgressBar, say
 
 if TYPE_CHECKING:
     from ..engine import LoGo
@@ -59,9 +59,9 @@ def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) ->
     the pool are blended, whichever they are. Adapters are not asked what they are for: what that
     takes, once, is not measured.
     """
+    from ..bench.measure import measure
+    from ..bench.report import draw, markdown
     from ..evaluation.plots import load
-    from .measure import measure
-    from .report import draw, markdown
 
     if plot is not None:
         load()  # what is missing is said before minutes of measuring

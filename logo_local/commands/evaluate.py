@@ -14,15 +14,15 @@ import click
 
 from .. import __version__, config, settings
 from ..ask import Engine
-from ..commands.opening import open_by_options
-from ..commands.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
-from ..commands.terminal import ProgressBar, UsageError, say
+from ..console.opening import open_by_options
+from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
+from ..console.terminal import ProgressBar, UsageError, say
+from ..evaluation import metrics
+from ..evaluation.data import Example, read_examples
+from ..evaluation.methods import usable_ks
+from ..evaluation.runner import Comparison
+from ..evaluation.store import Store
 from ..routing.profile_store import weights_key
-from . import metrics
-from .data import Example, read_examples
-from .methods import usable_ks
-from .runner import Comparison
-from .store import Store
 
 _SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
 # Those of the engine's that scores or answers depend on.
@@ -111,11 +111,11 @@ def evaluate(
 
     The table is Markdown: means over tasks, with 95% bootstrap intervals over prompts.
     """
-    from .fusion import Fusion
-    from .plots import draw_all
-    from .plots import load as load_matplotlib
-    from .runner import evaluate as run
-    from .summary import as_json, markdown, summarise
+    from ..evaluation.fusion import Fusion
+    from ..evaluation.plots import draw_all
+    from ..evaluation.plots import load as load_matplotlib
+    from ..evaluation.runner import evaluate as run
+    from ..evaluation.summary import as_json, markdown, summarise
 
     files = (*data, *more)
     if not files and model == "demo":

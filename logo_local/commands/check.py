@@ -1,0 +1,45 @@
+"""`logo-local check`: which adapters of a folder fit a base model, and why others do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import config
+from ..console import report
+from ..console.options import FOLDER
+from ..console.terminal import ProgressBar, out_console, print_json, say
+from .convert import BASE_OPTION, read_base
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@BASE_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(folder: Path, base: str, as_json: bool) -> None:
+    """Say of each adapter in DIR whether it fits the base model, and why not.
+
+    The exit code is 0 when all of them fit, 1 otherwise.
+    """
+    from ..files.pool import Pool
+
+    model = read_base(base)
+    with ProgressBar() as progress:
+        pool = Pool.open(
+            folder,
+            model,
+            cache=config.cache_dir(),
+            progress=progress,
+            on_problem=lambda _problem: None,  # they are in the table
+            all_may_be_unfit=True,
+        )
+    rows = report.check_json(pool)
+    if as_json:
+        print_json(rows)
+    else:
+        out_console().print(report.check_table(rows))
+        for hint in dict.fromkeys(problem.hint for problem in pool.problems if problem.hint):
+            say(f"hint: {hint}")
+    if pool.problems:
+        raise click.exceptions.Exit(1)

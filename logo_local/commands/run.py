@@ -1,0 +1,83 @@
+"""`logo-local run`: an answer to one prompt, a chat, or requests as JSON lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from .. import chat
+from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
+from ..console import report
+from ..console.background import asking_for
+from ..console.opening import open_by_options
+from ..console.options import ROUTING, SAMPLING, SYSTEM, options
+from ..console.prompts import announce_asking, prompt_text
+from ..console.terminal import UsageError, err_console, for_reader, print_json, say
+from .jsonl import JSONL, answer_lines
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@options(*ROUTING, *SAMPLING, SYSTEM, JSONL)
+@click.pass_context
+def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
+    """Answer PROMPT under the adapters that fit it.
+
+    Without PROMPT, standard input is the prompt when it is piped, and a terminal gets a chat.
+    The answer goes to standard output as it comes; what was blended, to standard error.
+    """
+    sampling = Sampling(**{name: given[name] for name in SAMPLED})
+    if given["jsonl"]:
+        answer_lines(ctx, model, prompt, sampling, given)
+        return
+    talk = prompt is None and chat.is_terminal()
+    if talk and given["as_json"]:
+        raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
+    text = "" if talk else prompt_text(prompt)
+    if talk and given["self_profile"]:
+        given["self_profile"] = "kept"  # nobody waits for the rest: see below
+    llm = open_by_options(ctx, model, given)
+    if talk:
+        with asking_for(llm, given):
+            chat.chat(
+                llm,
+                replace(sampling, seed=given["seed"]),
+                system=given["system"],
+                explain=given["explain"],
+                raw=given["raw"],
+            )
+        return
+    announce_asking(llm, given)
+    asked = as_prompt(llm, text, raw=given["raw"], system=given["system"])
+    if given["system"] and isinstance(asked, str):
+        say("warning: --system has no effect without a chat template", "yellow")
+    if given["as_json"]:
+        answer = ask(llm, asked, sampling)
+        print_json(report.run_json(answer.text, answer.logo, answer.usage))
+    else:
+        _stream(llm, asked, sampling)
+    if given["explain"]:
+        _explain(llm)
+    route = llm.last_route
+    told = given["as_json"] or (given["explain"] and route is not None and route.is_base)
+    if route is not None and not told:
+        say(report.blend_line(route, err_console().width), "dim")
+
+
+def _explain(llm: Engine) -> None:
+    if llm.last_route is not None:
+        console = err_console()
+        console.print(report.explain_table(llm.last_route, console.width))
+
+
+def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
+    answer = Answer()
+    try:
+        for piece in stream(llm, prompt, sampling, answer):
+            click.echo(for_reader(piece), nl=False)
+    finally:
+        if answer.text and not answer.text.endswith("\n"):
+            click.echo()

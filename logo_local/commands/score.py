@@ -1,0 +1,45 @@
+"""`logo-local score`: the route of a prompt, without an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .. import chat
+from ..ask import as_prompt
+from ..console import report
+from ..console.opening import open_by_options
+from ..console.options import ROUTING, options
+from ..console.prompts import announce_asking, prompt_text
+from ..console.terminal import UsageError, err_console, print_json, say
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@options(*ROUTING)
+@click.pass_context
+def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
+    """Show the route of PROMPT, and generate nothing.
+
+    Each line has an adapter's name, weight and score. PROMPT may come on standard input.
+    """
+    if prompt is None and chat.is_terminal():
+        raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
+    text = prompt_text(prompt)
+    llm = open_by_options(ctx, model, given)
+    announce_asking(llm, given)
+    route = llm.route(as_prompt(llm, text, raw=given["raw"]))
+    if given["as_json"]:
+        print_json(report.score_json(route, llm.timings_ms))
+    else:
+        for line in report.score_lines(route):
+            click.echo(line)
+    if given["explain"]:
+        console = err_console()
+        console.print(report.explain_table(route, console.width))
+    elif route.is_base and not given["as_json"]:
+        say(report.BASE_ALONE, "dim")
+    elif route.strength < 1 and not given["as_json"]:
+        say(report.strength_line(route), "dim")

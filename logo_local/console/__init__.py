@@ -1,0 +1,1 @@
+"""What every program prints with: reports, the terminal, shared options, opening an engine."""
