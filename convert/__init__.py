@@ -15,11 +15,13 @@ if __name__ != "logo_local.convert":
 from pathlib import Path
 
 from ..files.base_model import BaseModel
+from ..files.pool import Converter
 from .gguf_lora import CONVERTER_VERSION, write_gguf_lora
 from .plan import OUTTYPES, Conversion, Progress, Row, plan_conversion
 
 __all__ = [
     "CONVERTER_VERSION",
+    "FOR_POOL",
     "OUTTYPES",
     "Conversion",
     "Row",
@@ -59,3 +61,13 @@ def convert_adapter(
     conversion = plan_conversion(source, base, out, outtype, first_half, to_run=to_run)
     write_gguf_lora(conversion, second_half)
     return conversion
+
+
+def _convert_to_run(
+    source: Path, base: BaseModel, out: Path, outtype: str, progress: Progress | None
+) -> tuple[str, ...]:
+    return tuple(convert_adapter(source, base, out, outtype, progress, to_run=True).notes)
+
+
+# What a `Pool` converts adapter folders with.
+FOR_POOL = Converter(CONVERTER_VERSION, _convert_to_run)

@@ -7,15 +7,15 @@ prints, and nothing here imports llama_cpp.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
 from .routing.route import Route
-from .settings import RoutingSettings
+from .routing.settings import Routing, RoutingSettings
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -47,10 +47,10 @@ class Engine(Protocol):
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
-    def unasked(self) -> list[str]: ...  # noqa: D102
+    def without_profile(self) -> list[str]: ...  # noqa: D102
     def n_ctx(self) -> int: ...  # noqa: D102
     def tokens_of(self, prompt: Any) -> list[int]: ...  # noqa: D102
-    def route(self, prompt: Any) -> Route: ...  # noqa: D102
+    def route(self, prompt: Any, *, routing: Routing | None = None) -> Route: ...  # noqa: D102
     def read_ahead(self, prompt: Any) -> None: ...  # noqa: D102
     def signal_scores(  # noqa: D102
         self, prompt: Any, signals: Sequence[str]
@@ -128,31 +128,22 @@ def system_messages(system: str | None) -> list[Message]:
     return [{"role": "system", "content": system}] if system else []
 
 
-@contextmanager
-def routed_by(
-    llm: Engine,
+def routing_of(
     *,
     weights: Mapping[str, float] | None = None,
     signal: str | None = None,
     top_k: int | None = None,
-) -> Iterator[None]:
-    """Within this block the engine answers under these weights, or routes so.
-
-    What is None stays as it is. Raises as `LoGo.under` and `LoGo.configure` do.
-    """
-    before, changed = llm.routing, signal is not None or top_k is not None
-    if changed:
-        llm.configure(signal=signal, top_k=top_k)
-    try:
-        with nullcontext() if weights is None else llm.under(weights):
-            yield
-    finally:
-        if changed:
-            llm.configure(signal=before.signal, top_k=before.top_k)
+) -> Routing:
+    """What is not None of these, for the `routing` of a call."""
+    given = {"weights": weights, "signal": signal, "top_k": top_k}
+    return cast("Routing", {name: value for name, value in given.items() if value is not None})
 
 
 def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
-    """llama_cpp's completion of a text, or chat completion of messages, with its `options`."""
+    """llama_cpp's completion of a text, or chat completion of messages, with its `options`.
+
+    `routing` may be among them.
+    """
     if isinstance(prompt, str):
         return llm.create_completion(prompt, **options)
     return llm.create_chat_completion(messages=prompt, **options)

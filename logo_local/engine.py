@@ -1,138 +1,142 @@
 """The engine: a `llama_cpp.Llama` that chooses and blends LoRA adapters for every prompt.
 
-A prompt's way: tokens -> probe -> hidden vector -> signals -> scores -> route -> mixture -> text.
-The route is made when a new prompt reaches `generate`; sampling, grammars, chat templates, tool
-calls, streaming and stop words are the parent's. No printing, no files beyond the pool's cache.
+The way of a prompt: tokens, hidden states, scores, route, mixture, text. `create_chat_completion`
+and `create_completion` make the route and then generate under it; a bare `generate` makes its own.
+Sampling, grammars, chat templates, tool calls, streaming and stop words are llama_cpp's.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 from llama_cpp import Llama, llama_vocab_is_eog
+from llama_cpp.llama_types import ChatCompletionRequestMessage
+from typing_extensions import Unpack
 
 from . import config
-from .errors import AdapterError, PromptError
+from .convert import FOR_POOL
+from .errors import MixtureError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
 from .llama.embedding import Embedder
-from .llama.llama_errors import model_errors, problems_of, prompt_errors
-from .llama.mixed_llama import Stopped
-from .llama.mixture import Mixer, Mixture, ResidentAdapters
-from .routed_llama import Messages, Progress, RoutedLlama
-from .routing.index import block_number
-from .routing.route import Route, kept
-from .routing.router import Router, current_index
-from .settings import (
-    DEFAULT_ADAPTER_MEMORY,
-    DEFAULT_LAYER,
-    DEFAULT_N_CTX,
-    DEFAULT_TOP_K,
-    RoutingSettings,
-)
-
-log = logging.getLogger(__name__)
+from .llama.llama_errors import Closed, model_errors, problems_of, prompt_errors
+from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
+from .llama.model import LoadedModel
+from .llama.options import ChatOptions, CompletionOptions, like
+from .llama.reader import PromptReader
+from .routed import PHASES, Given, Routed
+from .routing import registry
+from .routing.index import block_number, choose_target
+from .routing.route import Route
+from .routing.router import Progress, Router
+from .routing.settings import DEFAULT_N_CTX, DEFAULTS, Routing, RoutingSettings
 
 N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 
 
-class LoGo(RoutedLlama):
-    """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
+class _Stopped(Exception):
+    """The prompt need not be read to its end."""
 
-    `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
-    default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is one of
-    `settings.SIGNAL_NAMES`, of which "auto" is the best for the pool at hand; `probe` "one-pass" or
-    "each"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the
-    end; `top_k` the most adapters that a route holds; `mixture` "scales" (adapters one by one),
-    "fused" (as one stack, which is faster) or "auto", stored as `mixture_type` "exact" or "q8_0";
-    `keep_route` by how much the weights of a conversation's adapters may change without a new
-    route; `prefill` "mixture", or "base", where the prompt is read by the base alone and only what
-    follows is made under the mixture; `adapter_memory` the bytes of adapters that llama.cpp may
-    hold, as a number, like "512M", or "auto", a quarter of what is free. `self_profile` says if
-    adapters without example prompts are asked what they are for (True, False, or "kept": only what
-    is known already counts), `past` whether what prompts do to adapters is remembered, in a few
-    numbers and no words; `links_out` whether adapters may be links to elsewhere. `progress` is
-    called with (stage, done, total) while adapters are read, converted and indexed. Everything
-    else, under a name that it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by
-    default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
+
+class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without types
+    """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason, and ["usage"] there, too. `on_route`, where it is
     set, is called with the route of an answer before the prompt is read under it; `usage` counts
-    the tokens of the last answer as far as it has come. Not safe to use from two threads at once,
-    but for setting `should_stop`.
+    the tokens of the last answer as far as it has come. `should_stop` is called before every token,
+    and before every batch of a prompt, in the thread that generates; once it returns True the
+    answer ends as if it had reached its longest. Adapters that come into the folder, or go, are
+    noticed at the next prompt, with a line in the log.
 
-    Raises SettingsError, ModelError or PoolError; what can be seen without the weights is seen
-    before they are loaded. Adapters that come into the folder, or go, are noticed at the next
-    prompt, with a line in the log.
+    Not safe to use from two threads at once, but for setting `should_stop`.
     """
+
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
         model_path: str | Path,
         adapters: str | Path | None = None,
         *,
-        signal: str = "auto",
-        top_k: int = DEFAULT_TOP_K,
-        probe: str = "one-pass",
-        layer: int = DEFAULT_LAYER,
-        tap: str = "input",
-        mixture: str = "auto",
-        mixture_type: str = "exact",
-        keep_route: float = 0.0,
-        prefill: str = "mixture",
-        adapter_memory: int | str = DEFAULT_ADAPTER_MEMORY,
-        self_profile: bool | str = True,
-        past: bool = True,
+        signal: str = DEFAULTS.signal,
+        top_k: int = DEFAULTS.top_k,
+        probe: str = DEFAULTS.probe,
+        layer: int = DEFAULTS.layer,
+        tap: str = DEFAULTS.tap,
+        mixture: str = DEFAULTS.mixture,
+        mixture_type: str = DEFAULTS.mixture_type,
+        keep_route: float = DEFAULTS.keep_route,
+        prefill: str = DEFAULTS.prefill,
+        adapter_memory: int | str = DEFAULTS.adapter_memory,
+        self_profile: bool | str = DEFAULTS.self_profile,
+        past: bool = DEFAULTS.past,
         links_out: bool = True,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
         **llama: Any,
     ) -> None:
+        """Load the model and check the adapters.
+
+        Args:
+            model_path: A GGUF file, or "demo" for the bundled model and its adapters.
+            adapters: A folder of GGUF LoRA files and PEFT folders.
+            signal: How scores are computed: a name in `routing.registry`, or "auto", the best
+                that was measured.
+            top_k: The most adapters that a route holds.
+            probe: "one-pass", or "each": one evaluation with each adapter.
+            layer: The block that the paper's signals read, negative from the end.
+            tap: "input" of the projection, or "residual", the state before the block's norm.
+            mixture: "scales" (adapters one by one), "fused" (as one adapter, which is faster),
+                or "auto".
+            mixture_type: The stack's numbers: "exact", as the adapters are stored, or "q8_0".
+            keep_route: How much the weights of a conversation's adapters may change without a new
+                route.
+            prefill: "mixture", or "base": the prompt is read by the base alone, and only what
+                follows is made under the mixture.
+            adapter_memory: The bytes of adapters that llama.cpp may hold: a number, "512M", or
+                "auto", a quarter of what is free.
+            self_profile: Whether adapters without example prompts write texts that say what they
+                are for: True, False, or "kept", only those that were written earlier.
+            past: Whether the norms of your prompts are remembered, as a few numbers.
+            links_out: Whether adapters may be links to files outside of the folder.
+            progress: Called with (stage, done, total) while adapters are read and converted.
+            n_ctx: Context length in tokens; by default 4096, or what the model was trained with
+                if that is less.
+            verbose: Whether llama.cpp prints its log.
+            **llama: Everything else goes to `llama_cpp.Llama` under its name there.
+
+        Raises SettingsError, ModelError or PoolError; what can be seen without the weights is
+        seen before they are loaded.
+        """
         started = time.perf_counter()
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
-        routing = RoutingSettings(
-            signal=signal,
-            top_k=top_k,
-            probe=probe,
-            layer=layer,
-            tap=tap,
-            mixture=mixture,
-            mixture_type=mixture_type,
-            keep_route=keep_route,
-            prefill=prefill,
-            adapter_memory=adapter_memory,
-            self_profile=self_profile,
-            past=past,
-        )
-        routing.check(other_problems=problems_of(adapters, llama))
-        self._settings = routing
-        self._progress = progress = progress or (lambda _stage, _done, _total: None)
+        given = locals()
+        self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
+        self._settings.check(other_problems=problems_of(adapters, llama))
+        self._progress = progress or (lambda _stage, _done, _total: None)
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
             Path(str(adapters)),
             self.base,
             cache=config.cache_dir(),
-            progress=progress,
+            converter=FOR_POOL,
+            progress=self._progress,
             links_out=links_out,
         )
-        index = None
-        if probe == "one-pass":
-            index = current_index(None, self.pool, layer, self.signal)
-
+        if registry.Need.LAST_TOKEN in registry.find(self._settings.resolved()).needs:
+            choose_target(self.pool.adapters, self.base, layer)
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
         with model_errors(model_path):
@@ -143,96 +147,141 @@ class LoGo(RoutedLlama):
                 verbose=verbose,
                 **llama,
             )
-        self._residents = ResidentAdapters(self.model, routing.memory)
-        self.mixer = Mixer(
-            self.model,
-            self.context_params,
-            self.ctx,
-            self.base.architecture,
-            self._residents,
-            way=mixture,
-            stored_as=mixture_type,
-        )
-        self.timings_ms: dict[str, float] = dict.fromkeys(
-            ("load", "probe", "score", "mixture", "prefill", "decode"), 0.0
-        )
-        myself = weakref.ref(self)  # the parent's memory is freed as soon as nobody holds it
-        self._router = Router(
-            self.model,
-            self.context_params,
-            pool=self.pool,
-            residents=self._residents,
-            settings=routing,
-            as_prompt=lambda text: _alive(myself).tokens_of_text(text),
-            as_text=lambda tokens: _alive(myself).text_of(tokens),
-            progress=progress,
-            timings_ms=self.timings_ms,
-            index=index,
-        )
-        self._embedder: Embedder | None = None
-        self._stack.callback(_free, self._residents, self._router, self.mixer)
-        self.pool.resident = self._residents.size
+        self._set_up()
+        self.timings_ms["load"] = _ms_since(started)
 
+    def _set_up(self) -> None:
+        """Make what routes and blends, once the model is there."""
+        settings = self._settings
+        self.loaded = LoadedModel(self)
+        self._residents = ResidentAdapters(self.loaded.pointer, settings.memory)
+        self.mixer = Mixer(
+            self.loaded,
+            self.ctx,
+            self._residents,
+            way=settings.mixture,
+            stored_as=settings.mixture_type,
+        )
+        self.reader = PromptReader(self.loaded, self._residents, whole=settings.prefill == "base")
+        self.router = Router(self.pool, self.reader, settings, self._progress)
+        # What the context's keys and values were made under; None when that is unknown.
+        self._kv_key: MixtureKey | None = mixture_key(())
+        self._embedder: Embedder | None = None
+        self._stack.callback(
+            _free, self.loaded, self._residents, self.router, self.reader, self.mixer
+        )
+        self.pool.resident = self._residents.size
+        self.timings_ms = dict.fromkeys(PHASES, 0.0)
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.last_route: Route | None = None
         self.on_route: Callable[[Route], None] | None = None
-        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
-        self._fixed: Route | None = None
-        self._asked: Sequence[Messages] = ()
+        self._given: Given | None = None  # what `under` and the completions generate under
         self._turn = 0  # counts the prompts that reached the context
-        self.timings_ms["load"] = _ms_since(started)
+
+    def __repr__(self) -> str:
+        return f"<LoGo {self.base.path.name}, {len(self.pool.names)} adapters>"
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise TypeError("a LoGo cannot be pickled or copied: open another one with LoGo(...)")
+
+    # Answers
+
+    @like(Llama.create_chat_completion)
+    def create_chat_completion(
+        self,
+        messages: list[ChatCompletionRequestMessage],
+        *,
+        routing: Routing | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Any:
+        """As in llama_cpp, with ["logo"] in the result.
+
+        `top_k` is that of the tokens; `routing` says how this call is routed:
+        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}. See `route` for what of
+        a conversation is routed. Raises PromptError, SettingsError, UnknownAdapterError or
+        AdapterError before anything is generated.
+        """
+        complete = super().create_chat_completion
+        return self._answer(messages, routing, lambda: complete(messages, **options))
+
+    @like(Llama.create_completion)
+    def create_completion(
+        self,
+        prompt: str | list[int],
+        *,
+        routing: Routing | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> Any:
+        """As in llama_cpp, with ["logo"] in the result; see `create_chat_completion`."""
+        suffix = options.get("suffix")
+        text = prompt + suffix if isinstance(prompt, str) and suffix else prompt
+        complete = super().create_completion
+        return self._answer(text, routing, lambda: complete(prompt, **options))
+
+    def _answer(self, prompt: Any, routing: Routing | None, complete: Callable[[], Any]) -> Any:
+        """Route `prompt`, unless a route is given, and let llama_cpp complete it under that."""
+        given = self._given if routing is None else None
+        if given is None:
+            given = self._route_to_answer(prompt, routing)
+        with self._under(given), prompt_errors():
+            result = complete()
+        if not isinstance(result, dict):
+            return self._chunks(result, given)
+        result["logo"] = self._logo()
+        return result
+
+    def _chunks(self, chunks: Iterator[dict[str, Any]], given: Given) -> Iterator[dict[str, Any]]:
+        """The chunks of a stream, which llama_cpp begins at the first, all under one route."""
+        while True:
+            with self._under(given), prompt_errors():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            if any(choice.get("finish_reason") for choice in chunk["choices"]):
+                chunk["logo"] = self._logo()
+                chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
+            yield chunk
+
+    def _logo(self) -> dict[str, Any]:
+        route = self.last_route or Route()
+        return {"route": route.as_dict(), "timings_ms": dict(self.timings_ms)}
 
     # Generation
 
     def generate(  # the parent's parameters, whatever they are, pass through
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """Route `tokens`, set the mixture, and generate as the parent does.
+        """Generate as the parent does, under the given route, or else under one for `tokens`.
 
         Cached keys and values are reused only where they were made under the same mixture. With
         reset=False the tokens follow those that the context holds, and all of them are routed.
         Once another prompt was begun, going on with an earlier answer is a PromptError.
         """
-        given = inspect.signature(Llama.generate).bind(self, tokens, *args, **kwargs)
+        options = inspect.signature(Llama.generate).bind(self, tokens, *args, **kwargs).arguments
         prompt = [int(token) for token in tokens]
-        if not given.arguments.pop("reset", True):
+        if not options.pop("reset", True):
             prompt = [*self._input_ids.tolist(), *prompt]
-        options = {k: v for k, v in given.arguments.items() if k not in ("self", "tokens")}
-        return self._generate(prompt, self._fixed, self._asked, options)
+        del options["self"], options["tokens"]
+        given = self._given if self._given is not None else self._route_to_answer(prompt)
+        self._turn += 1
+        self.usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
+        try:
+            self._adopt(given, prompt)
+            yield from self._generate(super().generate(prompt, **options))
+        except _Stopped:
+            return
 
     def _generate(
-        self,
-        prompt: list[int],
-        given: Route | None,
-        parts: Sequence[Messages],
-        options: Mapping[str, Any],
+        self, parent: Generator[int, Sequence[int] | None, None]
     ) -> Generator[int, Sequence[int] | None, None]:
-        self.stop_at(prompt)
-        self._turn += 1
-        turn = self._turn
-        self.usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
-        self._forget_timings()
-        if given is None or not given.is_base:
-            self._renew_pool()
+        """The tokens of `parent`, timed and counted, as long as no other prompt is begun."""
+        turn, phase, more = self._turn, "prefill", None
         try:
-            try:
-                self._route_and_adopt(prompt, given, parts)
-            except AdapterError as error:
-                if not self._renew_pool(forced=True):
-                    raise
-                log.debug("once more, after %s", error)
-                self._route_and_adopt(prompt, given, parts)
-        except Stopped:  # where the base reads the prompt
-            return
-        parent = super().generate(prompt, **options)
-        phase, more = "prefill", None
-        try:
-            while True:
+            while not self.should_stop():
                 started = time.perf_counter()
                 try:
-                    if self.should_stop():
-                        return
                     token = parent.send(more)
-                except (StopIteration, Stopped):
+                except StopIteration:
                     return
                 self.timings_ms[phase] += _ms_since(started)
                 phase = "decode"
@@ -247,32 +296,79 @@ class LoGo(RoutedLlama):
         finally:
             parent.close()
 
-    def _route_and_adopt(
-        self, prompt: list[int], given: Route | None, parts: Sequence[Messages]
-    ) -> None:
-        route = given
-        if route is None:
-            tolerance = self._settings.keep_route
-            route = kept(self._route_tokens(prompt, parts), self.last_route, tolerance)
+    def _adopt(self, given: Given, prompt: list[int]) -> None:
+        """Generate under a route from now on."""
+        route = given.route
+        self._forget_timings()
+        self.timings_ms |= given.made_ms
+        adapters = self._refreshed(route)
         by_base = self._settings.prefill == "base" and not route.is_base
         if by_base:
             started = time.perf_counter()
-            self.read_by_base(prompt, partial(self._router.copy_prompt, prompt))
+            self._read_by_base(prompt)
             self.timings_ms["prefill"] = _ms_since(started)
-        self._adopt(route, keys_are_right=by_base)
-        if given is None:
-            self._router.remember()
+        started = time.perf_counter()
+        mixture = list(zip(adapters, route.applied.values(), strict=True))
+        way = self._set_mixture(mixture, keys_are_right=by_base)
+        self.timings_ms["mixture"] = _ms_since(started)
+        self.last_route = replace(route, mixture=way)
+        if self.on_route is not None:
+            self.on_route(self.last_route)
 
-    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, with ["logo"] added to the result."""
-        return self._with_logo((), super().create_completion, *args, **kwargs)
+    def _set_mixture(self, mixture: Mixture, *, keys_are_right: bool = False) -> str:
+        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does.
 
-    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, with ["logo"] added to the result; see `route` for what is routed."""
-        parts: Sequence[Messages] = ()
-        if self._fixed is None and not self._tokens_only:
-            parts = self._parts(messages)
-        return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
+        The parent evaluates the next prompt from its start unless the mixture is the same, or
+        the caller says that the context's keys and values are what they ought to be.
+        """
+        key = mixture_key(mixture)
+        if key != self._kv_key and not keys_are_right:
+            self.reset()  # the parent then evaluates the whole prompt
+        self._kv_key = None  # should the mixer fail half-way
+        way = self.mixer.set(mixture)
+        self._kv_key = key
+        return way
+
+    def _read_by_base(self, prompt: list[int]) -> None:
+        """Fill the context with the base's keys and values of `prompt`.
+
+        They are copied from the probe if it has them. The parent then evaluates the last token
+        once more, under whatever is set by then.
+        """
+        if self.reader.copy_prompt(prompt):
+            self.input_ids[: len(prompt)] = prompt
+            self.n_tokens, self._requires_eval = len(prompt), True
+        else:
+            self._set_mixture([])
+            self.reset()
+            self.eval(prompt)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As in the parent, batch by batch, until it should stop.
+
+        Raises MixtureError where the mixture makes numbers that are not finite. Then all keys and
+        values go: where they are hidden from later prompts they still count as 0 times NaN.
+        """
+        for start in range(0, len(tokens), self.n_batch):
+            if self.should_stop():
+                raise _Stopped
+            super().eval(tokens[start : start + self.n_batch])
+        logits = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        if logits and not math.isfinite(logits[0]):  # one is NaN where all are
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+            self.reset()
+            self._kv_key = None
+            raise MixtureError(
+                "the mixture makes numbers that are not finite",
+                hint="smaller weights may help; logo-local check looks at the adapters",
+            )
+
+    # Vectors and states
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the parent, by the base model alone."""
+        self._set_mixture([])
+        return super().embed(*args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
         """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
@@ -281,71 +377,35 @@ class LoGo(RoutedLlama):
         no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
         empty or longer than the context.
         """
+        tokens = [self.tokenize(text.encode()) for text in texts]
         if self._embedder is None:
             pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
-            self._embedder = Embedder(self.model, self.context_params, self.base, pooling)
-            self._stack.callback(self._embedder.close)  # before the model goes
-        tokens = [self.tokenize(text.encode()) for text in texts]
+            self._embedder = Embedder(self.loaded, self.base.n_embd, pooling)
         return [self._embedder.embed(one) for one in tokens], sum(map(len, tokens))
 
-    def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
-        for name in route.names:
-            self.pool.check_name(name)
-        mixture: Mixture = [
-            (self.pool.adapters[name], weight) for name, weight in route.applied.items()
-        ]
-        started = time.perf_counter()
-        way = self.set_mixture(mixture, keys_are_right=keys_are_right)
-        self.timings_ms["mixture"] = _ms_since(started)
-        self.last_route = replace(route, mixture=way)
-        if self.on_route is not None:
-            self.on_route(self.last_route)
+    def save_state(self) -> Any:
+        """As in the parent; the state remembers the mixture that made it."""
+        state = super().save_state()
+        state.logo_mixture = self._kv_key
+        return state
 
-    def _with_logo(
-        self, parts: Sequence[Messages], call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        # The completion that a chat completion makes of itself is routed as the latter is.
-        before = self._asked
-        self._asked = asked = parts or before
-        try:
-            with prompt_errors():
-                result = call(*args, **kwargs)
-        finally:
-            self._asked = before
-        if isinstance(result, dict):
-            result["logo"] = self._logo()
-            return result
-        return self._stream_with_logo(result, self._fixed, asked)
-
-    def _stream_with_logo(
-        self, chunks: Iterator[dict[str, Any]], given: Route | None, asked: Sequence[Messages]
-    ) -> Iterator[dict[str, Any]]:
-        """`chunks`, routed as when they were asked for: the parent begins at the first."""
-        while True:
-            before = self._fixed, self._asked
-            self._fixed, self._asked = given, asked
-            try:
-                with prompt_errors():
-                    chunk = next(chunks, None)
-            finally:
-                self._fixed, self._asked = before
-            if chunk is None:
-                return
-            if any(choice.get("finish_reason") for choice in chunk["choices"]):
-                chunk["logo"] = self._logo()
-                chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
-            yield chunk
-
-    def _logo(self) -> dict[str, Any]:
-        route = self.last_route or Route()
-        return {"route": route.as_dict(), "timings_ms": dict(self.timings_ms)}
+    def load_state(self, state: Any) -> None:
+        """As in the parent; under another mixture the state's keys and values are not reused."""
+        self._kv_key = None  # should the parent fail half-way
+        super().load_state(state)
+        self._kv_key = getattr(state, "logo_mixture", None)
 
     # Lifecycle
 
     def close(self) -> None:
-        """Free the contexts, the adapters and the model. May be called twice."""
+        """Free the contexts, the adapters and the model. May be called twice.
+
+        Whatever is called afterwards raises PromptError.
+        """
         if hasattr(self, "_stack"):  # not there when the parent was never initialised
             super().close()
+            # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
+            self._model = self._ctx = self.tokenizer_ = Closed()
 
     def __enter__(self) -> LoGo:
         return self
@@ -354,18 +414,19 @@ class LoGo(RoutedLlama):
         self.close()
 
 
-def _free(residents: ResidentAdapters, router: Router, mixer: Mixer) -> None:
-    """Free the probes, then the adapters, while the model and its context are still there."""
+def _free(
+    loaded: LoadedModel,
+    residents: ResidentAdapters,
+    router: Router,
+    reader: PromptReader,
+    mixer: Mixer,
+) -> None:
+    """Free the contexts, then the adapters, while the model and its own context are still there."""
     mixer.close()
+    reader.close()
+    loaded.close()
     router.close()
     residents.close()
-
-
-def _alive(engine: weakref.ref[LoGo]) -> LoGo:
-    """The engine, which is there: it is what calls its router."""
-    found = engine()
-    assert found is not None
-    return found
 
 
 def _ms_since(started: float) -> float:

@@ -23,7 +23,7 @@ from .files.base_model import BaseModel
 from .files.pool import Changes, Pool
 from .hidden_states import FloatArray
 from .routing.route import Route, fixed, select
-from .settings import RoutingSettings
+from .routing.settings import Routing, RoutingSettings, check_routing
 
 # A piece of an answer: text, or an exception that is raised at that place, or a function that makes
 # the text when it is reached (and may wait until then).
@@ -109,11 +109,11 @@ class FakeLoGo:
         self.history: list[Call] = []
         self.ahead: list[Call] = []
         self.taught: dict[str, list[str]] = {}
-        self.asks: list[str] = []
+        self.unprofiled: list[str] = []
         self.settings: dict[str, Any] = {}
         self.closed = False
         self._stopped = False
-        self._fixed: Route | None = None
+        self._given: Route | None = None
 
     def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
         """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
@@ -157,14 +157,15 @@ class FakeLoGo:
             self.taught[name] = known[:-1]
         return 1 if last and known else len(known)
 
-    def unasked(self) -> list[str]:
-        """What was put into `asks`: adapters that would be asked in the background."""
-        return list(self.asks)
+    def without_profile(self) -> list[str]:
+        """What was put into `unprofiled`."""
+        return list(self.unprofiled)
 
-    def route(self, prompt: Any) -> Route:
+    def route(self, prompt: Any, *, routing: Routing | None = None) -> Route:
         """The route by the scripted scores among the pool's candidates."""
-        self.history.append(Call("route", *_seen(prompt)))
-        return self._route(_seen(prompt)[0])
+        options = {} if routing is None else {"routing": routing}
+        self.history.append(Call("route", *_seen(prompt), options))
+        return self._route(_seen(prompt)[0], routing)
 
     def read_ahead(self, prompt: Any) -> None:
         """Kept in `ahead`: it is no question."""
@@ -208,11 +209,11 @@ class FakeLoGo:
         """Within this block every route has these weights."""
         for name in weights:
             self.pool.check_name(name)
-        before, self._fixed = self._fixed, fixed(weights)
+        before, self._given = self._given, fixed(weights)
         try:
             yield
         finally:
-            self._fixed = before
+            self._given = before
 
     def base_only(self) -> AbstractContextManager[None]:
         """Within this block routes hold no adapter."""
@@ -243,11 +244,18 @@ class FakeLoGo:
     def _wanted(self, scores: Mapping[str, float]) -> dict[str, float]:
         return {name: scores[name] for name in self.pool.candidates if name in scores}
 
-    def _route(self, text: str) -> Route:
+    def _route(self, text: str, routing: Routing | None = None) -> Route:
+        check_routing(routing)
+        given = routing or {}
+        weights = given.get("weights")
+        if weights is not None:
+            for name in weights:
+                self.pool.check_name(name)
+            return fixed(weights)
         route = select(
             self._wanted(self._scores_for(text)),
-            self.routing.top_k,
-            signal="norm" if self.routing.signal == "auto" else self.routing.signal,
+            given.get("top_k") or self.routing.top_k,
+            signal=self.routing.resolved(given.get("signal")),
             probe="one-pass",
             target="blk.3.attn_q.weight",
         )
@@ -260,7 +268,9 @@ class FakeLoGo:
         whole: Callable[[str], dict[str, Any]],
         part: Callable[[str], dict[str, Any]],
     ) -> Any:
-        self.last_route = self._fixed or self._route(prompt)
+        routing = options.get("routing")
+        given = self._given if routing is None else None
+        self.last_route = self._route(prompt, routing) if given is None else given
         if self.on_route is not None:
             self.on_route(self.last_route)
         if callable(self._answers):

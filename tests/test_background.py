@@ -32,10 +32,10 @@ def folder(tmp_path):
 
 def test_what_the_process_makes_is_there_for_the_engine(random_base, folder, home):
     with LoGo(random_base, folder, n_ctx=256, self_profile="kept") as llm:
-        assert llm.unasked() == ["silent"]
+        assert llm.without_profile() == ["silent"]
         before = llm.signal_scores(PROMPT, ["self-profile"])["self-profile"]
         background.main([str(random_base), str(folder), '{"signal": "auto"}'])
-        assert llm.unasked() == []
+        assert llm.without_profile() == []
         assert llm.signal_scores(PROMPT, ["combined"])["combined"].keys() == {"silent", "told"}
         assert before == {}
 
@@ -43,12 +43,12 @@ def test_what_the_process_makes_is_there_for_the_engine(random_base, folder, hom
 def test_nobody_is_asked_where_it_would_change_nothing(random_base, folder, home):
     for settings in ({"self_profile": False}, {"signal": "profile"}, {"signal": "norm"}):
         with LoGo(random_base, folder, n_ctx=256, **settings) as llm:
-            assert llm.unasked() == []
+            assert llm.without_profile() == []
 
 
 def test_a_shortlist_begins_with_what_adapters_say(random_base, folder, home):
     with LoGo(random_base, folder, n_ctx=256, signal="shortlist") as llm:
-        assert llm.unasked() == ["silent"]
+        assert llm.without_profile() == ["silent"]
 
 
 def test_the_process_ends_with_the_block(monkeypatch):

@@ -309,7 +309,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
     call("run", *MODEL)
     assert (began, llm.settings["self_profile"]) == ([], "kept")
-    llm.asks = ["reverse"]
+    llm.unprofiled = ["reverse"]
     result = call("run", *MODEL, "--adapter-memory=1M")
     assert result.stderr.startswith(
         "Asking 1 of the adapters in the background what they are for\n"
@@ -321,11 +321,11 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
 
 @pytest.mark.parametrize("command", ["run", "score"])
 def test_asking_adapters_is_announced_where_a_prompt_waits_for_it(call, llm, command):
-    llm.asks = ["reverse"]
+    llm.unprofiled = ["reverse"]
     words = "1 adapter has no example prompts: it is asked once"
     assert words in call(command, *MODEL, "hello").stderr
     assert words not in call(command, *MODEL, "hello", "--no-self-profile").stderr
-    llm.asks = []
+    llm.unprofiled = []
     assert words not in call(command, *MODEL, "hello").stderr
 
 

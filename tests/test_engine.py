@@ -14,8 +14,8 @@ from logo_local.engine import LoGo
 from logo_local.errors import AdapterError, ModelError, PoolError, PromptError, SettingsError
 from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
-from logo_local.llama.probe import ProbeContext
-from logo_local.routing import router
+from logo_local.llama.model import Context
+from logo_local.llama.sampling import BatchContext
 from logo_local.routing.route import Route
 from logo_local.routing.router import Scored
 
@@ -212,7 +212,7 @@ def test_under_given_weights_nothing_is_probed(logo, monkeypatch):
     llm = logo(top_k=2, signal="norm")
     routed = prompt_logits(llm, A)
     weights = dict(zip(llm.last_route.names, llm.last_route.weights, strict=True))
-    monkeypatch.setattr(llm, "_route_tokens", lambda _tokens: 1 / 0)
+    monkeypatch.setattr(llm.router, "route", lambda *_: 1 / 0)
     with llm.under(weights):
         np.testing.assert_array_equal(prompt_logits(llm, A), routed)
         with llm.under({"ad4": 2.0}):
@@ -368,7 +368,7 @@ def test_generation_runs_without_a_callback(logo):
 def test_each_scores_every_adapter_by_its_own_next_token(logo, random_base, random_adapters):
     llm = logo(probe="each", top_k=2)
     route = llm.route(A)
-    assert (route.signal, route.probe, route.target) == ("entropy", "each", None)
+    assert (route.signal, route.probe, route.target) == ("each-entropy", "each", None)
     for name, score in route.all_scores.items():
         alone = Llama(
             str(random_base),
@@ -434,12 +434,12 @@ def test_scores_by_several_signals_at_once(logo):
 
 def test_self_profiles_are_made_once(logo, monkeypatch):
     first = logo(signal="self-profile").route(A).all_scores
-    monkeypatch.setattr(router.BatchContext, "sample", None)  # a second time is an error
+    monkeypatch.setattr(BatchContext, "sample", None)  # a second time is an error
     assert logo(signal="self-profile").route(A).all_scores == first
 
 
 def test_without_self_profiles_nothing_is_sampled(logo, monkeypatch):
-    monkeypatch.setattr(router.BatchContext, "sample", None)
+    monkeypatch.setattr(BatchContext, "sample", None)
     assert logo(signal="combined", self_profile=False).route(A).all_scores
 
 
@@ -528,7 +528,7 @@ def test_weights_named_by_the_caller_survive_a_changed_folder(logo, tmp_path):
 def test_a_route_that_hardly_changes_is_kept_where_that_is_wished(logo, monkeypatch):
     def answer_as(llm, **scores):
         monkeypatch.setattr(
-            llm._router, "scores", lambda *_: Scored("norm", "one-pass", None, scores)
+            llm.router, "scores", lambda *_: Scored("norm", "one-pass", None, scores)
         )
         return llm(A, **GREEDY)["logo"]["route"]["adapters"]
 
@@ -596,9 +596,9 @@ def test_reading_ahead_leaves_only_what_is_new(logo, monkeypatch, signal):
     expected = llm.route([*tokens, 70, 71])
     llm.route(B)
     evaluated = []
-    decode = ProbeContext.decode
+    decode = Context.decode
     monkeypatch.setattr(
-        ProbeContext,
+        Context,
         "decode",
         lambda self, tokens: (evaluated.append(list(tokens)), decode(self, tokens))[1],
     )
@@ -636,14 +636,14 @@ def test_of_a_conversation_the_last_message_is_routed(logo, stream):
 
 def test_the_whole_conversation_is_routed_where_no_adapter_fits_the_last_message(logo, monkeypatch):
     llm = logo()
-    routed, route = [], llm._router.route
+    routed, route = [], llm.router.route_tokens
 
     def nothing_fits(tokens, signal, top_k):
         routed.append(tokens)
         found = route(tokens, signal, top_k)
         return found if len(routed) == 2 else Route(all_scores=found.all_scores)
 
-    monkeypatch.setattr(llm._router, "route", nothing_fits)
+    monkeypatch.setattr(llm.router, "route_tokens", nothing_fits)
     conversation = said(A, "yes", B)
     answer = llm.create_chat_completion(conversation, **GREEDY)
     assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)]
@@ -653,7 +653,9 @@ def test_the_whole_conversation_is_routed_where_no_adapter_fits_the_last_message
 def test_what_the_system_is_told_is_never_routed(logo, monkeypatch):
     llm = logo()
     routed = []
-    monkeypatch.setattr(llm._router, "route", lambda tokens, *_: routed.append(tokens) or Route())
+    monkeypatch.setattr(
+        llm.router, "route_tokens", lambda tokens, *_: routed.append(tokens) or Route()
+    )
     system = {"role": "system", "content": "one two"}
     llm.route([system, *said(B)])
     llm.route([system, *said(A, "yes", B)])
@@ -701,13 +703,13 @@ def test_what_the_base_reads_anyway_is_routed_as_a_whole(logo):
 def test_reading_ahead_is_nothing_where_every_adapter_is_evaluated(logo):
     llm = logo(probe="each")
     llm.read_ahead(A)
-    assert llm._router._hidden is None
+    assert llm.reader._hidden is None
 
 
 def test_reading_ahead_is_nothing_where_only_the_next_message_will_be_read(logo):
     llm = logo()
     llm.read_ahead(said(A, "yes"))
-    assert llm._router._hidden is None
+    assert llm.reader._hidden is None
 
 
 def test_silent_adapters_leave_the_base_alone(logo, tmp_path):
@@ -754,7 +756,7 @@ def test_tokens_are_counted(logo):
         ({"top_k": 0}, SettingsError, "top_k"),
         ({"layer": 3}, SettingsError, "layer 3"),
         ({"layer": -4}, SettingsError, "layer -4"),
-        ({"tap": "x", "mixture": "y"}, SettingsError, "tap.*mixture"),
+        ({"tap": "x", "mixture": "y"}, SettingsError, "mixture.*tap"),
         ({"adapter_memory": 10}, PoolError, "10 are allowed"),
         ({"adapters": None}, SettingsError, "adapters"),
         ({"adapters": "nowhere"}, PoolError, "nowhere"),

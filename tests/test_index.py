@@ -63,7 +63,7 @@ def test_a_block_that_nobody_adapts_is_an_error(pool_of):
     assert choose_target(pool, base, layer=1) == "blk.1.attn_q.weight"
     with pytest.raises(PoolError, match="block 2") as caught:
         choose_target(pool, base)
-    assert "--layer" in caught.value.hint
+    assert "layer chooses" in caught.value.hint
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -79,8 +79,8 @@ def test_a_block_of_which_experts_alone_are_adapted_says_so(tmp_path, elsewhere)
     assert caught.value.message == (
         "adapters touch only the experts of block 2, which cannot be probed"
     )
-    assert "--probe each" in caught.value.hint
-    assert ("--layer" in caught.value.hint) == elsewhere  # no other block would do either
+    assert "--signal each-entropy" in caught.value.hint
+    assert ("layer chooses" in caught.value.hint) == elsewhere  # no other block would do either
     if elsewhere:
         assert choose_target(pool, base, layer=0) == "blk.0.attn_q.weight"
 

@@ -16,6 +16,7 @@ from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.llama.mixture import Mixer, ResidentAdapters
+from logo_local.llama.model import LoadedModel
 from logo_local.llama.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
@@ -45,7 +46,7 @@ def test_a_merged_file_equals_the_mixture(parts, base, tmp_path):
     assert merged.ranks == (2, 13)  # an embedding only one has; a query that all have
     assert "ranks 2 to 13, exact" in merged.line
     llama = Llama(str(base.path), n_ctx=256, verbose=False, type_k=0, type_v=0)
-    probe = EachProbe(llama.model, llama.context_params)
+    probe = EachProbe(LoadedModel(llama))
     residents = ResidentAdapters(llama.model, 1 << 30)
     mixer = Mixer(llama.model, llama.context_params, probe.ctx, "llama", residents, way="scales")
     one = read_adapter(tmp_path / "merged.gguf", base)

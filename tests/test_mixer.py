@@ -13,6 +13,7 @@ from logo_local.files.adapter_file import AdapterFile, read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.llama import mixture as mixture_module
 from logo_local.llama.mixture import Mixer, ResidentAdapters
+from logo_local.llama.model import LoadedModel
 from logo_local.llama.native import Tensor
 from logo_local.llama.probe import EachProbe
 
@@ -42,7 +43,8 @@ class Bench:
         self.base = BaseModel.read(write_base(folder / "base.gguf", shape=shape))
         # Keys and values in float16 would round small differences up.
         self.llama = Llama(str(self.base.path), n_ctx=256, verbose=False, type_k=0, type_v=0)
-        self.probe = EachProbe(self.llama.model, self.llama.context_params)
+        self.loaded = LoadedModel(self.llama)
+        self.probe = EachProbe(self.loaded)
         self.adapters = {}
         for i, (name, how) in enumerate(ADAPTERS.items()):
             given = {} if shape.experts and name == "whole" else how
@@ -52,8 +54,7 @@ class Bench:
 
     def mixer(self, way="fused", memory=1 << 30, **how):
         residents = ResidentAdapters(self.llama.model, memory)
-        params = self.llama.context_params
-        mixer = Mixer(self.llama.model, params, self.probe.ctx, "llama", residents, way=way, **how)
+        mixer = Mixer(self.loaded, self.probe.ctx, residents, way=way, **how)
         self._mixers.append((mixer, residents))
         return mixer
 

@@ -9,6 +9,7 @@ from logo_local.errors import AdapterError, PoolError
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.llama.mixture import ResidentAdapters, mixture_key
+from logo_local.llama.model import LoadedModel
 from logo_local.llama.probe import EachProbe
 
 TOKENS = [1, *range(60, 80)]
@@ -22,7 +23,7 @@ def adapters(random_base, random_adapters):
 
 @pytest.fixture
 def probe(random_llama):
-    probe = EachProbe(random_llama.model, random_llama.context_params)
+    probe = EachProbe(LoadedModel(random_llama))
     yield probe
     probe.close()
 

@@ -9,6 +9,7 @@ from random_gguf import WIDTH
 from logo_local.errors import NativeError
 from logo_local.hidden_states import Place
 from logo_local.llama import native
+from logo_local.llama.model import LoadedModel
 from logo_local.llama.probe import HiddenProbe
 
 TOKENS = [1, *range(60, 95)]
@@ -35,9 +36,11 @@ def hidden(random_llama):
 
     def make(target, residual=False, params=random_llama.context_params):
         place = Place(target, residual)
-        probe = HiddenProbe(random_llama.model, params, [place])
+        loaded = LoadedModel(random_llama)
+        loaded.params = params
+        probe = HiddenProbe(loaded)
         probes.append(probe)
-        return lambda tokens: probe.read(tokens)[place][-1]
+        return lambda tokens: probe.read(tokens, [place])[place].last
 
     yield make
     for probe in probes:

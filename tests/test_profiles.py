@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from logo_local.hidden_states import Hidden
 from logo_local.routing.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
 
 
@@ -11,12 +12,12 @@ def profile(*vectors, **more):
 
 
 def test_embed_is_the_mean_of_each_block_at_length_one():
-    rows = [np.array([[3.0, 0.0], [3.0, 8.0]]), np.array([[0.0, 5.0]])]  # means (3, 4), (0, 5)
-    np.testing.assert_allclose(embed(rows), [0.6, 0.8, 0.0, 1.0], rtol=1e-6)
+    means = [Hidden.of(np.array([[3.0, 0.0], [3.0, 8.0]])).mean, np.array([0.0, 5.0])]
+    np.testing.assert_allclose(embed(means), [0.6, 0.8, 0.0, 1.0], rtol=1e-6)
 
 
 def test_a_block_without_anything_embeds_as_zero():
-    assert embed([np.zeros((2, 3), dtype=np.float32)]).tolist() == [0.0, 0.0, 0.0]
+    assert embed([np.zeros(3, dtype=np.float32)]).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_distances_by_hand():

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from random_gguf import WIDTH, write_adapter
 
+from logo_local import hidden_states
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
-from logo_local.hidden_states import Place
-from logo_local.routing import scoring, z_norms
+from logo_local.hidden_states import Hidden, Place
+from logo_local.routing.baselines import ENOUGH, Baselines
 from logo_local.routing.index import RoutingIndex, choose_target
 from logo_local.routing.profiles import Profile
-from logo_local.routing.scoring import ONE_PASS, Scorer, read_places
-from logo_local.routing.signals import norm, projection_output
-from logo_local.routing.usual import ENOUGH, UsualNorms
+from logo_local.routing.registry import Need, signals
+from logo_local.routing.scoring import Scorer, read_places
+from logo_local.routing.signals import norm, projection_output, sharpened
 from logo_local.routing.z_norms import ZNorms, adapter_key
 
 
@@ -39,7 +40,7 @@ def reading(base, seed, offset=0.0):
     rng = np.random.default_rng(seed)
     places = [*read_places(base), Place(f"blk.{base.n_blocks - 1}.attn_q.weight")]
     return {
-        place: (rng.standard_normal((6, WIDTH)) + offset).astype(np.float32)
+        place: Hidden.of((rng.standard_normal((6, WIDTH)) + offset).astype(np.float32))
         for place in dict.fromkeys(places)
     }
 
@@ -74,7 +75,7 @@ def test_blocks_are_read_from_the_first_on(base):
 
 def test_the_papers_norm_is_that_of_each_projection_output(scorer, base, adapters):
     read = reading(base, 9)
-    h = read[scorer.place][-1]
+    h = read[scorer.place].last
     for name, score in scorer.fit("norm", read).scores.items():
         a, b = adapters[name].factors(scorer.place.target)
         o = projection_output(h, a, b, adapters[name].scaling(scorer.place.target))
@@ -83,14 +84,16 @@ def test_the_papers_norm_is_that_of_each_projection_output(scorer, base, adapter
 
 def test_only_the_last_token_counts_for_the_signals_at_one_place(scorer, base):
     read = reading(base, 9)
-    changed = {place: rows.copy() for place, rows in read.items()}
-    for rows in changed.values():
-        rows[:-1] += 1
+    changed = {place: Hidden.of(hidden.rows.copy()) for place, hidden in read.items()}
+    for hidden in changed.values():
+        hidden.rows[:-1] += 1
     for signal in ("norm", "entropy", "relative", "arrow", "spectr"):
         assert scorer.fit(signal, read).scores == scorer.fit(signal, changed).scores
 
 
-@pytest.mark.parametrize("signal", sorted(ONE_PASS))
+@pytest.mark.parametrize(
+    "signal", [name for name, about in signals().items() if Need.EACH not in about.needs]
+)
 def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
     scorer.prompts = {
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
@@ -104,7 +107,7 @@ def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
 def test_z_norm_is_zero_for_what_is_usual(scorer, base):
     mean = np.mean([list(scorer.z_norms.scores(one).values()) for one in generic(base)])
     assert mean == pytest.approx(0.0, abs=1e-4)
-    loud = {place: 3 * rows for place, rows in reading(base, 9).items()}
+    loud = {place: Hidden.of(3 * hidden.rows) for place, hidden in reading(base, 9).items()}
     assert min(scorer.z_norms.scores(loud).values()) > 1
 
 
@@ -153,7 +156,6 @@ def test_samples_that_say_nothing_are_not_used(scorer, base):
 
 
 def test_auto_asks_adapters_without_prompts(scorer, base):
-    assert scorer.resolved("auto") == "mixed"
     scorer.prompts = {"a": profile_around(scorer, base, 0.0)}
     assert scorer.wants_samples("auto") == ["b", "c"]
     scorer.prompts = profiles(scorer, base)
@@ -191,10 +193,10 @@ def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, bas
 
 
 def test_a_share_that_changes_nothing_is_none():
-    shares = scoring.sharpened({"a": 1.0, "b": 0.9, "c": 0.2}, 0.1)
+    shares = sharpened({"a": 1.0, "b": 0.9, "c": 0.2}, 0.1)
     assert shares == pytest.approx({"a": 0.73, "b": 0.27, "c": 0.0}, abs=0.01)
     assert shares["c"] == 0.0
-    assert scoring.sharpened({}, 0.1) == {}
+    assert sharpened({}, 0.1) == {}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_share_that_changes_nothing_is_none():
 )
 def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
     """Full near by, half further away; beyond, no adapter has a score, and it does not matter."""
-    monkeypatch.setattr(scorer, "_nearness", lambda _r, _s: {"a": -distance, "b": -9.0})
+    monkeypatch.setattr(scorer, "nearness", lambda _r, _s: {"a": -distance, "b": -9.0})
     assert scorer.fit("mixed", reading(base, 9)).strength == pytest.approx(strength)
     assert scorer.fit("profile", reading(base, 9)).strength == pytest.approx(strength)
     assert scorer.fit("norm", reading(base, 9)).strength == 1.0
@@ -217,12 +219,12 @@ def test_some_adapters_alone_have_the_same_z_norms(scorer, base):
 
 def test_of_a_long_prompt_some_tokens_are_looked_at(scorer, base, monkeypatch):
     rng = np.random.default_rng(3)
-    long = {
+    rows = {
         place: rng.standard_normal((1000, WIDTH)).astype(np.float32) for place in read_places(base)
     }
-    few = scorer.z_norms.scores(long)
-    monkeypatch.setattr(z_norms, "TOKENS", 1000)
-    every = scorer.z_norms.scores(long)
+    few = scorer.z_norms.scores({place: Hidden.of(one) for place, one in rows.items()})
+    monkeypatch.setattr(hidden_states, "MOST_ROWS", 1000)
+    every = scorer.z_norms.scores({place: Hidden.of(one) for place, one in rows.items()})
     assert few != every
     assert few == pytest.approx(every, abs=1.0)  # of one standard deviation
 
@@ -231,7 +233,7 @@ def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp
     """What every prompt of this user does is usual, also where generic texts do not do it."""
     now = reading(base, 5, subject(0))
     by_generic = scorer.z_norms.scores(now)
-    past = scorer.z_norms._past = UsualNorms(tmp_path / "past.npz")
+    past = scorer.z_norms._past = Baselines(tmp_path / "past.npz")
     for seed in range(ENOUGH):
         assert scorer.z_norms.scores(now) == by_generic  # too few yet
         scorer.z_norms.scores(reading(base, 100 + seed, subject(0)))
@@ -245,7 +247,11 @@ def test_past_prompts_take_the_place_of_generic_ones(scorer, base, adapters, tmp
     a, b = adapters["a"].factors("blk.0.attn_q.weight")
     scaling = adapters["a"].scaling("blk.0.attn_q.weight")
     by_hand = [
-        np.log(np.sqrt(np.mean([norm(projection_output(h, a, b, scaling)) ** 2 for h in r[place]])))
+        np.log(
+            np.sqrt(
+                np.mean([norm(projection_output(h, a, b, scaling)) ** 2 for h in r[place].rows])
+            )
+        )
         for r in rows
     ]
     assert mean[0] == pytest.approx(np.mean(by_hand), rel=1e-4)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..engine import LoGo
 from ..errors import PromptError
-from ..settings import ONE_PASS
+from ..routing import registry
 
 Progress = Callable[[str, int, int], None]
 
@@ -163,7 +163,11 @@ def _answer(
 def _scoring(llm: LoGo, prompt: list[int], repeats: int) -> list[Scoring]:
     """The pass over other prompts of the same length, and scores of growing parts of the pool."""
     names = llm.pool.names
-    parts = [n for n in SCORED if n < len(names)] if llm.signal in ("auto", *ONE_PASS) else []
+    parts = (
+        [n for n in SCORED if n < len(names)]
+        if registry.find(llm.routing.resolved()).probe == "one-pass"
+        else []
+    )
     probes, bases, scores = [], [], dict[int, list[float]]()
     for i in range(repeats + 1):
         other = prompt[i:] + prompt[:i]  # the same prompt would not be evaluated again
@@ -173,7 +177,7 @@ def _scoring(llm: LoGo, prompt: list[int], repeats: int) -> list[Scoring]:
         probes.append(llm.timings_ms["probe"])
         scores.setdefault(len(names), []).append(llm.timings_ms["score"])
         for n in parts:
-            score = llm._router.part(other, names[:n])
+            score = llm.router.part(other, names[:n])
             score()  # what is made once for these adapters
             started = time.perf_counter()
             score()

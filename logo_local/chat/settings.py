@@ -18,7 +18,7 @@ from ..console import options
 from ..errors import SettingsError
 
 DEFAULT = "default"  # the value that takes an option back to what it was when the chat began
-_ROUTING = ("top-k", "signal", "mixture", "keep-route")  # what LoGo.configure takes
+_ROUTING = ("top-k", "signal", "mixture")  # what LoGo.configure takes
 _SAMPLING = ("temp", "max-tokens", "seed", "top-p", "min-p", "repeat-penalty")
 _DECLARED = options.declared(*options.ROUTING, *options.SAMPLING, options.SYSTEM)
 

@@ -22,6 +22,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
 
     The exit code is 0 when all of them fit, 1 otherwise.
     """
+    from ..convert import FOR_POOL
     from ..files.pool import Pool
 
     model = read_base(base)
@@ -30,6 +31,7 @@ def check(folder: Path, base: str, as_json: bool) -> None:
             folder,
             model,
             cache=config.cache_dir(),
+            converter=FOR_POOL,
             progress=progress,
             on_problem=lambda _problem: None,  # they are in the table
             all_may_be_unfit=True,

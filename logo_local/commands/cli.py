@@ -9,7 +9,7 @@ import click
 
 from .. import __version__, config
 from ..console.opening import open_engine
-from ..console.options import checks, settable, unknown_variables
+from ..console.options import checks, rare, settable, unknown_variables
 from ..console.terminal import CommandGroup, say, warnings_as_lines
 from .bench import bench
 from .check import check
@@ -47,6 +47,7 @@ def cli(ctx: click.Context) -> None:
 
 
 for command in (run, score, check, bench, convert, evaluate, profile, serve, doctor):
+    command.epilog = rare(command)
     cli.add_command(command)
 
 

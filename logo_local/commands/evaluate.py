@@ -12,19 +12,20 @@ from typing import Any
 
 import click
 
-from .. import __version__, config, settings
+from .. import __version__, config
 from ..ask import Engine
 from ..console.opening import open_by_options
-from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
+from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, RESEARCH, Several, options
 from ..console.terminal import ProgressBar, UsageError, say
 from ..evaluation import metrics
 from ..evaluation.data import Example, read_examples
 from ..evaluation.methods import usable_ks
 from ..evaluation.runner import Comparison
 from ..evaluation.store import Store
+from ..routing import registry
 from ..routing.profile_store import weights_key
 
-_SIGNALS = tuple(name for name in settings.SIGNAL_NAMES if name != "auto")
+_SIGNALS = tuple(name for name in registry.names() if name != registry.AUTO)
 # Those of the engine's that scores or answers depend on.
 _ENGINE_SETTINGS = (
     *("probe", "layer", "tap", "self_profile"),
@@ -98,7 +99,7 @@ _ENGINE_SETTINGS = (
     "--out", type=FOLDER, metavar="DIR", help="Keep every answer here, and go on from there."
 )
 @click.option("--plots", type=FOLDER, metavar="DIR", help="Draw figures into this folder, as SVG.")
-@options(*ENGINE, RAW, JSON)
+@options(*ENGINE, *RESEARCH, RAW, JSON)
 @click.pass_context
 def evaluate(
     ctx: click.Context, /, model: str, more: tuple[Path, ...], data: tuple[Path, ...], **given: Any

@@ -12,7 +12,7 @@ from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, str
 from ..console import report
 from ..console.background import asking_for
 from ..console.opening import open_by_options
-from ..console.options import ROUTING, SAMPLING, SYSTEM, options
+from ..console.options import EXPLAIN, JSON, RAW, ROUTES, SAMPLING, SYSTEM, options
 from ..console.prompts import announce_asking, prompt_text
 from ..console.terminal import UsageError, err_console, for_reader, print_json, say
 from .jsonl import JSONL, answer_lines
@@ -21,7 +21,7 @@ from .jsonl import JSONL, answer_lines
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*ROUTING, *SAMPLING, SYSTEM, JSONL)
+@options(*SAMPLING[:1], *ROUTES, *SAMPLING[1:], SYSTEM, EXPLAIN, RAW, JSON, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.

@@ -27,10 +27,10 @@ def asking_for(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[
 
     `given` are the options that the engine was opened by.
     """
-    unasked = llm.unasked()
-    if not unasked:
+    missing = llm.without_profile()
+    if not missing:
         return nullcontext()
-    say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
+    say(f"Asking {len(missing)} of the adapters in the background what they are for", "dim")
     settings = {name: given[name] for name in ("signal", "adapter_memory")}
     return asking(str(llm.base.path), str(llm.pool.folder), settings)
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     threads = max(1, (os.cpu_count() or 2) // 2)  # the others are the chat's
     given = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _N_CTX}
     with LoGo(model, adapters, **{**given, **json.loads(settings)}) as llm:
-        llm.ask_adapters()
+        llm.make_self_profiles()
 
 
 if __name__ == "__main__":

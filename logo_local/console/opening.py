@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from ..ask import Engine
 from ..errors import ModelError
+from ..routing import settings
 from .terminal import ProgressBar, UsageError, say
 
 Progress = Callable[[str, int, int], None]
@@ -51,10 +52,7 @@ class _LlamaLog:
 _llama_log = cache(_LlamaLog)
 
 # The options that are the engine's settings under the same name, where a command has them.
-_SAME = (
-    *("signal", "top_k", "probe", "layer", "tap", "self_profile", "past", "links_out"),
-    *("mixture", "mixture_type", "keep_route", "prefill", "adapter_memory", "n_gpu_layers"),
-)
+_SAME = (*settings.OPTIONS, "links_out", "n_gpu_layers")
 
 
 def open_by_options(
@@ -75,18 +73,18 @@ def open_by_options(
             f"add --adapters DIR, the folder that holds them: "
             f"{ctx.command_path} {model} --adapters DIR",
         )
-    settings = {name: given[name] for name in _SAME if name in given}
+    chosen = {name: given[name] for name in _SAME if name in given}
     for name, llama_names in (
         ("threads", ("n_threads", "n_threads_batch")),
         ("ctx_size", ("n_ctx",)),
     ):
         if given[name] is not None:
-            settings |= dict.fromkeys(llama_names, given[name])
+            chosen |= dict.fromkeys(llama_names, given[name])
     # llama_cpp's own default is one and the same seed, and its 0 stands for that.
-    settings["seed"] = given["seed"] or secrets.randbits(31) + 1
+    chosen["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
     with ProgressBar() as bar:
-        llm = opened(model, adapters, progress=progress or bar, **settings)
+        llm = opened(model, adapters, progress=progress or bar, **chosen)
     ctx.call_on_close(llm.close)
     return llm
 

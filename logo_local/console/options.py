@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from .. import config, settings
+from .. import config
+from ..routing import registry, settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,132 +61,99 @@ def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_default=True, **settings)
 
 
+# How values are read that are neither a choice nor a switch.
+_TYPES: Mapping[str, Any] = {
+    "top_k": click.IntRange(1),
+    "layer": int,
+    "keep_route": click.FloatRange(min=0),
+    "adapter_memory": Size(),
+}
+
+
+def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
+    """The option of one of the routing's settings, which has its default, values and help there."""
+    option = settings.OPTIONS[name]
+    flag, kind = f"--{name.replace('_', '-')}", _TYPES.get(name)
+    if name == "signal":
+        kind = click.Choice(registry.names(everywhere=True))
+    elif isinstance(option.default, bool):
+        flag = f"{flag}/--no-{flag[2:]}"
+    elif kind is None:
+        kind = click.Choice(option.metadata["choices"])
+    return _shared(
+        flag, type=kind, default=option.default, help=option.metadata["help"], hidden=hidden
+    )
+
+
 FOLDER = click.Path(path_type=Path)
 
 RAW = click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+EXPLAIN = _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error.")
 ADAPTERS = _shared(
     "--adapters",
     type=FOLDER,
     metavar="DIR",
     help="The folder of adapters; needed unless MODEL is demo.",
 )
-KEEP_ROUTE = _shared(
-    "--keep-route",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    help="Go on under the same weights while they would change by at most this.",
-)
-PAST = _shared(
-    "--past/--no-past",
-    default=True,
-    help="Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
-)
-ENGINE = (  # how the engine works, whatever routes are asked of it
-    _shared(
-        "--probe",
-        type=click.Choice(settings.PROBES),
-        default="one-pass",
-        help="One pass of the base model for all, or one evaluation with each adapter.",
-    ),
-    _shared(
-        "--layer",
-        type=int,
-        default=settings.DEFAULT_LAYER,
-        help="The block to probe; -1 is the last.",
-    ),
-    _shared(
-        "--tap",
-        type=click.Choice(settings.TAPS),
-        default="input",
-        help="Read the projection's input, or the state before the block's norm.",
-    ),
-    _shared(
-        "--self-profile/--no-self-profile",
-        default=True,
-        help="Let adapters without example prompts write some themselves, once each.",
-    ),
-    _shared(
-        "--mixture",
-        type=click.Choice(settings.MIXTURES),
-        default="auto",
-        help="How llama.cpp blends the adapters: as one stack, or one by one.",
-    ),
-    _shared(
-        "--mixture-type",
-        type=click.Choice(settings.MIXTURE_TYPES),
-        default="exact",
-        help="Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
-    ),
-    KEEP_ROUTE,
-    _shared(
-        "--prefill",
-        type=click.Choice(settings.PREFILLS),
-        default="mixture",
-        help="Read the prompt under the mixture, or take it from the base's pass: sooner, worse.",
-    ),
-    _shared(
-        "--adapter-memory",
-        type=Size(),
-        default=settings.DEFAULT_ADAPTER_MEMORY,
-        help="The most that loaded adapters may take; auto: a quarter of the free memory.",
-    ),
-    _shared("--n-gpu-layers", type=int, default=0, help="Blocks on the GPU; -1 for all."),
-    _shared(
-        "--threads",
-        type=click.IntRange(1),
-        help="CPU threads  [default: all for prompts, half for answers]",
-    ),
+SIGNAL, TOP_K = _routing("signal"), _routing("top_k")
+PAST = _routing("past", hidden=True)
+LLAMA = (
     _shared(
         "--ctx-size",
         type=click.IntRange(1),
         help="Context length in tokens  [default: the model's, at most 4096]",
     ),
+    _shared(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads  [default: all for prompts, half for answers]",
+    ),
+    _shared("--n-gpu-layers", type=int, default=0, help="Layers on the GPU; -1 for all."),
 )
-SIGNAL = _shared(
-    "--signal",
-    type=click.Choice(settings.SIGNAL_NAMES),
-    default="auto",
-    help="How an adapter's score is made.",
+# How the engine works, whatever routes it makes.
+ENGINE = (
+    _routing("mixture"),
+    _routing("adapter_memory"),
+    *LLAMA,
+    _routing("mixture_type", hidden=True),
+    _routing("self_profile", hidden=True),
 )
-TOP_K = _shared(
-    "--top-k",
-    type=click.IntRange(1),
-    default=settings.DEFAULT_TOP_K,
-    help="The most adapters to blend.",
+RESEARCH = tuple(
+    _routing(name) for name, option in settings.OPTIONS.items() if not option.metadata["common"]
 )
 SEED = _shared(
     "--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"
 )
-ROUTES = (ADAPTERS, SIGNAL, TOP_K, PAST, *ENGINE, SEED)
-# For who answers several people: nobody's answer depends on what was asked before.
-ROUTES_ALONE = tuple(option for option in ROUTES if option not in (PAST, KEEP_ROUTE))
-ROUTING = (
-    *ROUTES,
-    _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error."),
-    RAW,
-    JSON,
-)
+# For a server, where nobody's answer depends on earlier requests.
+ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, SEED)
+ROUTES = (*ROUTES_ALONE, PAST)
+ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
-    _shared("--max-tokens", type=click.IntRange(1), default=512, help="The longest answer."),
+    _shared(
+        "--max-tokens", type=click.IntRange(1), default=512, help="The most tokens of an answer."
+    ),
     _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
     _shared(
         "--top-p",
         type=click.FloatRange(0, 1),
         default=0.95,
         help="Choose among the likeliest tokens that make up this share.",
+        hidden=True,
     ),
     _shared(
         "--min-p",
         type=click.FloatRange(0, 1),
         default=0.05,
         help="Leave out tokens below this share of the likeliest.",
+        hidden=True,
     ),
     _shared(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
         default=1.0,
-        help="Above 1: less of what was just there.",
+        help="Above 1: repeated tokens become less likely.",
+        hidden=True,
     ),
 )
 SERVER = (
@@ -247,6 +215,12 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return add
+
+
+def rare(command: click.Command) -> str:
+    """A line that names the options which `--help` leaves out; "" without any."""
+    flags = [p.opts[0] for p in command.params if isinstance(p, click.Option) and p.hidden]
+    return f"Rarely needed: {', '.join(flags)} (docs/commands.md)." if flags else ""
 
 
 def settable(command: click.Command) -> dict[str, click.Parameter]:

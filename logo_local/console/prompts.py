@@ -24,9 +24,9 @@ def prompt_text(prompt: str | None) -> str:
 
 def announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:
     """Say what the first prompt will wait for; what is done of it stays done."""
-    unasked = llm.unasked() if given["self_profile"] is True else []
-    if unasked:
-        n = len(unasked)
+    missing = llm.without_profile() if given["self_profile"] is True else []
+    if missing:
+        n = len(missing)
         who = f"{n} adapters have" if n > 1 else "1 adapter has"
         say(
             f"{who} no example prompts: {'each' if n > 1 else 'it'} is asked once what it is for, "

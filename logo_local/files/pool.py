@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
@@ -27,6 +28,7 @@ from .ledger import Ledger, content_key
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+Steps = Callable[[int, int], None]
 
 # The stored form of converted adapters; half of float32's size, and the common choice.
 _OUTTYPE = "f16"
@@ -57,6 +59,19 @@ class Changes:
         return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
+class Converter(NamedTuple):
+    """What makes a GGUF LoRA file of an adapter folder; `version` changes with what it makes.
+
+    `convert(source, base, out, outtype, progress)` writes `out` and returns lines to be logged;
+    it raises ConversionError. `convert.FOR_POOL` is one.
+    """
+
+    version: int
+    convert: Callable[
+        [Path, BaseModel, Path, str, Callable[[int, int], None] | None], Iterable[str]
+    ]
+
+
 @dataclass
 class _Known:
     entry: Entry
@@ -78,6 +93,7 @@ class Pool:
     on_problem: Callable[[Problem], None] | None = None
     all_may_be_unfit: bool = False
     links_out: bool = True
+    converter: Converter | None = None
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     pinned: tuple[str, ...] = ()
@@ -99,6 +115,7 @@ class Pool:
         base: BaseModel,
         *,
         cache: str | Path,
+        converter: Converter | None = None,
         progress: Progress | None = None,
         on_problem: Callable[[Problem], None] | None = None,
         all_may_be_unfit: bool = False,
@@ -106,13 +123,16 @@ class Pool:
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
+        Without a `converter` they are left out.
         `progress` is called with (stage, done, total) as adapters are read and converted;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
         all problems, when `folder` is no folder of adapters or holds none, and when none of them
         can be used, unless `all_may_be_unfit`. Without `links_out`, links to adapters outside of
         the folder are left out.
         """
-        pool = cls(Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out)
+        pool = cls(
+            Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out, converter
+        )
         pool.rescan(progress=progress)
         return pool
 
@@ -295,10 +315,11 @@ class Pool:
 
     def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
-        # Imported here, since a pool of GGUF files has no need of safetensors.
-        from ..convert import CONVERTER_VERSION, convert_adapter
-
-        parts = (self.base.fingerprint, f"converter {CONVERTER_VERSION}", _OUTTYPE)
+        if self.converter is None:
+            raise AdapterError(
+                "an adapter folder, and nothing converts it", hint="convert it first"
+            )
+        parts = (self.base.fingerprint, f"converter {self.converter.version}", _OUTTYPE)
         out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"
         if out.exists():
             try:
@@ -307,8 +328,7 @@ class Pool:
                 log.warning("%s is damaged and made anew: %s", out, error)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        conversion = convert_adapter(entry.path, self.base, out, _OUTTYPE, steps, to_run=True)
-        for note in conversion.notes:
+        for note in self.converter.convert(entry.path, self.base, out, _OUTTYPE, steps):
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 

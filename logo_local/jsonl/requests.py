@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LogoError
-from ..settings import SIGNAL_NAMES
+from ..routing import registry
 
 MAX_LINE = 16 * 2**20  # bytes
 MAX_SEED = 2**32 - 2  # the last of 32 bits stands for a random one in llama.cpp
@@ -248,8 +248,9 @@ def _stop(value: object) -> None:
 
 
 def _signal(value: object) -> None:
-    if value not in SIGNAL_NAMES:
-        raise ValueError(f"must be one of {', '.join(SIGNAL_NAMES)}")
+    names = registry.names(everywhere=True)
+    if value not in names:
+        raise ValueError(f"must be one of {', '.join(names)}")
 
 
 def _lora(value: object) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -26,11 +26,12 @@ from ..ask import (
     create,
     has_chat_template,
     piece_of,
-    routed_by,
+    routing_of,
 )
 from ..console import report
 from ..errors import LogoError
 from ..routing.route import Route
+from ..routing.settings import Routing
 from .requests import Line, Request, RequestError, lines_of, parse
 
 log = logging.getLogger(__name__)
@@ -219,9 +220,10 @@ class Session:
             return
         prompt = self._prompt(request)
         options = {**self._sampling.options(), **request.sampling}
-        with self._as_asked(request), self._telling_the_route(request):
+        options |= {"stream": True, "routing": _routing(request)}
+        with self._telling_the_route(request):
             self._llm.should_stop = partial(self._is_cancelled, job)
-            for chunk in create(self._llm, prompt, {**options, "stream": True}):
+            for chunk in create(self._llm, prompt, options):
                 if piece := piece_of(chunk):
                     self._events("token", id=request.id, text=piece)
                 reason = chunk["choices"][0].get("finish_reason") or reason
@@ -236,8 +238,7 @@ class Session:
             self._done(job, CANCELLED, timings_ms={})
             return
         prompt = self._prompt(request)
-        with self._as_asked(request):
-            self._tell_route(request, self._llm.route(prompt))
+        self._tell_route(request, self._llm.route(prompt, routing=_routing(request)))
         self._done(job, "route", timings_ms=report.rounded(self._llm.timings_ms))
 
     def _adapters(self, job: _Job) -> None:
@@ -269,11 +270,6 @@ class Session:
             )
         return given
 
-    def _as_asked(self, request: Request) -> AbstractContextManager[None]:
-        """Within this block the engine routes as the request wants it."""
-        weights, signal, top_k = map(request.fields.get, ("lora", "signal", "top_k"))
-        return routed_by(self._llm, weights=weights, signal=signal, top_k=top_k)
-
     @contextmanager
     def _telling_the_route(self, request: Request) -> Iterator[None]:
         """Within this block a route is written as soon as it is made, before its prompt is read."""
@@ -285,6 +281,12 @@ class Session:
 
     def _tell_route(self, request: Request, route: Route) -> None:
         self._events("route", id=request.id, route=route.as_dict())
+
+
+def _routing(request: Request) -> Routing:
+    """How the engine routes for one request."""
+    weights, signal, top_k = map(request.fields.get, ("lora", "signal", "top_k"))
+    return routing_of(weights=weights, signal=signal, top_k=top_k)
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:

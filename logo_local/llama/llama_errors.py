@@ -16,6 +16,13 @@ from llama_cpp.llama_chat_format import Llava15ChatHandler
 from ..errors import ModelError, PromptError
 
 
+class Closed:
+    """Stands in for what a closed engine has freed: whatever is wanted of it is a PromptError."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise PromptError("the engine is closed", hint="open another one: LoGo(...)")
+
+
 @contextmanager
 def model_errors(path: str | Path) -> Iterator[None]:
     """Translate the parent's bare ValueError for a model or a context that cannot be made."""
@@ -57,6 +64,8 @@ def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[s
     problems += [f"there is no setting {name!r}" for name in llama if name not in known]
     if llama.get("lora_path"):
         problems.append("lora_path cannot be given: put that adapter into the adapters folder")
+    if llama.get("vocab_only"):
+        problems.append("vocab_only cannot be given: without weights nothing is routed or answered")
     if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
         problems.append("chat handlers with images are not supported: only text is routed")
     return problems

@@ -25,6 +25,7 @@ from ..files.stacking import (
     storable_type,
     total_bytes,
 )
+from .model import LoadedModel
 from .native import load_adapter
 from .slot import Slot
 
@@ -142,17 +143,14 @@ class Mixer:
 
     def __init__(
         self,
-        model: Any,
-        params: Any,
+        loaded: LoadedModel,
         ctx: Any,
-        architecture: str,
         residents: ResidentAdapters,
         *,
         way: str = "auto",
         stored_as: str = "exact",
     ) -> None:
-        self._model, self._params, self._ctx = model, params, ctx
-        self._architecture, self._residents = architecture, residents
+        self._loaded, self._ctx, self._residents = loaded, ctx, residents
         self.way, self._stored_as = way, stored_as
         self._slots: list[Slot] = []  # least recently used first
         self._on: tuple[Slot, MixtureKey] | None = None  # the slot on the context, and its content
@@ -250,7 +248,7 @@ class Mixer:
         self._take_off()
         self._close_slots(residents.memory - size)
         residents.make_room(size)
-        slot = Slot(self._model, self._params, self._architecture, need, dtype)
+        slot = Slot(self._loaded, need, dtype)
         residents.reserved += size
         return slot
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,8 @@ NORMALISATIONS = ("RMS_NORM", "NORM")
 # What may lie between a norm and the projection: its gain, its bias, another shape.
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
 LORA_SIDES = (".lora_a", ".lora_b")
+
+_LOADING = threading.Lock()
 
 
 class GgmlTensor(ctypes.Structure):
@@ -119,7 +122,7 @@ def check_layout() -> None:
             f"llama-cpp-python {llama_cpp.__version__} lays out its tensors otherwise "
             f"than this version of logo-local reads them ({', '.join(wrong)})",
             hint='install the version it was made for: pip install "llama-cpp-python~=0.3.36", '
-            "or use --probe each, which reads no tensor",
+            "or use --signal each-entropy, which reads no tensor",
         )
 
 
@@ -196,7 +199,7 @@ class Tensor:
             raise NativeError(
                 f"the activation {self.name} is not a float32 matrix "
                 f"(type {self.struct.type}, shape {list(self.struct.ne)})",
-                hint="use --probe each, which reads no activation",
+                hint="use --signal each-entropy, which reads no activation",
             )
         rows = np.empty((tokens, width), dtype=np.float32)  # (n_tokens, d)
         if step == rows.strides[0]:
@@ -250,19 +253,28 @@ class EvalCallback:
 class Tap(EvalCallback):
     """Copies what several weights receive, then stops the pass.
 
-    Between `start` and `take` there must be one `llama_decode` of a single micro-batch. Stopping
-    means: what comes after the last place is not computed, nor is the output head, and the
-    decode still returns 0. With `whole` all is computed.
+    Set `places` before a decode. Between `start` and `take` there must be one `llama_decode` of a
+    single micro-batch. Stopping means: what comes after the last place is not computed, nor is the
+    output head, and the decode still returns 0. With `whole` all is computed.
     """
 
-    def __init__(self, places: Sequence[Place], *, whole: bool = False) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
         super().__init__()
-        self.places = tuple(places)
         self._whole = whole
+        self._places: tuple[Place, ...] = ()
         self._wanted: dict[str, list[Place]] = {}
-        for place in self.places:
-            self._wanted.setdefault(place.target, []).append(place)
         self._rows: dict[Place, npt.NDArray[np.float32]] = {}
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """What the next decode reads."""
+        return self._places
+
+    @places.setter
+    def places(self, places: Sequence[Place]) -> None:
+        self._places, self._wanted = tuple(places), {}
+        for place in self._places:
+            self._wanted.setdefault(place.target, []).append(place)
 
     def start(self) -> None:
         """Forget what was read; to be called before each decode."""
@@ -276,7 +288,7 @@ class Tap(EvalCallback):
         if missing:
             raise NativeError(
                 f"the model's graph has no product with {', '.join(missing)}",
-                hint="choose another block with --layer, or use --probe each",
+                hint="use --signal each-entropy, which reads no block",
             )
         return self._rows
 
@@ -317,15 +329,17 @@ def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
 
     llama_cpp prints what llama.cpp says of it, which for a quantised base is a line on every
-    tensor, and goes by a logger of its own: it is silent meanwhile.
+    tensor, through a logger of its own, which is switched off meanwhile. One load at a time: of two
+    that overlap the second would take the level that the first has set for the user's.
     """
     logger = logging.getLogger("llama-cpp-python")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
-    finally:
-        logger.setLevel(before)
+    with _LOADING:
+        before = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+        finally:
+            logger.setLevel(before)
 
 
 class WeightFinder(EvalCallback):

@@ -1,84 +1,22 @@
-"""Looking at a prompt before answering it: contexts of their own that share the model's weights.
+"""Looking at a prompt before answering it: contexts that share the model's weights.
 
-`HiddenProbe` runs the base model once and stops at the block that is probed (the paper's way).
-`EachProbe` evaluates the prompt once with each adapter (always possible, N times the cost).
-Neither touches the context that generates, which therefore carries no callback.
+`HiddenProbe` runs the base model once and stops behind the last block that is read (the paper's
+way). `EachProbe` evaluates the prompt once with each adapter (always possible, N times the cost).
+Neither touches the generating context, which therefore carries no callback.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from ..errors import NativeError, PromptError
-from ..hidden_states import FloatArray, Place, Reading
-from .native import EvalCallback, Tap
-
-
-class ProbeContext:
-    """A llama.cpp context for reading only; `params` are the generating context's parameters."""
-
-    def __init__(self, model: Any, params: Any, tap: EvalCallback | None = None) -> None:
-        own = type(params).from_buffer_copy(params)
-        # One decode must be one micro-batch: a tap stops the whole of it.
-        own.n_batch = own.n_ubatch = min(params.n_batch, params.n_ubatch)
-        own.embeddings = False
-        own.n_seq_max = 1
-        if tap is not None:
-            tap.attach(own)
-        self.tap = tap
-        self.n_batch: int = own.n_batch
-        self.ctx = llama_cpp.llama_init_from_model(model, own)
-        if self.ctx is None:
-            raise NativeError(
-                "llama.cpp could not make a second context for the probe",
-                hint="there may be too little memory: try a smaller --ctx-size",
-            )
-        self.n_ctx: int = llama_cpp.llama_n_ctx(self.ctx)
-        self._memory = llama_cpp.llama_get_memory(self.ctx)
-
-    def forget_after(self, n_tokens: int) -> bool:
-        """Drop the keys and values behind the first `n_tokens`; False if the model cannot."""
-        return bool(llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1))
-
-    def clear(self) -> None:
-        """Drop all keys and values."""
-        llama_cpp.llama_memory_clear(self._memory, True)
-
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Evaluate `tokens` behind those already there, in pieces of a micro-batch."""
-        for start in range(0, len(tokens), self.n_batch):
-            piece = tokens[start : start + self.n_batch]
-            array = (llama_cpp.llama_token * len(piece))(*piece)
-            if self.tap is not None:
-                self.tap.start()
-            code = llama_cpp.llama_decode(
-                self.ctx, llama_cpp.llama_batch_get_one(array, len(piece))
-            )
-            if code != 0:
-                raise NativeError(
-                    f"llama_decode returned {code} while probing the prompt",
-                    hint="there may be too little memory: try a smaller --ctx-size",
-                )
-            if self.tap is not None:
-                self.tap.check()
-
-    def copy_to(self, ctx: Any) -> bool:
-        """Give another context of the same model these keys and values; False if it refuses."""
-        size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
-        state = (ctypes.c_uint8 * size)()
-        n = llama_cpp.llama_state_seq_get_data(self.ctx, state, size, 0)
-        return bool(n == size == llama_cpp.llama_state_seq_set_data(ctx, state, size, 0))
-
-    def close(self) -> None:
-        """Free the context. It must not outlive its model."""
-        if self.ctx is not None:
-            llama_cpp.llama_free(self.ctx)
-            self.ctx = None
+from ..errors import PromptError
+from ..hidden_states import FloatArray, Hidden, Place, Reading, kept_positions, row_step
+from .model import LoadedModel
+from .native import Tap
 
 
 def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
@@ -92,49 +30,107 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
     return list(tokens)
 
 
+class _Rows:
+    """What is kept of the rows at one place, so that a prompt with the same start can go on.
+
+    At most MOST_ROWS rows, and as many sums: of a prompt of 4,096 tokens 3 MB instead of 64 MB, at
+    a width of 4,096.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, FloatArray] = {}  # by position, each (d,)
+        # The sum (d,) float64 of all rows before a position, and their number. Of the last block
+        # llama.cpp computes only the last token behind attention: there are fewer rows then.
+        self.sums: dict[int, tuple[Any, int]] = {}
+
+    def cut(self, position: int) -> None:
+        """Forget all that is behind `position`."""
+        self.rows = {at: row for at, row in self.rows.items() if at < position}
+        self.sums = {at: total for at, total in self.sums.items() if at <= position}
+
+    def add(self, start: int, end: int, rows: FloatArray, wanted: Sequence[int]) -> None:
+        """Add the `rows` (n, d) of the last n tokens from `start` to `end`; keep those `wanted`."""
+        total, count = self.sums.get(start, (0.0, 0))
+        first = end - len(rows)
+        inside = [at for at in wanted if first <= at < end]
+        edges = sorted({first, *inside})
+        offsets = np.array(edges) - first  # (m,)
+        parts = np.add.reduceat(rows.astype(np.float64), offsets, axis=0)  # (m, d)
+        sums = total + np.cumsum(parts, axis=0)  # (m, d): before each next edge
+        for at, following in zip([*edges[1:], end], sums, strict=True):
+            self.sums[at] = following, count + at - first
+        self.rows |= {at: rows[at - first].copy() for at in inside}
+
+    def hidden(self, n_tokens: int, wanted: Sequence[int]) -> Hidden:
+        """What a signal gets of a prompt, and nothing kept that it does not need."""
+        self.rows = {at: self.rows[at] for at in wanted if at in self.rows}
+        kept = {*wanted, n_tokens}
+        self.sums = {at: total for at, total in self.sums.items() if at in kept}
+        total, count = self.sums[n_tokens]
+        return Hidden((total / count).astype(np.float32), np.stack(list(self.rows.values())))
+
+
 class HiddenProbe:
-    """One pass of the base model over a prompt: yields what the weights at `places` receive.
+    """One pass of the base model over a prompt: yields what the weights at some places receive.
 
     Keys and values stay, so that a longer version of the same prompt costs only its new tokens.
-    The pass ends at the last of the places; `whole` ones go through all blocks, so that their
+    The pass ends behind the last of the places; `whole` ones go through all blocks, so that their
     keys and values are of use to others.
     """
 
-    def __init__(
-        self, model: Any, params: Any, places: Sequence[Place], *, whole: bool = False
-    ) -> None:
-        self.places, self.whole = tuple(places), whole
-        self._tap = Tap(places, whole=whole)
-        self._context = ProbeContext(model, params, self._tap)
+    def __init__(self, loaded: LoadedModel, *, whole: bool = False) -> None:
+        self.whole = whole
+        self._tap = Tap(whole=whole)
+        self._context = loaded.context("for the probe", callback=self._tap)
         self._seen: list[int] = []
-        self._rows: dict[Place, FloatArray] = {}
+        self._kept: dict[Place, _Rows] = {}
+        self._reading: dict[Place, Hidden] = {}
 
-    def read(self, tokens: Sequence[int]) -> Reading:
-        """The hidden vectors (n_tokens, d_in) float32 of all `tokens`, by place.
+    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading:
+        """What is needed of the hidden vectors of all `tokens`, by place.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
         prompt = _checked(tokens, self._context.n_ctx)
-        if prompt == self._seen:
+        if prompt == self._seen and set(places) <= set(self._reading):
             # Not evaluated again: another kernel would round otherwise, and the same prompt
             # must have the same route.
-            return self._rows
-        # The last token is always evaluated, so that there is something to read.
-        keep = min(_common_prefix(self._seen, prompt), len(prompt) - 1)
-        self._seen = []  # until the decode has succeeded, nothing is known of the cache
-        if not self._context.forget_after(keep):
+            return self._reading
+        start = self._start(prompt, places)
+        self._seen, self._reading = [], {}  # until the decode has succeeded
+        if not self._context.forget_after(start):
             self._context.clear()
-            keep = 0
-        pieces: dict[Place, list[FloatArray]] = {
-            place: [rows[:keep]] for place, rows in self._rows.items() if keep
-        }
-        for start in range(keep, len(prompt), self._context.n_batch):
-            self._context.decode(prompt[start : start + self._context.n_batch])
+            start = 0
+        self._kept = {place: self._kept.get(place, _Rows()) for place in places}
+        for kept in self._kept.values():
+            kept.cut(start)
+        self._tap.places = tuple(places)
+        wanted = kept_positions(len(prompt))
+        for piece in self._context.pieces(prompt[start:]):
+            self._context.decode(piece)
             for place, rows in self._tap.take().items():
-                pieces.setdefault(place, []).append(rows)
-        self._rows = {place: np.concatenate(rows) for place, rows in pieces.items()}
+                self._kept[place].add(start, start + len(piece), rows, wanted)
+            start += len(piece)
+        self._reading = {
+            place: kept.hidden(len(prompt), wanted) for place, kept in self._kept.items()
+        }
         self._seen = prompt
-        return self._rows
+        return self._reading
+
+    def _start(self, prompt: Sequence[int], places: Sequence[Place]) -> int:
+        """Where the pass has to begin: behind what is known of this prompt at all `places`.
+
+        Keys and values of blocks behind the last place were not made, so that a place that was not
+        read before needs a new pass. The last token is always evaluated.
+        """
+        if not set(places) <= set(self._kept) or not self._seen:
+            return 0
+        # Rows of the earlier part that this prompt needs, and the earlier one did not keep.
+        if row_step(len(prompt)) < row_step(len(self._seen)):
+            return 0
+        common = min(common_prefix(self._seen, prompt), len(prompt) - 1)
+        known = set.intersection(*(set(self._kept[place].sums) for place in places))
+        return max((at for at in known if at <= common), default=0)
 
     def copy_to(self, ctx: Any, tokens: Sequence[int]) -> bool:
         """Give `ctx` the keys and values of `tokens`; False unless these were read last, whole."""
@@ -146,11 +142,11 @@ class HiddenProbe:
 
 
 class EachProbe:
-    """The prompt's next-token logits, under whatever adapters are set on `context`."""
+    """The prompt's next-token logits, under whatever adapters are set on its context `ctx`."""
 
-    def __init__(self, model: Any, params: Any) -> None:
-        self._context = ProbeContext(model, params)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._context = loaded.context("for the probe")
+        self._n_vocab = loaded.n_vocab
 
     @property
     def ctx(self) -> Any:
@@ -161,11 +157,11 @@ class EachProbe:
         """The logits (n_vocab,) float32 behind the last of `tokens`, evaluated from scratch."""
         prompt = _checked(tokens, self._context.n_ctx)
         self._context.clear()
-        self._context.decode(prompt)
+        for piece in self._context.pieces(prompt):
+            self._context.decode(piece)
         pointer = llama_cpp.llama_get_logits_ith(self._context.ctx, -1)
         # Copied: llama.cpp's own memory is overwritten by the next decode.
-        logits = np.empty(self.n_vocab, dtype=np.float32)  # (n_vocab,)
-        logits[:] = np.ctypeslib.as_array(pointer, shape=logits.shape)
+        logits: FloatArray = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,)).copy()
         return logits
 
     def close(self) -> None:
@@ -173,11 +169,7 @@ class EachProbe:
         self._context.close()
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens `a` and `b` have in common from the start."""
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)

@@ -13,8 +13,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import NativeError
 from ..hidden_states import FloatArray
+from .model import LoadedModel
 
 BATCH = 128  # tokens in one decode: the logits of all of them are held, n_vocab floats each
 
@@ -34,49 +34,40 @@ class Sample:
 class BatchContext:
     """A llama.cpp context for `n` texts side by side, of at most `length` tokens each."""
 
-    def __init__(self, model: Any, params: Any, n: int, length: int) -> None:
-        own = type(params).from_buffer_copy(params)
-        own.n_seq_max = n
-        own.kv_unified = True  # the texts share n * length places
-        own.n_ctx = n * length
-        own.n_batch = own.n_ubatch = min(BATCH, own.n_ctx)
-        own.embeddings = False
-        self.n, self.length = n, length
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.ctx = llama_cpp.llama_init_from_model(model, own)
-        if self.ctx is None:
-            raise NativeError(
-                f"llama.cpp could not make a context for {n} texts side by side",
-                hint="there may be too little memory: try a smaller --ctx-size",
-            )
-        self._n_batch: int = own.n_batch
-        self._batch = llama_cpp.llama_batch_init(own.n_batch, 0, 1)
+    def __init__(self, loaded: LoadedModel, n: int, length: int) -> None:
+        self.n, self.length, self._n_vocab = n, length, loaded.n_vocab
+        self._vocab = llama_cpp.llama_model_get_vocab(loaded.pointer)
+        batch = min(BATCH, n * length)
+        self._context = loaded.context(
+            "for texts side by side",
+            n_seq_max=n,
+            kv_unified=True,  # the texts share n * length places
+            n_ctx=n * length,
+            n_batch=batch,
+            n_ubatch=batch,
+        )
+        self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
 
-    def clear(self) -> None:
-        """Drop all keys and values."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+    @property
+    def ctx(self) -> Any:
+        """The llama.cpp context, for setting adapters on it."""
+        return self._context.ctx
 
     def decode(self, tokens: Sequence[tuple[int, int, int]]) -> Iterator[FloatArray]:
         """Evaluate (token, position, text) triples; yields the logits (n, n_vocab) piece by piece.
 
         Each row is a copy, the logits behind one token, in the order of `tokens`.
         """
-        for start in range(0, len(tokens), self._n_batch):
-            piece = tokens[start : start + self._n_batch]
+        for start in range(0, len(tokens), self._context.n_batch):
+            piece = tokens[start : start + self._context.n_batch]
             batch = self._batch
             batch.n_tokens = len(piece)
             for i, (token, position, text) in enumerate(piece):
                 batch.token[i], batch.pos[i], batch.logits[i] = token, position, True
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, text
-            code = llama_cpp.llama_decode(self.ctx, batch)
-            if code != 0:
-                raise NativeError(
-                    f"llama_decode returned {code} while reading texts side by side",
-                    hint="there may be too little memory: try a smaller --ctx-size",
-                )
+            self._context.decode_batch(batch)
             pointer = llama_cpp.llama_get_logits(self.ctx)
-            yield np.ctypeslib.as_array(pointer, shape=(len(piece), self.n_vocab)).copy()
+            yield np.ctypeslib.as_array(pointer, shape=(len(piece), self._n_vocab)).copy()
 
     def sample(self, prefix: Sequence[int], seed: int, temperature: float = 0.8) -> list[Sample]:
         """`n` texts behind `prefix`, each until an end of generation or until it is full.
@@ -84,7 +75,7 @@ class BatchContext:
         The same seed gives the same texts on the same machine and build.
         """
         rng = np.random.default_rng(seed)
-        self.clear()
+        self._context.clear()
         for _ in self.decode([(t, i, s) for s in range(self.n) for i, t in enumerate(prefix[:-1])]):
             pass
         texts: list[list[int]] = [[] for _ in range(self.n)]
@@ -113,7 +104,7 @@ class BatchContext:
         Tokens beyond the context's `length` are left out.
         """
         tokens = list(tokens[: self.length])
-        self.clear()
+        self._context.clear()
         total, position = 0.0, 0
         for logits in self.decode([(t, i, 0) for i, t in enumerate(tokens)]):
             first = max(position, n_given - 1)
@@ -126,11 +117,10 @@ class BatchContext:
         return total
 
     def close(self) -> None:
-        """Free the context. It must not outlive its model."""
+        """Free the context. May be called twice."""
         if self.ctx is not None:
             llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_free(self.ctx)
-            self.ctx = None
+            self._context.close()
 
 
 def _draw(logits: FloatArray, rng: np.random.Generator) -> Any:

@@ -29,8 +29,8 @@ import numpy.typing as npt
 from ..errors import AdapterError, NativeError
 from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
 from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
+from .model import LoadedModel
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
-from .probe import ProbeContext
 
 log = logging.getLogger(__name__)
 
@@ -60,22 +60,20 @@ class Slot:
 
     def __init__(
         self,
-        model: Any,
-        params: Any,
-        architecture: str,
+        loaded: LoadedModel,
         modules: Mapping[str, StackedModule],
         dtype: str,
     ) -> None:
         self.modules, self.dtype = dict(modules), dtype
         self.n_bytes = total_bytes(modules, dtype)
         self._held: list[AdapterFile] = []  # whose B's lie in the slot, in this order
-        self._n_threads = max(1, params.n_threads_batch) if CAN_SHARE_FILES else 1
+        self._n_threads = max(1, loaded.params.n_threads_batch) if CAN_SHARE_FILES else 1
         self.handle: Any = None
         try:
             with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
                 path = Path(folder) / "empty.gguf"
-                _write_empty(path, architecture, modules, dtype)
-                self.handle = load_adapter(model, path)
+                _write_empty(path, loaded.architecture, modules, dtype)
+                self.handle = load_adapter(loaded.pointer, path)
         except OSError as error:
             raise NativeError(
                 f"no file can be made in {tempfile.gettempdir()}: {error.strerror}",
@@ -87,7 +85,7 @@ class Slot:
                 hint="there may be too little memory: use --mixture scales, or a lower --top-k",
             )
         try:
-            self._tensors = _find_tensors(model, params, self.handle)
+            self._tensors = _find_tensors(loaded, self.handle)
             idle = [target for target in modules if _name(target, "a") not in self._tensors]
             if idle:
                 log.warning(
@@ -236,12 +234,10 @@ def _write_empty(
         file.truncate(gguf.GGUFWriter.ggml_pad(header, writer.data_alignment) + n_bytes)
 
 
-def _find_tensors(model: Any, params: Any, handle: Any) -> dict[str, Tensor]:
+def _find_tensors(loaded: LoadedModel, handle: Any) -> dict[str, Tensor]:
     """Where the graph has the tensors of the adapter `handle`, by name; decodes one token."""
-    own = type(params).from_buffer_copy(params)
-    own.n_ctx = FINDING_CONTEXT
     finder = WeightFinder()
-    context = ProbeContext(model, own, finder)
+    context = loaded.context("to find tensors", callback=finder, n_ctx=FINDING_CONTEXT)
     try:
         array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
         llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(1.0))

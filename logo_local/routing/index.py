@@ -19,7 +19,7 @@ from ..errors import PoolError, SettingsError
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
 from ..hidden_states import FloatArray
-from .signals import Scores, reduced
+from .signals import Scores, frobenius_norm, principal_direction, reduced
 from .stack_file import Stack, stacked
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def block_number(layer: int, base: BaseModel) -> int:
     if not -n <= layer < n:
         raise SettingsError(
             f"there is no layer {layer}: the model has {n} blocks",
-            hint=f"give --layer a number from {-n} to {n - 1}",
+            hint=f"layer is a number from {-n} to {n - 1}",
         )
     return layer % n
 
@@ -58,9 +58,9 @@ def choose_target(adapters: Mapping[str, AdapterFile], base: BaseModel, layer: i
         if any(target.startswith(prefix) for target in touched):
             message = f"adapters touch only the experts of block {block}, which cannot be probed"
         else:
-            message = f"no adapter touches block {block}, whose input --layer {layer} asks for"
-        hint = "choose another block with --layer, or " if readable else ""
-        raise PoolError(message, hint=f"{hint}use --signal auto, or --probe each")
+            message = f"no adapter touches block {block}, whose input is read"
+        hint = "; layer chooses another block, in Python and in logo-local eval" if readable else ""
+        raise PoolError(message, hint=f"use --signal auto, or --signal each-entropy{hint}")
 
     def rank(target: str) -> tuple[int, int, str]:
         kind = target.removeprefix(prefix).removesuffix(".weight")
@@ -120,6 +120,16 @@ class RoutingIndex:
             a, b = adapter.factors(self.target)
             entries[name] = Entry(a, b, adapter.scaling(self.target))
         return entries
+
+    @cached_property
+    def product_norms(self) -> Mapping[str, float]:
+        """||scaling B A||_F by name."""
+        return {name: frobenius_norm(e.a, e.b, e.scaling) for name, e in self.entries.items()}
+
+    @cached_property
+    def directions(self) -> Mapping[str, FloatArray]:
+        """The `principal_direction` (d_in,) of B A by name."""
+        return {name: principal_direction(e.a, e.b) for name, e in self.entries.items()}
 
     def norms(self, h: FloatArray) -> Scores:
         """||o_i||_2 with o_i = scaling_i B_i A_i h for the hidden vector `h` (d_in,), by name.

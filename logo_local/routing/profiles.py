@@ -29,13 +29,12 @@ FOLDS = 4
 MOST_DEVIATIONS = 1024  # texts that the covariance is estimated from; more cost time, not quality
 
 
-def embed(rows: Sequence[FloatArray]) -> FloatArray:
+def embed(means: Sequence[FloatArray]) -> FloatArray:
     """One vector (sum of the widths,) for one text: each block's mean over tokens, of length 1.
 
-    `rows` holds (n_tokens, d) for each block that is read. Each block counts the same, whatever
+    `means` holds one mean (d,) for each block that is read. Each block counts the same, whatever
     its scale. Does not look at the order of the tokens beyond what the model made of it.
     """
-    means = [block.mean(axis=0) for block in rows]  # each (d,)
     return np.concatenate([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means])
 
 

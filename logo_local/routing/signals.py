@@ -1,8 +1,8 @@
 """How much an adapter has to say about a prompt: plain functions on numpy arrays.
 
 A signal turns one adapter's projection output o_i (d_out,) into a score s_i >= 0; the larger,
-the more the adapter matters. Nothing here knows of files, prompts or llama.cpp. To add a signal,
-write the function here and name it in `scoring`.
+the more the adapter matters. Nothing here knows of files, prompts or llama.cpp. `scorers` makes
+signals of these functions.
 
 Source of norm and entropy: LoGo, arXiv 2511.07129, section 3, and the authors' released code.
 """
@@ -20,6 +20,7 @@ Scores = dict[str, float]  # by adapter name
 
 # Keeps the inverse finite for an output that names one dimension with certainty (released code).
 ENTROPY_EPSILON = 1e-6
+LEAST_SHARE = 0.01
 
 
 def projection_output(h: FloatArray, a: FloatArray, b: FloatArray, scaling: float) -> FloatArray:
@@ -130,3 +131,15 @@ def softmax(values: FloatArray, temperature: float = 1.0) -> FloatArray:
     p: FloatArray = np.exp(shifted)
     p /= p.sum()
     return p
+
+
+def sharpened(values: Scores, temperature: float) -> Scores:
+    """Shares of 1 by softmax(values / temperature), which prefer the largest.
+
+    A share below LEAST_SHARE is none: it would cost time in every token and change nothing.
+    """
+    if not values:
+        return {}
+    shares = softmax(np.array(list(values.values()), dtype=np.float32), temperature)  # (n,)
+    shares[shares < LEAST_SHARE] = 0.0
+    return dict(zip(values, shares.tolist(), strict=True))

@@ -1,8 +1,8 @@
 """How much more an adapter does to a prompt than to other texts, for a whole pool at once.
 
-An adapter's log norm at a module is ln of the root mean square, over the prompt's tokens, of the
+An adapter's log norm at a module is ln of the root mean square, over tokens of the prompt, of the
 length of what it adds there. A z-norm is the mean over its modules of how many standard deviations
-that lies above what is usual for it. The formulas are in `signals`, the statistics in `usual`.
+that lies above its baseline. The formulas are in `signals`, the statistics in `baselines`.
 
 Source: our own; SEQR (arXiv 2509.18093) standardises norms against calibration text.
 """
@@ -19,14 +19,13 @@ import numpy.typing as npt
 
 from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Place, Reading
+from .baselines import Baselines
 from .index import stack_of
 from .signals import Scores, log_rms_norms
 from .stack_file import Stack
-from .usual import UsualNorms
 
 # The projections that are compared. All receive what attn_q receives: one reading serves.
 KINDS = ("attn_q", "attn_k", "attn_v")
-TOKENS = 64  # of a long prompt, evenly spaced; chosen by the cost
 
 
 class _Modules(NamedTuple):
@@ -39,8 +38,8 @@ class _Modules(NamedTuple):
 class ZNorms:
     """The z-norms of `adapters` at `places`, whose readings every call is given.
 
-    `generic` holds what texts usually do to each adapter, texts that belong to none; `past` the
-    same of the user's own prompts, which count instead once there are enough. What is made of the
+    `generic` holds the baselines of texts that belong to no adapter; `past` those of the user's own
+    prompts, which count instead once there are enough. What is made of the
     adapters is made at the first use, and kept in `folder`. Not for two threads at once.
     """
 
@@ -48,12 +47,12 @@ class ZNorms:
         self,
         adapters: Mapping[str, AdapterFile],
         places: Sequence[Place],
-        generic: UsualNorms | None = None,
-        past: UsualNorms | None = None,
+        generic: Baselines | None = None,
+        past: Baselines | None = None,
         folder: Path | None = None,
     ) -> None:
         self._adapters, self._places, self._folder = adapters, tuple(places), folder
-        self._generic = UsualNorms() if generic is None else generic
+        self._generic = Baselines() if generic is None else generic
         self._past = past
         self._latest: dict[str, FloatArray] = {}  # the log norms of the last prompt, by name
 
@@ -63,21 +62,21 @@ class ZNorms:
         return ZNorms(adapters, self._places, self._generic)
 
     def scores(self, reading: Reading, names: Collection[str] | None = None) -> Scores:
-        """The z-norms of all adapters, or of `names`; of any sign, 0 for what is usual.
+        """The z-norms of all adapters, or of `names`; of any sign, 0 at the baseline.
 
         Absent are adapters that touch none of the places, and those that are `unmeasured`.
         """
         self._latest = self._norms(reading, names)
         found = {}
         for name, norms in self._latest.items():
-            usual = self._usual(name, len(norms))
-            if usual is not None:
-                mean, deviation = usual  # (n_modules,) each
+            baseline = self._baseline(name, len(norms))
+            if baseline is not None:
+                mean, deviation = baseline  # (n_modules,) each
                 z = (norms - mean) / (deviation + np.float32(1e-6))  # (n_modules,)
                 found[name] = float(z.mean())
         return found
 
-    def _usual(self, name: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
+    def _baseline(self, name: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
         key = self._keys[name]
         by_past = self._past.moments(key, n_modules) if self._past is not None else None
         return by_past or self._generic.moments(key, n_modules)
@@ -98,7 +97,7 @@ class ZNorms:
         )
 
     def measure(self, readings: Iterable[Reading]) -> None:
-        """Count generic texts, at least `usual.ENOUGH`, for all adapters that are `unmeasured`."""
+        """Count generic texts, at least `baselines.ENOUGH`, for all that are `unmeasured`."""
         names = self.unmeasured
         for reading in readings:
             self._generic.add(self._by_key(self._norms(reading, names)))
@@ -114,7 +113,7 @@ class ZNorms:
         wanted = np.array([names is None or name in names for name in self._adapters])  # (N,)
         norms = np.concatenate(
             [
-                _stack_norms(_few(reading[place]), modules.stack, wanted[modules.owners])
+                _stack_norms(reading[place].rows, modules.stack, wanted[modules.owners])
                 for place, modules in self._stacks.items()
             ]
         )  # (all modules,), NaN where not wanted
@@ -160,14 +159,6 @@ class ZNorms:
 def adapter_key(adapter: AdapterFile) -> str:
     """What an adapter's statistics are known by: cheap to make, another for a changed file."""
     return f"{adapter.name} {adapter.n_bytes} {adapter.mtime_ns}"
-
-
-def _few(rows: FloatArray) -> FloatArray:
-    """At most TOKENS of the rows (n_tokens, d_in), evenly spaced, the last among them."""
-    if len(rows) <= TOKENS:
-        return rows
-    few: FloatArray = rows[np.linspace(0, len(rows) - 1, TOKENS).astype(int)]
-    return few
 
 
 def _stack_norms(rows: FloatArray, stack: Stack, wanted: npt.NDArray[np.bool_]) -> FloatArray:

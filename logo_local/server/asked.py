@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..ask import Engine, Sampling, has_chat_template, routed_by
+from ..ask import Engine, Sampling, has_chat_template, routing_of
+from ..routing.settings import Routing
 from .failures import RequestError
 from .lanes import Work
 from .schema import (
@@ -71,12 +71,11 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
     )
 
 
-def _as_asked(
-    llm: Engine, request: Routed, weights: Mapping[str, float] | None
-) -> AbstractContextManager[None]:
-    """Within this block the engine routes as one request wants it."""
+def _routing(request: Routed) -> Routing:
+    """How the engine routes for one request."""
     choice = request.logo or RoutingChoice()
-    return routed_by(llm, weights=weights, signal=choice.signal, top_k=choice.top_k)
+    weights = weights_of(request)
+    return routing_of(weights=weights, signal=choice.signal, top_k=choice.top_k)
 
 
 def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
 
 def completion(request: CompletionRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole completion."""
-    weights, options = weights_of(request), _options(request, defaults)
+    options = {**_options(request, defaults), "routing": _routing(request)}
     prompt = request.prompt
     if isinstance(prompt, list) and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -122,41 +121,33 @@ def completion(request: CompletionRequest, defaults: Sampling) -> Work:
         if isinstance(prompt, list):
             _check_tokens(llm, prompt)
         bias = _bias(llm, request)
-        return _generate(
-            llm, request, weights, lambda: llm.create_completion(prompt, **options, **bias)
-        )
+        return _generate(llm, llm.create_completion(prompt, **options, **bias))
 
     return work
 
 
 def chat(request: ChatRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole chat completion."""
-    weights, options = weights_of(request), _options(request, defaults)
+    options = {**_options(request, defaults), "routing": _routing(request)}
     options["messages"] = plain_messages(request.messages)
     options |= _structure(request)
 
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)
         bias = _bias(llm, request)
-        return _generate(
-            llm, request, weights, lambda: llm.create_chat_completion(**options, **bias)
-        )
+        return _generate(llm, llm.create_chat_completion(**options, **bias))
 
     return work
 
 
-def _generate(
-    llm: Engine, request: Routed, weights: Mapping[str, float] | None, call: Callable[[], Any]
-) -> Iterator[Any]:
-    with _as_asked(llm, request, weights):
-        result = call()
-        if isinstance(result, dict):
-            yield result
-            return
-        for i, chunk in enumerate(result):
-            if i == 0 and llm.last_route is not None:  # for whoever shows it beside the answer
-                chunk.setdefault("logo", {"route": llm.last_route.as_dict()})
-            yield chunk
+def _generate(llm: Engine, result: Any) -> Iterator[Any]:
+    if isinstance(result, dict):
+        yield result
+        return
+    for i, chunk in enumerate(result):
+        if i == 0 and llm.last_route is not None:  # for whoever shows it beside the answer
+            chunk.setdefault("logo", {"route": llm.last_route.as_dict()})
+        yield chunk
 
 
 def _structure(request: ChatRequest) -> dict[str, Any]:
@@ -210,8 +201,8 @@ def route(request: RouteRequest) -> Work:
     def work(llm: Engine) -> Iterator[Any]:
         if messages is not None:
             _check_template(llm)
-        with _as_asked(llm, request, None):
-            found = llm.route(request.prompt if messages is None else messages)
+        prompt = request.prompt if messages is None else messages
+        found = llm.route(prompt, routing=_routing(request))
         yield found, dict(llm.timings_ms)
 
     return work

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..settings import DEFAULT_TOP_K, SIGNAL_NAMES
+from ..routing import registry
+from ..routing.settings import DEFAULTS
 
 MAX_INPUTS = 64  # texts in one request for embeddings
 _MAX_STOPS = 16
@@ -28,9 +29,9 @@ class RoutingChoice(Body):
     """How the route of one request is made; what is left out is as the server was started."""
 
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        default=None, description=f"The most adapters to blend; usually {DEFAULT_TOP_K}."
+        default=None, description=f"The most adapters to blend; usually {DEFAULTS.top_k}."
     )
-    signal: Literal[SIGNAL_NAMES] | None = Field(  # type: ignore[valid-type]
+    signal: Literal[registry.names(everywhere=True)] | None = Field(  # type: ignore[valid-type]
         default=None, description="How an adapter's score is made."
     )
 

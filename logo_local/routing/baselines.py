@@ -29,7 +29,7 @@ ENOUGH = 32  # texts; 54 past prompts do as well as 540 (docs/quality.md), fewer
 SAVE_EVERY = 8  # prompts
 
 
-class UsualNorms:
+class Baselines:
     """Running statistics of log norms, by a key for each adapter, in the file `path`, if any.
 
     The file is read at once, and written after every few prompts and by `save`. One that is

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from logo_local.routing.usual import ENOUGH, SAVE_EVERY, UsualNorms
+from logo_local.routing.baselines import ENOUGH, SAVE_EVERY, Baselines
 
 
 def vectors(n, seed=0):
@@ -11,7 +11,7 @@ def vectors(n, seed=0):
 
 
 def test_moments_are_those_of_all_the_prompts(tmp_path):
-    past, rows = UsualNorms(tmp_path / "past.npz"), vectors(ENOUGH + 9)
+    past, rows = Baselines(tmp_path / "past.npz"), vectors(ENOUGH + 9)
     for row in rows:
         past.add({"a": row})
     mean, deviation = past.moments("a", 3)
@@ -20,7 +20,7 @@ def test_moments_are_those_of_all_the_prompts(tmp_path):
 
 
 def test_a_few_prompts_say_nothing(tmp_path):
-    past = UsualNorms(tmp_path / "past.npz")
+    past = Baselines(tmp_path / "past.npz")
     for row in vectors(ENOUGH - 1):
         past.add({"a": row})
     assert past.moments("a", 3) is None
@@ -33,17 +33,17 @@ def test_a_few_prompts_say_nothing(tmp_path):
 def test_what_was_counted_is_there_the_next_time(tmp_path):
     path, rows = tmp_path / "deep" / "past.npz", vectors(ENOUGH + 5)
     for begin, end in ((0, 20), (20, len(rows))):
-        past = UsualNorms(path)
+        past = Baselines(path)
         for row in rows[begin:end]:
             past.add({"strange / name": row})
         past.save()
-    mean, _ = UsualNorms(path).moments("strange / name", 3)
+    mean, _ = Baselines(path).moments("strange / name", 3)
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-5)
     assert [file.name for file in path.parent.iterdir()] == ["past.npz"]
 
 
 def test_it_is_written_now_and_then(tmp_path):
-    past = UsualNorms(tmp_path / "past.npz")
+    past = Baselines(tmp_path / "past.npz")
     for row in vectors(SAVE_EVERY - 1):
         past.add({"a": row})
     assert not past.path.exists()
@@ -55,7 +55,7 @@ def test_it_is_written_now_and_then(tmp_path):
 def test_a_damaged_file_is_begun_anew(tmp_path, content, caplog):
     path = tmp_path / "past.npz"
     path.write_bytes(content)
-    past = UsualNorms(path)
+    past = Baselines(path)
     assert past.moments("a", 3) is None
     assert "damaged" in caplog.text
 
@@ -63,12 +63,12 @@ def test_a_damaged_file_is_begun_anew(tmp_path, content, caplog):
 def test_numbers_that_are_none_are_passed_over(tmp_path):
     path = tmp_path / "past.npz"
     np.savez(path, keys=["a", "b"], m0=np.full((3, 3), np.nan), m1=np.zeros((2, 3)))
-    assert UsualNorms(path).moments("a", 3) is None
+    assert Baselines(path).moments("a", 3) is None
 
 
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    past = UsualNorms(tmp_path / "file" / "past.npz")
+    past = Baselines(tmp_path / "file" / "past.npz")
     past.add({"a": vectors(1)[0]})
     past.save()
     assert "is not remembered" in caplog.text

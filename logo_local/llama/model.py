@@ -1,0 +1,263 @@
+"""A model that llama_cpp has loaded: its tokens, its parameters, and every context made of it.
+
+`LoadedModel` owns the contexts that look at prompts, sample and embed; the generating context is
+llama_cpp's own. Tokens of messages come from llama_cpp's own chat handlers, so that what is routed
+is what generation reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import llama_cpp
+from jinja2 import TemplateError
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import get_chat_completion_handler
+
+from ..errors import NativeError, PromptError
+from .llama_errors import prompt_errors
+from .native import EvalCallback
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
+
+
+class Context:
+    """One llama.cpp context beside the generating one; `LoadedModel.context` makes it.
+
+    `ctx` is llama.cpp's pointer, `n_batch` the tokens of one decode. Not safe to use from two
+    threads at once.
+    """
+
+    def __init__(
+        self, ctx: Any, n_batch: int, callback: EvalCallback | None, forget: Callable[[], None]
+    ) -> None:
+        self.ctx, self.n_batch = ctx, n_batch
+        self.n_ctx: int = llama_cpp.llama_n_ctx(ctx)
+        self._memory = llama_cpp.llama_get_memory(ctx)
+        self._callback, self._forget = callback, forget
+
+    def forget_after(self, n_tokens: int) -> bool:
+        """Drop the keys and values behind the first `n_tokens`; False if the model cannot."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1))
+
+    def clear(self) -> None:
+        """Drop all keys and values."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Evaluate `tokens`, at most `n_batch` of them, behind those already there.
+
+        Raises NativeError, or whatever the context's callback raised.
+        """
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        self.decode_batch(llama_cpp.llama_batch_get_one(array, len(tokens)))
+
+    def decode_batch(self, batch: Any) -> None:
+        """Evaluate one of llama.cpp's own batches; raises as `decode` does."""
+        if self._callback is not None:
+            self._callback.start()
+        code = llama_cpp.llama_decode(self.ctx, batch)
+        if code != 0:
+            raise NativeError(
+                f"llama_decode returned {code} while reading a prompt",
+                hint="there may be too little memory: try a smaller --ctx-size",
+            )
+        if self._callback is not None:
+            self._callback.check()
+
+    def pieces(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """`tokens` in pieces of at most `n_batch`."""
+        for start in range(0, len(tokens), self.n_batch):
+            yield tokens[start : start + self.n_batch]
+
+    def copy_to(self, ctx: Any) -> bool:
+        """Give another context of the same model these keys and values; False if it refuses."""
+        size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
+        state = (ctypes.c_uint8 * size)()
+        n = llama_cpp.llama_state_seq_get_data(self.ctx, state, size, 0)
+        return bool(n == size == llama_cpp.llama_state_seq_set_data(ctx, state, size, 0))
+
+    def close(self) -> None:
+        """Free the context. May be called twice."""
+        if self.ctx is not None:
+            llama_cpp.llama_free(self.ctx)
+            self.ctx = None
+            self._forget()
+
+
+class LoadedModel:
+    """What a `llama_cpp.Llama` has loaded, without keeping it alive.
+
+    `pointer` is llama.cpp's model, `params` the parameters of the generating context. `close` frees
+    every context that is still open, and must come before the model is freed.
+    """
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = weakref.ref(llama)
+        self.pointer = llama.model
+        self.params = llama.context_params
+        self.architecture = str(llama.metadata.get("general.architecture", ""))
+        self.has_template = "tokenizer.chat_template" in llama.metadata
+        vocab = llama_cpp.llama_model_get_vocab(self.pointer)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._open: list[Context] = []
+
+    @property
+    def llama(self) -> Llama:
+        """The llama_cpp object, which is there: it is what calls."""
+        llama = self._llama()
+        assert llama is not None
+        return llama
+
+    # Contexts
+
+    def context(
+        self, purpose: str, *, callback: EvalCallback | None = None, **changes: Any
+    ) -> Context:
+        """A context of its own, with the generating context's parameters but for `changes`.
+
+        One decode is one micro-batch, since a callback stops the whole of one. `purpose` is said in
+        the NativeError where llama.cpp cannot make it.
+        """
+        own = type(self.params).from_buffer_copy(self.params)
+        own.n_batch = own.n_ubatch = min(self.params.n_batch, self.params.n_ubatch)
+        own.embeddings, own.n_seq_max = False, 1
+        for name, value in changes.items():
+            setattr(own, name, value)
+        if callback is not None:
+            callback.attach(own)
+        ctx = llama_cpp.llama_init_from_model(self.pointer, own)
+        if ctx is None:
+            raise NativeError(
+                f"llama.cpp could not make a context {purpose}",
+                hint="there may be too little memory: try a smaller --ctx-size",
+            )
+        context = Context(ctx, own.n_batch, callback, lambda: self._open.remove(context))
+        self._open.append(context)
+        return context
+
+    def close(self) -> None:
+        """Free all contexts. May be called twice."""
+        for context in list(self._open):
+            context.close()
+
+    # Tokens
+
+    def tokens_of(self, prompt: Prompt) -> list[int]:
+        """The tokens of a string, of chat messages or of token ids, as generation would see them.
+
+        Raises PromptError where they are more than the context holds, or where the chat template
+        refuses the messages.
+        """
+        with prompt_errors():
+            if isinstance(prompt, str):
+                tokens = self._tokens_of_string(prompt)
+            elif are_messages(prompt):
+                tokens = self._tokens_of_messages(cast("Sequence[Message]", prompt))
+            else:
+                tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
+        n_ctx = self.llama.n_ctx()
+        if len(tokens) >= n_ctx:
+            raise PromptError(
+                f"the prompt does not fit: {len(tokens)} tokens, and the context holds {n_ctx}",
+                hint="shorten it, or give a larger --ctx-size",
+            )
+        return tokens
+
+    def tokens_of_text(self, text: str) -> list[int]:
+        """The tokens of a text as one chat message where the model has a template."""
+        return self.tokens_of([{"role": "user", "content": text}] if self.has_template else text)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without white space around it."""
+        text: str = self.llama.detokenize(list(tokens)).decode("utf-8", "replace")
+        return text.strip()
+
+    def first_token(self) -> int:
+        """A token that a text may begin with where there is nothing else to begin with."""
+        llama = self.llama
+        candidates = (llama.token_bos(), llama.token_eos(), llama.token_nl())
+        return int(next((token for token in candidates if token >= 0), 0))
+
+    def _tokens_of_string(self, prompt: str) -> list[int]:
+        """As `Llama.create_completion` does it: the tokens around a text that the model asks for,
+        and the text itself without any.
+        """
+        llama, model = self.llama, self.llama._model
+        cls, sep, bos = model.token_cls(), model.token_sep(), llama.token_bos()
+        begin = cls if cls != -1 else bos
+        before = [begin] if model.add_bos_token() and begin != -1 else []
+        after = [sep] if sep != -1 else [llama.token_eos()] if model.add_eos_token() else []
+        text = llama.tokenize(prompt.encode(), add_bos=False, special=True) if prompt else []
+        return [*before, *text, *after]
+
+    def _tokens_of_messages(self, messages: Sequence[Message]) -> list[int]:
+        """By llama_cpp's own chat handler, which is given something else to complete with."""
+        llama = self.llama
+        handler = (
+            llama.chat_handler
+            or llama._chat_handlers.get(llama.chat_format)
+            or get_chat_completion_handler(llama.chat_format)
+        )
+        keeper = _PromptKeeper(llama)
+        handler(llama=keeper, messages=list(messages), max_tokens=1)
+        prompt = keeper.prompt
+        return self._tokens_of_string(prompt) if isinstance(prompt, str) else list(prompt or [])
+
+    def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
+        """The tokens to route for `prompt`, one after the other until an adapter fits.
+
+        Of a conversation first the user's last message, as if it were the only one; then all that
+        was said. Earlier messages, and what the system message says, hide what the last message is
+        about. Any other prompt is routed as it is, and so is a conversation of which the chat
+        template refuses a part.
+        """
+        parts = conversation_parts(prompt)
+        try:
+            for part in parts:
+                yield self.tokens_of(part)
+        except (PromptError, TypeError, TemplateError):  # it wants a system message, for instance
+            yield self.tokens_of(prompt)
+        if not parts:
+            yield self.tokens_of(prompt)
+
+
+class _PromptKeeper:
+    """Stands in for the `Llama` that a chat handler completes with; keeps the first prompt."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        self.prompt: str | list[int] | None = None
+
+    def create_completion(self, prompt: str | list[int], **_options: Any) -> dict[str, Any]:
+        """Keep `prompt`, and answer nothing."""
+        self.prompt = prompt if self.prompt is None else self.prompt
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        return {"id": "", "created": 0, "model": "", "choices": [choice], "usage": usage}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llama, name)
+
+
+def are_messages(prompt: Any) -> bool:
+    """Whether `prompt` is a list of chat messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def conversation_parts(prompt: Any) -> list[Sequence[Message]]:
+    """What is routed instead of a conversation: its last user message, then all but the system's.
+
+    Empty for anything else, and for a conversation in which nobody asks.
+    """
+    if not are_messages(prompt) or len(prompt) < 2:
+        return []
+    said = [message for message in prompt if message.get("role") != "system"]
+    from_user = [message for message in said if message.get("role") == "user"]
+    if not from_user or not from_user[-1].get("content"):
+        return []
+    return [from_user[-1:], said] if len(said) > 1 else [said]

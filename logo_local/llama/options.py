@@ -1,0 +1,84 @@
+"""What llama_cpp's completions take, as types: for editors, and for mypy.
+
+A test compares them with llama_cpp's own signatures.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+from llama_cpp import LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
+from llama_cpp.llama_types import (
+    ChatCompletionFunction,
+    ChatCompletionRequestFunctionCall,
+    ChatCompletionRequestResponseFormat,
+    ChatCompletionTool,
+    ChatCompletionToolChoiceOption,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Options(TypedDict, total=False):
+    """What both kinds of completion take; `top_k` counts tokens."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    min_p: float
+    typical_p: float
+    top_k: int
+    stop: str | list[str] | None
+    stream: bool
+    seed: int | None
+    frequency_penalty: float
+    presence_penalty: float
+    repeat_penalty: float
+    tfs_z: float
+    mirostat_mode: int
+    mirostat_tau: float
+    mirostat_eta: float
+    model: str | None
+    logits_processor: LogitsProcessorList | None
+    grammar: LlamaGrammar | None
+    logit_bias: dict[int, float] | None
+
+
+class CompletionOptions(Options, total=False):
+    """What `create_completion` takes beside the prompt."""
+
+    suffix: str | None
+    logprobs: int | None
+    echo: bool
+    stopping_criteria: StoppingCriteriaList | None
+
+
+class ChatOptions(Options, total=False):
+    """What `create_chat_completion` takes beside the messages."""
+
+    functions: list[ChatCompletionFunction] | None
+    function_call: ChatCompletionRequestFunctionCall | None
+    tools: list[ChatCompletionTool] | None
+    tool_choice: ChatCompletionToolChoiceOption | None
+    response_format: ChatCompletionRequestResponseFormat | None
+    logprobs: bool | None
+    top_logprobs: int | None
+
+
+def like(parent: Callable[..., Any]) -> Callable[[F], F]:
+    """Show the signature of the decorated method as `parent`'s, all by keyword, and its own ones.
+
+    For help(), and for editors that look at live objects.
+    """
+
+    def show(function: F) -> F:
+        own = inspect.signature(function)
+        _self, _prompt, *options = inspect.signature(parent).parameters.values()
+        keywords = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        function.__signature__ = own.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
+        return function
+
+    return show

@@ -1,0 +1,127 @@
+"""Everything that routing asks the model for, behind one object: `routing.reader.Reader`.
+
+Hidden states of one pass of the base, logits and likelihoods under single adapters, and texts that
+an adapter writes. Contexts are made when they are first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..files.adapter_file import AdapterFile
+from ..hidden_states import FloatArray, Place, Reading
+from .mixture import ResidentAdapters
+from .model import LoadedModel, Prompt
+from .probe import EachProbe, HiddenProbe, common_prefix
+from .sampling import BatchContext
+
+# The texts that an adapter is made to write for its self-profile: so many rounds of so many side by
+# side, at most so many tokens each, with the prompt template's head.
+ROUNDS, SIDE_BY_SIDE, SAMPLE_LENGTH = 3, 8, 64
+SEED = 2511
+LEAST_LENGTH = 256  # tokens that the context for likelihoods has at least
+
+
+class PromptReader:
+    """Reads prompts for one engine. With `whole`, one pass goes through all blocks of the base.
+
+    Not safe to use from two threads at once.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, residents: ResidentAdapters, *, whole: bool = False
+    ) -> None:
+        self._loaded, self._residents, self._whole = loaded, residents, whole
+        self._hidden: HiddenProbe | None = None
+        self._each: EachProbe | None = None
+        self._texts: BatchContext | None = None
+
+    def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
+        """As `LoadedModel.prompts_to_route`; all of a prompt that is read `whole` anyway."""
+        if self._whole:
+            return iter([self._loaded.tokens_of(prompt)])
+        return self._loaded.prompts_to_route(prompt)
+
+    def tokens_of_text(self, text: str) -> list[int]:
+        """The tokens of a text as one chat message where the model has a template."""
+        return self._loaded.tokens_of_text(text)
+
+    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading:
+        """What the weights at `places` receive in one pass of the base over `tokens`.
+
+        Raises PromptError for an empty prompt or one longer than the context.
+        """
+        if self._hidden is None:
+            self._hidden = HiddenProbe(self._loaded, whole=self._whole)
+        return self._hidden.read(tokens, places)
+
+    def copy_prompt(self, tokens: Sequence[int]) -> bool:
+        """Give the generating context the base's keys and values of the prompt read last.
+
+        False where another one was, or its pass did not go through all blocks.
+        """
+        ctx = self._loaded.llama.ctx
+        return self._hidden is not None and self._hidden.copy_to(ctx, tokens)
+
+    def logits(
+        self, tokens: Sequence[int], adapters: Sequence[AdapterFile]
+    ) -> Iterator[FloatArray]:
+        """The next-token logits (n_vocab,) of a prompt under each adapter alone, in this order."""
+        if self._each is None:
+            self._each = EachProbe(self._loaded)
+        try:
+            for adapter in adapters:
+                self._residents.set_on(self._each.ctx, [(adapter, 1.0)])
+                yield self._each.logits(tokens)
+        finally:
+            self._residents.forget(self._each.ctx)
+
+    def gains(self, tokens: Sequence[int], adapters: Sequence[AdapterFile]) -> list[float]:
+        """By how many nats each adapter makes a prompt likelier than the base does."""
+        texts = self._texts
+        if texts is None or texts.length < len(tokens):
+            if texts is not None:
+                texts.close()
+            texts = self._texts = BatchContext(self._loaded, 1, max(LEAST_LENGTH, len(tokens)))
+        found = []
+        try:
+            base = texts.log_likelihood(tokens)
+            for adapter in adapters:
+                self._residents.set_on(texts.ctx, [(adapter, 1.0)])
+                found.append(texts.log_likelihood(tokens) - base)
+        finally:
+            self._residents.forget(texts.ctx)
+        return found
+
+    def written_by(self, adapter: AdapterFile) -> tuple[list[str], float]:
+        """Texts that the model writes with this adapter, and their gain over the base.
+
+        The gain is in nats a token.
+        """
+        head = self._head()
+        context = BatchContext(self._loaded, SIDE_BY_SIDE, SAMPLE_LENGTH)
+        try:
+            self._residents.set_on(context.ctx, [(adapter, 1.0)])
+            drawn = [context.sample(head, SEED + i) for i in range(ROUNDS)]
+            samples = [sample for batch in drawn for sample in batch if sample.tokens]
+            self._residents.forget(context.ctx)
+            base = [context.log_likelihood([*head, *s.tokens], len(head)) for s in samples]
+        finally:
+            self._residents.forget(context.ctx)
+            context.close()
+        n_tokens = max(sum(len(sample.tokens) for sample in samples), 1)
+        gain = (sum(sample.log_likelihood for sample in samples) - sum(base)) / n_tokens
+        texts = [self._loaded.text_of(sample.tokens) for sample in samples]
+        return [text for text in texts if text], gain
+
+    def _head(self) -> list[int]:
+        """What every prompt begins with: the template's head, or a text's first token."""
+        one, other = self.tokens_of_text("a"), self.tokens_of_text("7")
+        return one[: common_prefix(one, other)] or [self._loaded.first_token()]
+
+    def close(self) -> None:
+        """Free the contexts, before the adapters and the model go."""
+        for context in (self._hidden, self._each, self._texts):
+            if context is not None:
+                context.close()
+        self._hidden = self._each = self._texts = None

@@ -1,0 +1,248 @@
+"""The part of the engine that is about routes: made from pool, router and mixer alone.
+
+Knows nothing of llama_cpp. Generation under the routes is `engine`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from .errors import AdapterError, SettingsError
+from .files.adapter_file import AdapterFile
+from .files.pool import Pool
+from .llama.mixture import Mixer
+from .llama.model import LoadedModel, Prompt, are_messages
+from .routing import registry
+from .routing.route import Route, fixed, kept
+from .routing.router import Progress, Router
+from .routing.settings import Routing, RoutingSettings, check_routing
+
+log = logging.getLogger(__name__)
+
+PHASES = ("load", "probe", "score", "mixture", "prefill", "decode")
+
+
+class Given(NamedTuple):
+    """The route that is generated under, and what it took to make it, in milliseconds by phase."""
+
+    route: Route
+    made_ms: Mapping[str, float] = MappingProxyType({})
+
+
+class Routed:
+    """How an engine routes. Whoever inherits sets the attributes below before use."""
+
+    pool: Pool
+    loaded: LoadedModel
+    router: Router
+    mixer: Mixer
+    last_route: Route | None
+    timings_ms: dict[str, float]
+    _settings: RoutingSettings
+    _progress: Progress
+    _given: Given | None  # what `under` and the completions generate under
+
+    def route(self, prompt: Prompt, *, routing: Routing | None = None) -> Route:
+        """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
+
+        A string is tokenised as `create_completion` does it, messages go through the model's chat
+        template. Of a conversation the user's last message is routed by itself, and all that was
+        said only where no adapter fits that; system messages are not. The cached conversation stays
+        as it is. Raises PromptError for a prompt that is empty or longer than the context.
+        """
+        check_routing(routing)
+        given = routing or {}
+        self._forget_timings()
+        self._renew_pool()
+        weights = given.get("weights")
+        if weights is not None:
+            return self._fixed(weights)
+        signal = given.get("signal") or self._settings.signal
+        top_k = given.get("top_k") or self._settings.top_k
+        try:
+            route = self.router.route(prompt, signal, top_k)
+            adapters = self._adapters(route.names)
+        except AdapterError as error:
+            if not self._renew_pool(forced=True):
+                raise
+            log.debug("once more, after %s", error)
+            route = self.router.route(prompt, signal, top_k)
+            adapters = self._adapters(route.names)
+        self.timings_ms |= self.router.timings_ms
+        return replace(route, mixture=self.mixer.way_of(adapters))
+
+    def _adapters(self, names: Sequence[str]) -> list[AdapterFile]:
+        """The adapters of these names. Raises AdapterError where one has changed on the disk."""
+        for name in names:
+            self.pool.check_name(name)
+        adapters = [self.pool.adapters[name] for name in names]
+        for adapter in adapters:
+            adapter.check_unchanged()
+        return adapters
+
+    def _route_to_answer(self, prompt: Prompt, routing: Routing | None = None) -> Given:
+        """The route that an answer is made under."""
+        route = self.route(prompt, routing=routing)
+        if "weights" in (routing or {}):
+            return Given(route)
+        self.router.remember()
+        route = kept(route, self.last_route, self._settings.keep_route)
+        return Given(route, dict(self.router.timings_ms))
+
+    def _refreshed(self, route: Route) -> list[AdapterFile]:
+        """The adapters of a route that was made earlier, as they are now."""
+        if not route.is_base:
+            self._renew_pool()
+        try:
+            return self._adapters(route.names)
+        except AdapterError:
+            if not self._renew_pool(forced=True):
+                raise
+            return self._adapters(route.names)
+
+    def _fixed(self, weights: Mapping[str, float]) -> Route:
+        for name in weights:
+            self.pool.check_name(name)
+        return fixed(weights)
+
+    @contextmanager
+    def under(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Within this block every prompt is answered under these `weights`, by adapter name.
+
+        Nothing is scored. The weights are used as they are, whatever they sum to; none at all is
+        the base model alone. A stream that is made here stays under them. `route`, and calls with
+        `routing`, take no notice. Raises UnknownAdapterError for a name that is not in the pool,
+        SettingsError for a weight that is not finite.
+        """
+        check_routing({"weights": weights})
+        if weights:
+            self._renew_pool()
+        with self._under(Given(self._fixed(weights))):
+            yield
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """Within this block the base model answers alone, and nothing is scored."""
+        return self.under({})
+
+    @contextmanager
+    def _under(self, given: Given) -> Iterator[None]:
+        """Within this block `generate` takes this route instead of making its own."""
+        before, self._given = self._given, given
+        try:
+            yield
+        finally:
+            self._given = before
+
+    def read_ahead(self, prompt: Prompt) -> None:
+        """Let the base read a conversation so far, so that what follows costs only what is new.
+
+        For the time in which somebody reads an answer and types: it takes as long as the probe
+        needs for the answer. Changes nothing else. May run in another thread, while nothing else
+        is called of this engine. Does nothing where every adapter is evaluated, nor for messages
+        unless `prefill` is "base": otherwise the base will read the next one alone.
+        """
+        if self._settings.prefill == "base" or not are_messages(prompt):
+            self.router.read_ahead(self.tokens_of(prompt))
+
+    def signal_scores(self, prompt: Prompt, signals: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The scores >= 0 of the pool's candidates for `prompt`, by signal and adapter name.
+
+        `signals` are names in `routing.registry`; those of one pass share it. The prompt is scored
+        as a whole. Adapters that a signal can say nothing about are absent. Raises as `route` does.
+        """
+        unknown = [signal for signal in signals if signal not in registry.names()]
+        if unknown:
+            raise SettingsError(
+                f"there is no signal {', '.join(unknown)}",
+                hint=f"the signals are: {', '.join(registry.names())}",
+            )
+        self._forget_timings()
+        self._renew_pool()
+        tokens = self.tokens_of(prompt)
+        return {signal: self.router.scores(tokens, signal).scores for signal in signals}
+
+    def tokens_of(self, prompt: Prompt) -> list[int]:
+        """The tokens of a string, of chat messages or of token ids, as generation would see them.
+
+        Raises PromptError where they are more than the context holds.
+        """
+        return self.loaded.tokens_of(prompt)
+
+    # Settings
+
+    @property
+    def routing(self) -> RoutingSettings:
+        """How prompts are routed now; `configure` changes it."""
+        return self._settings
+
+    def configure(
+        self,
+        *,
+        signal: str | None = None,
+        top_k: int | None = None,
+        mixture: str | None = None,
+        keep_route: float | None = None,
+    ) -> None:
+        """Route otherwise from the next prompt on; what is None stays as it is.
+
+        These four can change while the engine runs; `routing` of a call changes that call only.
+        SettingsError, and nothing changed, when one of them cannot be used.
+        """
+        changes = {"signal": signal, "top_k": top_k, "mixture": mixture, "keep_route": keep_route}
+        given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+        settings = replace(self._settings, **given)
+        settings.check()
+        self._settings = self.router.settings = settings
+        self.mixer.way = settings.mixture
+
+    @property
+    def mixture(self) -> str:
+        """How mixtures are made; may be changed between prompts."""
+        return self.mixer.way
+
+    @mixture.setter
+    def mixture(self, way: str) -> None:
+        self.configure(mixture=way)
+
+    def teach(self, name: str, prompts: Sequence[str]) -> int:
+        """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
+
+        They are kept in the user's data folder, by the adapter's content, and count for every
+        engine that is opened later; `unteach` forgets them.
+        """
+        self.pool.check_name(name)
+        return self.router.teach(name, prompts)
+
+    def unteach(self, name: str, *, last: bool = False) -> int:
+        """Forget all prompts that `name` was taught, or the `last` one; how many went."""
+        self.pool.check_name(name)
+        return self.router.unteach(name, last=last)
+
+    def without_profile(self) -> list[str]:
+        """The adapters that have neither example prompts nor texts that they wrote themselves."""
+        return self.router.without_profile()
+
+    def make_self_profiles(self) -> None:
+        """Let all adapters `without_profile` write texts that say what they are for.
+
+        Takes some seconds to minutes an adapter, and is kept in the cache. The first prompt that
+        needs them does it otherwise, unless `self_profile` is "kept" or False.
+        """
+        self.router.make_self_profiles()
+
+    def _renew_pool(self, *, forced: bool = False) -> bool:
+        """Look at the folder again if something came or went, or if `forced`; whether it did."""
+        if not (forced or self.pool.has_changed()):
+            return False
+        changes = self.pool.rescan(progress=self._progress)
+        if changes:
+            log.warning("%s has changed: %s", self.pool.folder, changes)
+        return bool(changes)
+
+    def _forget_timings(self) -> None:
+        self.timings_ms |= dict.fromkeys(PHASES[1:], 0.0)

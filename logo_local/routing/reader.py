@@ -1,0 +1,27 @@
+"""What routing asks of the model: the one connection between numbers and llama.cpp.
+
+`llama.reader.PromptReader` is the implementation; tests have others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from ..files.adapter_file import AdapterFile
+from ..hidden_states import FloatArray, Place, Reading
+
+
+class Reader(Protocol):
+    """Reads prompts; what each method does is said at `llama.reader.PromptReader`."""
+
+    def prompts_to_route(self, prompt: Any) -> Iterator[list[int]]: ...  # noqa: D102
+    def tokens_of_text(self, text: str) -> list[int]: ...  # noqa: D102
+    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading: ...  # noqa: D102
+    def logits(  # noqa: D102
+        self, tokens: Sequence[int], adapters: Sequence[AdapterFile]
+    ) -> Iterator[FloatArray]: ...
+    def gains(  # noqa: D102
+        self, tokens: Sequence[int], adapters: Sequence[AdapterFile]
+    ) -> list[float]: ...
+    def written_by(self, adapter: AdapterFile) -> tuple[list[str], float]: ...  # noqa: D102

@@ -1,0 +1,98 @@
+"""Every signal by its name: what it needs, where it comes from, and the function that computes it.
+
+A signal is one function in a module of `scorers`, decorated with `signal`. The command line's
+choices, the checks and the table in the documentation are made from this registry, so that a new
+signal is one file and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from .scoring import Fit, Prompt, Scorer
+    from .signals import Scores
+
+    Function: TypeAlias = Callable[[Scorer, Prompt], Scores | Fit]
+
+AUTO = "auto"  # the name that stands for DEFAULT
+DEFAULT = "mixed"  # the best as measured (docs/quality.md)
+
+
+class Need(Enum):
+    """What a signal needs beside the adapters."""
+
+    LAST_TOKEN = "one pass, to the probed block"
+    PROMPT = "one pass, to 0.6 of the depth"
+    BASELINES = "norms of other texts"
+    EXAMPLES = "example prompts"
+    SAMPLES = "texts that adapters write"
+    EACH = "an evaluation with each adapter"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One way to score adapters. `everywhere` says that it is a choice of all commands; the others
+    are for research: choices of `logo-local eval` and of the Python API.
+    """
+
+    name: str
+    needs: frozenset[Need]
+    summary: str
+    source: str
+    everywhere: bool
+    score: Function
+
+    @property
+    def probe(self) -> str:
+        """ "one-pass", or "each" where the prompt is only evaluated with each adapter."""
+        return "each" if self.needs == {Need.EACH} else "one-pass"
+
+
+_registered: dict[str, Signal] = {}
+
+
+def signal(
+    name: str, *needs: Need, summary: str, source: str, everywhere: bool = False
+) -> Callable[[Function], Function]:
+    """Register the decorated function as the signal `name`.
+
+    It is called with the `Scorer` of the pool and a `Prompt`, and returns the scores >= 0 by
+    adapter, or a `Fit`. Adapters that it can say nothing about are absent. `summary` completes
+    "An adapter's score is ...". Raises ValueError for a name that is taken.
+    """
+
+    def register(function: Function) -> Function:
+        if name in _registered or name == AUTO:
+            raise ValueError(f"there are two signals {name!r}")
+        _registered[name] = Signal(name, frozenset(needs), summary, source, everywhere, function)
+        return function
+
+    return register
+
+
+@cache
+def signals() -> Mapping[str, Signal]:
+    """All registered signals by name, in the order of their modules' names."""
+    from . import scorers
+
+    for module in sorted(found.name for found in iter_modules(scorers.__path__)):
+        import_module(f"{scorers.__name__}.{module}")
+    return MappingProxyType(_registered)
+
+
+def find(name: str) -> Signal:
+    """The signal `name`, or the one that "auto" stands for. Raises KeyError for any other name."""
+    return signals()[DEFAULT if name == AUTO else name]
+
+
+def names(*, everywhere: bool = False) -> tuple[str, ...]:
+    """ "auto" and all signals, or only those that every command has."""
+    return (AUTO, *(s.name for s in signals().values() if s.everywhere or not everywhere))

@@ -1,0 +1,43 @@
+"""How likely the prompt itself is under each adapter."""
+
+from __future__ import annotations
+
+from ..registry import DEFAULT, Need, find, signal
+from ..scoring import Prompt, Scorer
+from ..signals import Scores, sharpened
+
+SHORTLIST = 5  # adapters that the second stage evaluates one by one
+# Differences of a prompt's log-likelihood are in nats, which are a posterior's own unit; halved,
+# since the tokens of a prompt are not as independent as that takes them to be.
+TEMPERATURE = 2.0
+
+
+@signal(
+    "each-likelihood",
+    Need.EACH,
+    summary="its share in how likely the prompt is under each, if it beats the base",
+    source="Bayes' rule",
+)
+def likelihood(_scorer: Scorer, prompt: Prompt) -> Scores:
+    """The likelihood of the prompt under all candidates."""
+    return _shares(prompt.each.gains(prompt.each.names))
+
+
+@signal(
+    "shortlist",
+    *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES, Need.BASELINES, Need.EACH),
+    summary="the same among the best five by the default signal",
+    source="our own",
+)
+def shortlist(scorer: Scorer, prompt: Prompt) -> Scores:
+    """The first few by the default signal, evaluated one by one."""
+    first = scorer.candidates(find(DEFAULT).name, prompt)
+    fitting = sorted((n for n, s in first.items() if s > 0), key=lambda n: (-first[n], n))
+    chosen = _shares(prompt.each.gains(fitting[:SHORTLIST]))
+    return {name: chosen.get(name, 0.0) for name in first}
+
+
+def _shares(gains: Scores) -> Scores:
+    """Shares of 1 by Bayes' rule with equal priors, tempered; 0 where the base is likelier."""
+    shares = sharpened(gains, TEMPERATURE)
+    return {name: share if gains[name] > 0 else 0.0 for name, share in shares.items()}

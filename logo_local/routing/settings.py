@@ -1,0 +1,195 @@
+"""How routing can be set: each option once, with its default, its values and its help.
+
+The engine's parameters, the command line, the config file, the server and the checks are made from
+`RoutingSettings`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
+
+from .. import config
+from ..errors import SettingsError
+from . import registry
+
+log = logging.getLogger(__name__)
+
+DEFAULT_N_CTX = 4096  # tokens, or what the model was trained with, if that is less
+EACH = ("each-entropy", "each-likelihood")  # what `probe` "each" can compute
+
+
+class Routing(TypedDict, total=False):
+    """How one call is routed; what is left out is as the engine is set.
+
+    `weights` are by adapter name and used as they are: then nothing is scored, and `signal` and
+    `top_k` cannot be given beside them. No weights at all, {}, are the base model alone.
+    """
+
+    signal: str
+    top_k: int
+    weights: Mapping[str, float]
+
+
+def _option(default: Any, help: str, *, choices: tuple[Any, ...] = (), common: bool = False) -> Any:
+    """A field of `RoutingSettings`; `common` ones are options of all commands, the others of eval.
+
+    No `choices` means that the values are checked one by one.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "common": common})
+
+
+@dataclass(frozen=True)
+class RoutingSettings:
+    """What a caller wants of the routing; the help of each field says what it does."""
+
+    signal: str = _option("auto", "How an adapter's score is computed.", common=True)
+    top_k: int = _option(3, "The most adapters to blend.", common=True)
+    mixture: str = _option(
+        "auto",
+        "How llama.cpp blends the adapters: as one stack, or one by one.",
+        choices=("auto", "fused", "scales"),
+        common=True,
+    )
+    adapter_memory: int | str = _option(
+        "auto", "The most that loaded adapters may take; auto: a quarter of the free memory.",
+        common=True,
+    )  # fmt: skip
+    self_profile: bool | str = _option(
+        True,
+        "Let adapters without example prompts write some themselves, once each.",
+        choices=(True, False, "kept"),  # make what is missing, do without, or use what is there
+        common=True,
+    )
+    past: bool = _option(
+        True,
+        "Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
+        choices=(True, False),
+        common=True,
+    )
+    mixture_type: str = _option(
+        "exact",
+        "Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
+        choices=("exact", "q8_0"),
+        common=True,
+    )
+    probe: str = _option(
+        "one-pass",
+        "One pass of the base model for all, or one evaluation with each adapter.",
+        choices=("one-pass", "each"),
+    )
+    layer: int = _option(-1, "The block to probe; -1 is the last.")
+    tap: str = _option(
+        "input",
+        "Read the projection's input, or the state before the block's norm.",
+        choices=("input", "residual"),
+    )
+    keep_route: float = _option(
+        0.0, "Go on under the same weights while they would change by at most this."
+    )
+    prefill: str = _option(
+        "mixture",
+        "Read the prompt under the mixture, or take it from the base's pass: sooner, worse.",
+        choices=("mixture", "base"),
+    )
+
+    @property
+    def memory(self) -> int:
+        """`adapter_memory` in bytes; "auto" is looked up now."""
+        return config.parse_memory(self.adapter_memory)
+
+    def resolved(self, signal: str | None = None) -> str:
+        """The signal's own name, of the settings' or of another; never "auto"."""
+        name = self.signal if signal is None else signal
+        if self.probe == "each" and name in (registry.AUTO, "entropy"):
+            return "each-entropy"
+        return registry.find(name).name
+
+    def check(self, other_problems: Sequence[str] = ()) -> None:
+        """Raise one SettingsError with all that is wrong here, and with `other_problems`.
+
+        A setting that has no effect beside the others is named in the log. Does not know the
+        model: whether it has the layer is seen later.
+        """
+        problems = _problems(self)
+        if self.probe == "each" and self.signal not in (registry.AUTO, "entropy", *EACH):
+            problems.append(
+                f"signal {self.signal!r} needs probe 'one-pass': 'each' has {', '.join(EACH)}"
+            )
+        problems += other_problems
+        if problems:
+            raise SettingsError(
+                "the engine's settings cannot be used",
+                problems=problems,
+                hint="logo-local run --help lists them, and llama_cpp.Llama's are taken too",
+            )
+        if self.probe == "each" and (self.layer, self.tap) != (DEFAULTS.layer, DEFAULTS.tap):
+            log.warning("layer and tap have no effect with probe 'each', which reads no block")
+        if self.mixture == "scales" and self.mixture_type != DEFAULTS.mixture_type:
+            log.warning("mixture_type has no effect with mixture 'scales', which stores nothing")
+
+
+def _problems(settings: RoutingSettings) -> list[str]:
+    """What is wrong with the fields by themselves."""
+    problems = []
+    for option in fields(settings):
+        value, choices = getattr(settings, option.name), choices_of(option.name)
+        if choices and value not in choices:
+            allowed = ", ".join(map(str, choices))
+            problems.append(f"{option.name} is {value!r}, and can be {allowed}")
+    problems += _number_problems(settings.top_k)
+    if not 0 <= settings.keep_route < math.inf:
+        problems.append(f"keep_route is {settings.keep_route}, and must be 0 or more")
+    try:
+        config.parse_memory(settings.adapter_memory)
+    except ValueError as error:
+        problems.append(f"adapter_memory: {error}")
+    return problems
+
+
+def _number_problems(top_k: Any) -> list[str]:
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    return [] if whole and top_k >= 1 else [f"top_k is {top_k}, and must be at least 1"]
+
+
+DEFAULTS = RoutingSettings()
+OPTIONS = {option.name: option for option in fields(RoutingSettings)}
+
+
+def choices_of(name: str) -> tuple[Any, ...]:
+    """The values of an option where they are few; () where they are not."""
+    if name == "signal":
+        return registry.names()
+    choices: tuple[Any, ...] = OPTIONS[name].metadata["choices"]
+    return choices
+
+
+def check_routing(routing: Mapping[str, Any] | None) -> None:
+    """Raise one SettingsError with all that is wrong in the `Routing` of a call."""
+    given = routing or {}
+    problems = [
+        f"there is no routing option {n!r}" for n in given if n not in Routing.__annotations__
+    ]
+    signal, weights = given.get("signal"), given.get("weights")
+    if signal is not None and signal not in registry.names():
+        problems.append(f"signal is {signal!r}, and can be {', '.join(registry.names())}")
+    if given.get("top_k") is not None:
+        problems += _number_problems(given["top_k"])
+    if weights is not None and (signal is not None or given.get("top_k") is not None):
+        problems.append("weights are the whole route: signal and top_k have no effect beside them")
+    for name, weight in (weights or {}).items():
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not math.isfinite(weight)
+        ):
+            problems.append(f"the weight of {name} is {weight!r}: give it a finite number")
+    if problems:
+        raise SettingsError(
+            "this call cannot be routed so",
+            problems=problems,
+            hint='it looks like this: {"signal": "norm", "top_k": 3}, or {"weights": {"a": 1.0}}',
+        )
