@@ -26,7 +26,11 @@ that `error:` and `hint:` lines describe, 2 for wrong usage, 130 for Ctrl+C.
 
 
 def section(title: str, command: click.Command, context: click.Context) -> str:
-    """One command's help under a heading."""
+    """One command's help under a heading, with the options that `--help` leaves out."""
+    command.epilog = None
+    for option in command.params:
+        if isinstance(option, click.Option):
+            option.hidden = False
     return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
 
 

@@ -163,6 +163,7 @@ class FakeLoGo:
 
     def route(self, prompt: Any, *, routing: Routing | None = None) -> Route:
         """The route by the scripted scores among the pool's candidates."""
+        self._check(routing)
         options = {} if routing is None else {"routing": routing}
         self.history.append(Call("route", *_seen(prompt), options))
         return self._route(_seen(prompt)[0], routing)
@@ -188,6 +189,7 @@ class FakeLoGo:
     def create_completion(self, prompt: str | list[int], **options: Any) -> Any:
         """llama_cpp's completion dictionary, or its chunks, with ["logo"]."""
         prompt = _seen(prompt)[0]
+        self._check(options.get("routing"))
         self.history.append(Call("create_completion", prompt, (), options))
         self.tokens_of(prompt)
         return self._answer(prompt, options, lambda text: {"text": text}, lambda t: {"text": t})
@@ -195,6 +197,7 @@ class FakeLoGo:
     def create_chat_completion(self, messages: Any, **options: Any) -> Any:
         """llama_cpp's chat completion dictionary, or its chunks, with ["logo"]."""
         text, copied = _seen(messages)
+        self._check(options.get("routing"))
         self.history.append(Call("create_chat_completion", text, copied, options))
         self.tokens_of(copied)
         return self._answer(
@@ -244,18 +247,20 @@ class FakeLoGo:
     def _wanted(self, scores: Mapping[str, float]) -> dict[str, float]:
         return {name: scores[name] for name in self.pool.candidates if name in scores}
 
-    def _route(self, text: str, routing: Routing | None = None) -> Route:
+    def _check(self, routing: Routing | None) -> None:
         check_routing(routing)
+        for name in (routing or {}).get("weights") or ():
+            self.pool.check_name(name)
+
+    def _route(self, text: str, routing: Routing | None = None) -> Route:
         given = routing or {}
-        weights = given.get("weights")
+        weights, signal = given.get("weights"), given.get("signal") or self.routing.signal
         if weights is not None:
-            for name in weights:
-                self.pool.check_name(name)
             return fixed(weights)
         route = select(
             self._wanted(self._scores_for(text)),
             given.get("top_k") or self.routing.top_k,
-            signal=self.routing.resolved(given.get("signal")),
+            signal="norm" if signal == "auto" else self.routing.resolved(signal),
             probe="one-pass",
             target="blk.3.attn_q.weight",
         )

@@ -331,7 +331,6 @@ def test_settings_of_the_sampling_and_back(talk, line, options):
         ("/set top-k 1", "top_k", 1),
         ("/set signal norm", "signal", "norm"),
         ("/set mixture scales", "mixture", "scales"),
-        ("/set keep-route 0.1", "keep_route", 0.1),
     ],
 )
 def test_settings_of_the_engine_and_back(talk, line, name, value):
@@ -565,7 +564,7 @@ def test_settings_that_cannot_be_used_load_nothing(talk, tmp_path):
         ("/pin s", 1, ["sort-words"]),
         ("/teach ", 0, ["reverse", "sort-words"]),
         ("/set t", 1, ["top-k ", "temp ", "top-p "]),
-        ("/set signal arr", 3, ["arrow"]),
+        ("/set signal prof", 4, ["profile"]),
         ("/set mixture ", 0, ["auto", "fused", "scales", "default"]),
         ("/set temp ", 0, ["default"]),
         ("/set nothing ", 0, []),

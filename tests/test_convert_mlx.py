@@ -9,7 +9,7 @@ from peft_folder import factor_name, factors, read_lora, write_peft
 from safetensors.numpy import save_file
 
 from logo_local.console.report import check_json
-from logo_local.convert import convert_adapter
+from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.errors import ConversionError
 from logo_local.files.base_model import BaseModel
 from logo_local.files.ledger import content_key
@@ -133,7 +133,7 @@ def test_a_file_that_was_cut(base, tmp_path):
 
 def test_a_pool_takes_it_and_sees_when_it_changes(base, tmp_path):
     folder = write_mlx(tmp_path / "pool" / "mine")
-    pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache")
+    pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache", converter=FOR_POOL)
     assert pool.names == ("mine",)
     assert [row["kind"] for row in check_json(pool)] == ["mlx"]
     assert pool.content_key("mine") == content_key(folder)

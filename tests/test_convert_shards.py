@@ -10,7 +10,7 @@ from peft_folder import factor_name, factors, write_peft
 from safetensors.numpy import load_file, save_file
 
 from logo_local.console.report import check_json
-from logo_local.convert import convert_adapter
+from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.base_model import BaseModel
 from logo_local.files.digest import sha256_of, sha256_of_all
@@ -334,7 +334,7 @@ def test_a_pool_has_one_adapter_and_sees_when_a_shard_changes(shard, index, base
         os.utime(path, (1, 1))
 
     def opened():
-        return Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache")
+        return Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache", converter=FOR_POOL)
 
     pool = opened()
     assert pool.names == ("mine",)
@@ -357,7 +357,7 @@ def test_a_pool_sees_when_the_index_changes(index, base, tmp_path):
     """What was converted under another index is not taken from the cache."""
     folder = write_shards(tmp_path / "pool" / "mine", index)
     write_peft(tmp_path / "pool" / "other", factors(SHAPES, seed=5))
-    pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache")
+    pool = Pool.open(tmp_path / "pool", base, cache=tmp_path / "cache", converter=FOR_POOL)
     assert pool.names == ("mine", "other")
     where = json.loads((folder / index).read_text())["weight_map"]
     write_index(folder, where | {"model.nothing": ONE}, index)
@@ -369,7 +369,7 @@ def test_a_pool_sees_when_the_index_changes(index, base, tmp_path):
 def test_a_shard_that_comes_later_is_noticed(base, sharded, tmp_path):
     (sharded / TWO).rename(tmp_path / TWO)
     write_peft(sharded.parent / "other", factors(SHAPES, seed=5))
-    pool = Pool.open(sharded.parent, base, cache=tmp_path / "cache")
+    pool = Pool.open(sharded.parent, base, cache=tmp_path / "cache", converter=FOR_POOL)
     assert pool.names == ("other",)
     (problem,) = pool.problems
     assert f"{TWO} is missing" in problem.reason

@@ -175,13 +175,11 @@ def test_routing_as_one_request_wants_it(llm):
 
 
 def test_a_signal_holds_for_its_request_only(llm):
-    seen = []
-    llm._scores, before = (
-        lambda _text: seen.append(llm.routing.signal) or SCORES,
-        llm.routing.signal,
-    )
-    played(llm, {"id": 1, "prompt": "a", "signal": "arrow"}, {"id": 2, "prompt": "a"})
-    assert seen == ["arrow", before]
+    events = played(llm, {"id": 1, "prompt": "a", "signal": "entropy"}, {"id": 2, "prompt": "a"})
+    routes = [event["route"] for event in events if event["event"] == "route"]
+    assert [route["signal"] for route in routes] == ["entropy", "norm"]
+    assert llm.history[0].options["routing"] == {"signal": "entropy"}
+    assert "routing" not in llm.history[1].options
 
 
 def test_the_list_of_adapters(llm):

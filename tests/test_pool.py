@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from logo_local import convert
 from logo_local.console.report import check_json
+from logo_local.convert import FOR_POOL
 from logo_local.errors import PoolError
 from logo_local.files.adapter_file import AdapterFile
 from logo_local.files.base_model import BaseModel
@@ -63,7 +64,7 @@ def conversions(monkeypatch):
 
 
 def open_pool(folder, base=BASE, **kw):
-    return Pool.open(folder, base, cache=folder.parent / "cache", **kw)
+    return Pool.open(folder, base, cache=folder.parent / "cache", **{"converter": FOR_POOL, **kw})
 
 
 def touch(path, seconds=10):
@@ -87,7 +88,7 @@ def test_gguf_files_and_peft_folders_are_sorted_by_name(folder):
 
 
 def test_a_folder_may_be_given_as_text(folder, tmp_path):
-    assert Pool.open(str(folder), BASE, cache=str(tmp_path / "cache")).names
+    assert Pool.open(str(folder), BASE, cache=str(tmp_path / "cache"), converter=FOR_POOL).names
 
 
 def test_nothing_is_written_beside_the_adapters(folder):
@@ -263,12 +264,14 @@ def test_links_out_of_the_folder_can_be_forbidden(tmp_path):
     weights.rename(elsewhere / "weights")
     weights.symlink_to(elsewhere / "weights")
     settings = {"cache": tmp_path / "cache", "on_problem": lambda _problem: None}
-    pool = Pool.open(folder, BASE, links_out=False, **settings)
+    pool = Pool.open(folder, BASE, links_out=False, converter=FOR_POOL, **settings)
     assert pool.names == ("own", "to-own")
     assert {(p.name, p.reason) for p in pool.problems} == {
         (name, "a link that leads out of the folder") for name in ("file", "peft", "inside")
     }
-    assert {"file", "peft", "inside"} < set(Pool.open(folder, BASE, **settings).names)
+    assert {"file", "peft", "inside"} < set(
+        Pool.open(folder, BASE, converter=FOR_POOL, **settings).names
+    )
 
 
 def test_a_link_to_a_folder_above_is_harmless(folder):
@@ -365,10 +368,9 @@ def test_the_cache_goes_by_content_and_base(folder, conversions):
     assert conversions == ["translate", "copy", "copy", "renamed"]
 
 
-def test_the_cache_goes_by_the_converter(folder, conversions, monkeypatch):
+def test_the_cache_goes_by_the_converter(folder, conversions):
     open_pool(folder)
-    monkeypatch.setattr(convert, "CONVERTER_VERSION", convert.CONVERTER_VERSION + 1)
-    open_pool(folder)
+    open_pool(folder, converter=FOR_POOL._replace(version=FOR_POOL.version + 1))
     assert conversions == ["translate", "translate"]
 
 
@@ -553,7 +555,7 @@ def test_peft_folders_made_by_peft_itself(tiny_model, tmp_path):
     """Every adapter that PEFT saved for the tiny Hugging Face models, each with its own rank."""
     base = BaseModel.read(tiny_model.gguf)
     folder = next(iter(tiny_model.adapters.values())).parent
-    pool = Pool.open(folder, base, cache=tmp_path / "cache")
+    pool = Pool.open(folder, base, cache=tmp_path / "cache", converter=FOR_POOL)
     assert pool.names == tuple(sorted(tiny_model.adapters))
     assert pool.problems == ()
     assert pool.adapters["patterns"].rank_text == "3-10"

@@ -220,7 +220,9 @@ class Session:
             return
         prompt = self._prompt(request)
         options = {**self._sampling.options(), **request.sampling}
-        options |= {"stream": True, "routing": _routing(request)}
+        options |= {"stream": True}
+        if routing := _routing(request):
+            options["routing"] = routing
         with self._telling_the_route(request):
             self._llm.should_stop = partial(self._is_cancelled, job)
             for chunk in create(self._llm, prompt, options):

@@ -78,6 +78,12 @@ def _routing(request: Routed) -> Routing:
     return routing_of(weights=weights, signal=choice.signal, top_k=choice.top_k)
 
 
+def _routed(request: Routed) -> dict[str, Any]:
+    """The option of a call that says so; none where the request says nothing of it."""
+    routing = _routing(request)
+    return {"routing": routing} if routing else {}
+
+
 def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     """The request's options under llama_cpp's names, and the server's for what it leaves out.
 
@@ -112,7 +118,7 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
 
 def completion(request: CompletionRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole completion."""
-    options = {**_options(request, defaults), "routing": _routing(request)}
+    options = _options(request, defaults) | _routed(request)
     prompt = request.prompt
     if isinstance(prompt, list) and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -128,7 +134,7 @@ def completion(request: CompletionRequest, defaults: Sampling) -> Work:
 
 def chat(request: ChatRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole chat completion."""
-    options = {**_options(request, defaults), "routing": _routing(request)}
+    options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
     options |= _structure(request)
 
