@@ -5,7 +5,7 @@ Shared by `llama.probe`, which reads them, and by `routing`, which computes scor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+# So many tokens at the start and at the end of the user's text have a mean of their own.
+WINDOW = 16
 
 # Of a long prompt so many rows are kept: enough for the norms of adapters, chosen by the cost.
 MOST_ROWS = 64
@@ -29,14 +32,44 @@ class Place:
     residual: bool = False
 
 
-class Hidden(NamedTuple):
-    """What was read of one prompt at one place: the `mean` (d_in,) over its tokens, and `rows`.
+@dataclass(frozen=True)
+class Framed:
+    """A prompt's tokens, and which of them the user wrote: `tokens[start:end]`.
 
-    `rows` (m, d_in) are those of the tokens in `kept_positions`, the last token's at the end.
+    `form` is "chat" where the chat template is around the text, "raw" where it is not. A raw prompt
+    has a fixed suffix behind the text, so that its last token is comparable with other prompts'.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    end: int
+    form: str = "raw"
+
+    @classmethod
+    def of(cls, tokens: Sequence[int]) -> Framed:
+        """Tokens of which all are the user's."""
+        return cls(tuple(tokens), 0, len(tokens))
+
+    def positions(self) -> tuple[range, range]:
+        """The first and the last WINDOW tokens of the text; the same ones where it is short."""
+        n = max(self.end - self.start, 1)
+        first = range(self.start, self.start + min(WINDOW, n))
+        last = range(max(self.start, self.end - WINDOW), max(self.end, self.start + 1))
+        return first, last
+
+
+class Hidden(NamedTuple):
+    """What was read of one prompt at one place.
+
+    `mean` (d_in,) is over all tokens, `rows` (m, d_in) are those of the tokens in `kept_positions`,
+    the last token's at the end. `first` and `final` (d_in,) are means over the first and the last
+    WINDOW tokens of the user's text.
     """
 
     mean: FloatArray
     rows: FloatArray
+    first: FloatArray
+    final: FloatArray
 
     @property
     def last(self) -> FloatArray:
@@ -45,13 +78,25 @@ class Hidden(NamedTuple):
         return last
 
     @classmethod
-    def of(cls, rows: FloatArray) -> Hidden:
-        """The same of all rows (n_tokens, d_in) of a prompt."""
-        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return cls(mean, rows[kept_positions(len(rows))])
+    def of(cls, rows: FloatArray, prompt: Framed | None = None) -> Hidden:
+        """The same of all rows (n_tokens, d_in) of a prompt; all of its tokens are the text's
+        where `prompt` is not given.
+        """
+        first, last = (prompt or Framed.of(range(len(rows)))).positions()
+        return cls(
+            _mean(rows),
+            rows[kept_positions(len(rows))],
+            _mean(rows[first.start : first.stop]),
+            _mean(rows[last.start : last.stop]),
+        )
 
 
 Reading: TypeAlias = Mapping[Place, Hidden]
+
+
+def _mean(rows: FloatArray) -> FloatArray:
+    mean: FloatArray = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def kept_positions(n_tokens: int) -> list[int]:

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 
 from ..errors import PromptError
-from ..hidden_states import FloatArray, Hidden, Place, Reading, kept_positions, row_step
+from ..hidden_states import FloatArray, Framed, Hidden, Place, Reading, kept_positions
 from .model import LoadedModel
 from .native import Tap
 
@@ -61,13 +61,24 @@ class _Rows:
             self.sums[at] = following, count + at - first
         self.rows |= {at: rows[at - first].copy() for at in inside}
 
-    def hidden(self, n_tokens: int, wanted: Sequence[int]) -> Hidden:
+    def hidden(self, prompt: Framed, wanted: Sequence[int]) -> Hidden:
         """What a signal gets of a prompt, and nothing kept that it does not need."""
+        n_tokens = len(prompt.tokens)
         self.rows = {at: self.rows[at] for at in wanted if at in self.rows}
         kept = {*wanted, n_tokens}
         self.sums = {at: total for at, total in self.sums.items() if at in kept}
         total, count = self.sums[n_tokens]
-        return Hidden((total / count).astype(np.float32), np.stack(list(self.rows.values())))
+        spread = [self.rows[at] for at in kept_positions(n_tokens) if at in self.rows]
+        first, last = (self._mean_of(positions) for positions in prompt.positions())
+        return Hidden((total / count).astype(np.float32), np.stack(spread), first, last)
+
+    def _mean_of(self, positions: Sequence[int]) -> FloatArray:
+        """The mean (d,) over these positions; over the last token where none of them was read, as
+        behind the attention of the last block.
+        """
+        there = [self.rows[at] for at in positions if at in self.rows] or [self.rows[max(self.rows)]]
+        mean: FloatArray = np.mean(there, axis=0, dtype=np.float64).astype(np.float32)
+        return mean
 
 
 class HiddenProbe:
@@ -82,22 +93,24 @@ class HiddenProbe:
         self.whole = whole
         self._tap = Tap(whole=whole)
         self._context = loaded.context("for the probe", callback=self._tap)
-        self._seen: list[int] = []
+        self._seen: Framed | None = None
         self._kept: dict[Place, _Rows] = {}
         self._reading: dict[Place, Hidden] = {}
 
-    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading:
-        """What is needed of the hidden vectors of all `tokens`, by place.
+    def read(self, prompt: Framed | Sequence[int], places: Sequence[Place]) -> Reading:
+        """What is needed of the hidden vectors of all tokens of `prompt`, by place.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
-        prompt = _checked(tokens, self._context.n_ctx)
-        if prompt == self._seen and set(places) <= set(self._reading):
+        framed = prompt if isinstance(prompt, Framed) else Framed.of(prompt)
+        tokens = _checked(framed.tokens, self._context.n_ctx)
+        if framed == self._seen and set(places) <= set(self._reading):
             # Not evaluated again: another kernel would round otherwise, and the same prompt
             # must have the same route.
             return self._reading
-        start = self._start(prompt, places)
-        self._seen, self._reading = [], {}  # until the decode has succeeded
+        wanted = _wanted(framed)
+        start = self._start(tokens, places, wanted)
+        self._seen, self._reading = None, {}  # until the decode has succeeded
         if not self._context.forget_after(start):
             self._context.clear()
             start = 0
@@ -105,36 +118,37 @@ class HiddenProbe:
         for kept in self._kept.values():
             kept.cut(start)
         self._tap.places = tuple(places)
-        wanted = kept_positions(len(prompt))
-        for piece in self._context.pieces(prompt[start:]):
+        for piece in self._context.pieces(tokens[start:]):
             self._context.decode(piece)
             for place, rows in self._tap.take().items():
                 self._kept[place].add(start, start + len(piece), rows, wanted)
             start += len(piece)
         self._reading = {
-            place: kept.hidden(len(prompt), wanted) for place, kept in self._kept.items()
+            place: kept.hidden(framed, wanted) for place, kept in self._kept.items()
         }
-        self._seen = prompt
+        self._seen = framed
         return self._reading
 
-    def _start(self, prompt: Sequence[int], places: Sequence[Place]) -> int:
+    def _start(self, prompt: Sequence[int], places: Sequence[Place], wanted: Sequence[int]) -> int:
         """Where the pass has to begin: behind what is known of this prompt at all `places`.
 
         Keys and values of blocks behind the last place were not made, so that a place that was not
         read before needs a new pass. The last token is always evaluated.
         """
-        if not set(places) <= set(self._kept) or not self._seen:
+        if not set(places) <= set(self._kept) or self._seen is None:
             return 0
-        # Rows of the earlier part that this prompt needs, and the earlier one did not keep.
-        if row_step(len(prompt)) < row_step(len(self._seen)):
-            return 0
-        common = min(common_prefix(self._seen, prompt), len(prompt) - 1)
-        known = set.intersection(*(set(self._kept[place].sums) for place in places))
+        common = min(common_prefix(self._seen.tokens, prompt), len(prompt) - 1)
+        kept = [self._kept[place] for place in places]
+        # Of the earlier part this prompt may need rows that were not kept; they are read again.
+        missing = (at for at in wanted if at < common and any(at not in k.rows for k in kept))
+        common = min(missing, default=common)
+        known = set.intersection(*(set(k.sums) for k in kept))
         return max((at for at in known if at <= common), default=0)
 
     def copy_to(self, ctx: Any, tokens: Sequence[int]) -> bool:
         """Give `ctx` the keys and values of `tokens`; False unless these were read last, whole."""
-        return self.whole and list(tokens) == self._seen and self._context.copy_to(ctx)
+        seen = None if self._seen is None else list(self._seen.tokens)
+        return self.whole and list(tokens) == seen and self._context.copy_to(ctx)
 
     def close(self) -> None:
         """Free the context."""
@@ -167,6 +181,12 @@ class EachProbe:
     def close(self) -> None:
         """Free the context."""
         self._context.close()
+
+
+def _wanted(prompt: Framed) -> list[int]:
+    """The positions of the rows that are kept, in order."""
+    first, last = prompt.positions()
+    return sorted({*kept_positions(len(prompt.tokens)), *first, *last})
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
