@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 from llama_cpp import Llama, llama_vocab_is_eog
 from llama_cpp.llama_types import ChatCompletionRequestMessage
 from typing_extensions import Unpack
@@ -26,7 +25,6 @@ from .errors import MixtureError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
-from .llama.embedding import Embedder
 from .llama.llama_errors import Closed, model_errors, problems_of, prompt_errors
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
@@ -90,8 +88,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         Args:
             model_path: A GGUF file, or "demo" for the bundled model and its adapters.
             adapters: A folder of GGUF LoRA files and PEFT folders.
-            signal: How scores are computed: a name in `routing.registry`, or "auto", the best
-                that was measured.
+            signal: How scores are computed: a name in `routing.registry`, or "auto", the best.
             top_k: The most adapters that a route holds.
             probe: "one-pass", or "each": one evaluation with each adapter.
             layer: The block that the paper's signals read, negative from the end.
@@ -99,10 +96,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             mixture: "scales" (adapters one by one), "fused" (as one adapter, which is faster),
                 or "auto".
             mixture_type: The stack's numbers: "exact", as the adapters are stored, or "q8_0".
-            keep_route: How much the weights of a conversation's adapters may change without a new
-                route.
-            prefill: "mixture", or "base": the prompt is read by the base alone, and only what
-                follows is made under the mixture.
+            keep_route: How much the weights may change in a conversation without a new route.
+            prefill: "mixture", or "base": only what follows the prompt is under the mixture.
             adapter_memory: The bytes of adapters that llama.cpp may hold: a number, "512M", or
                 "auto", a quarter of what is free.
             self_profile: Whether adapters without example prompts write texts that say what they
@@ -115,13 +110,11 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             verbose: Whether llama.cpp prints its log.
             **llama: Everything else goes to `llama_cpp.Llama` under its name there.
 
-        Raises SettingsError, ModelError or PoolError; what can be seen without the weights is
-        seen before they are loaded.
+        Raises SettingsError, ModelError or PoolError, before the weights are loaded if it can.
         """
-        started = time.perf_counter()
+        given, started = locals(), time.perf_counter()
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
-        given = locals()
         self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
         self._settings.check(other_problems=problems_of(adapters, llama))
         self._progress = progress or (lambda _stage, _done, _total: None)
@@ -166,10 +159,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         self.router = Router(self.pool, self.reader, settings, self._progress)
         # What the context's keys and values were made under; None when that is unknown.
         self._kv_key: MixtureKey | None = mixture_key(())
-        self._embedder: Embedder | None = None
-        self._stack.callback(
-            _free, self.loaded, self._residents, self.router, self.reader, self.mixer
-        )
+        # Freed in this order, while the model and its own context are still there.
+        for part in (self.mixer, self.reader, self.loaded, self.router, self._residents)[::-1]:
+            self._stack.callback(part.close)
         self.pool.resident = self._residents.size
         self.timings_ms = dict.fromkeys(PHASES, 0.0)
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
@@ -243,8 +235,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             yield chunk
 
     def _logo(self) -> dict[str, Any]:
-        route = self.last_route or Route()
-        return {"route": route.as_dict(), "timings_ms": dict(self.timings_ms)}
+        route = (self.last_route or Route()).as_dict()
+        return {"route": route, "timings_ms": dict(self.timings_ms)}
 
     # Generation
 
@@ -316,11 +308,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             self.on_route(self.last_route)
 
     def _set_mixture(self, mixture: Mixture, *, keys_are_right: bool = False) -> str:
-        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does.
-
-        The parent evaluates the next prompt from its start unless the mixture is the same, or
-        the caller says that the context's keys and values are what they ought to be.
-        """
+        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does."""
         key = mixture_key(mixture)
         if key != self._kv_key and not keys_are_right:
             self.reset()  # the parent then evaluates the whole prompt
@@ -330,10 +318,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         return way
 
     def _read_by_base(self, prompt: list[int]) -> None:
-        """Fill the context with the base's keys and values of `prompt`.
+        """Fill the context with the base's keys and values of `prompt`, the probe's if it has them.
 
-        They are copied from the probe if it has them. The parent then evaluates the last token
-        once more, under whatever is set by then.
+        The parent then evaluates the last token once more, under whatever is set by then.
         """
         if self.reader.copy_prompt(prompt):
             self.input_ids[: len(prompt)] = prompt
@@ -346,22 +333,18 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     def eval(self, tokens: Sequence[int]) -> None:
         """As in the parent, batch by batch, until it should stop.
 
-        Raises MixtureError where the mixture makes numbers that are not finite. Then all keys and
-        values go: where they are hidden from later prompts they still count as 0 times NaN.
+        Raises MixtureError where the mixture makes numbers that are not finite.
         """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
                 raise _Stopped
             super().eval(tokens[start : start + self.n_batch])
-        logits = llama_cpp.llama_get_logits_ith(self.ctx, -1)
-        if logits and not math.isfinite(logits[0]):  # one is NaN where all are
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+        try:
+            self.loaded.check_finite()
+        except MixtureError:
             self.reset()
             self._kv_key = None
-            raise MixtureError(
-                "the mixture makes numbers that are not finite",
-                hint="smaller weights may help; logo-local check looks at the adapters",
-            )
+            raise
 
     # Vectors and states
 
@@ -378,10 +361,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         empty or longer than the context.
         """
         tokens = [self.tokenize(text.encode()) for text in texts]
-        if self._embedder is None:
-            pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
-            self._embedder = Embedder(self.loaded, self.base.n_embd, pooling)
-        return [self._embedder.embed(one) for one in tokens], sum(map(len, tokens))
+        pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
+        vectors = self.reader.embeddings(tokens, self.base.n_embd, pooling)
+        return vectors, sum(map(len, tokens))
 
     def save_state(self) -> Any:
         """As in the parent; the state remembers the mixture that made it."""
@@ -412,21 +394,6 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _free(
-    loaded: LoadedModel,
-    residents: ResidentAdapters,
-    router: Router,
-    reader: PromptReader,
-    mixer: Mixer,
-) -> None:
-    """Free the contexts, then the adapters, while the model and its own context are still there."""
-    mixer.close()
-    reader.close()
-    loaded.close()
-    router.close()
-    residents.close()
 
 
 def _ms_since(started: float) -> float:

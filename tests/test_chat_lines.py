@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from logo_local.chat import lines
+from logo_local.chat import lines, reading
 from logo_local.chat.editor import history, newer_half
 
 
@@ -34,7 +34,7 @@ def test_three_quotation_marks(text, still_open, message):
 
 def test_without_a_screen_lines_are_read_as_they_are(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo"))
-    read = lines.reader(lambda text: (0, []))
+    read = reading.reader(lambda text: (0, []))
     assert [read(">>> ") for _ in range(3)] == ["one", "", "two"]
     with pytest.raises(EOFError):
         read(">>> ")
@@ -45,7 +45,7 @@ def test_a_dumb_terminal_gets_a_prompt_and_nothing_else(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
-    read = lines.reader(lambda text: (0, []))
+    read = reading.reader(lambda text: (0, []))
     assert read(">>> ") == "caf\ufffd"
     with pytest.raises(EOFError):
         read(">>> ")

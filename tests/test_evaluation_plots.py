@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from logo_local.console import figures
 from logo_local.errors import SettingsError
 from logo_local.evaluation import plots
 from logo_local.evaluation.data import Example
@@ -101,5 +102,5 @@ def test_with_nothing_in_the_pool_nothing_is_drawn(tmp_path, store):
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SettingsError, match="matplotlib") as caught:
-        plots.load()
+        figures.load()
     assert ".[eval]" in caught.value.hint

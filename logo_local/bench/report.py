@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..evaluation.plots import figure_of, save
+from ..console.figures import figure_of, save
 from .measure import Benchmark, Row
 
 _RATIOS = {"prefill": "prompt", "decode": "token", "first_token": "first token"}

@@ -2,7 +2,7 @@
 
 Answers go to standard output, everything else to standard error. `session` has the turns,
 `commands` what begins with a slash, `settings` what /set can change, `transcript` the files of
-/save and /load, `lines` where the lines come from, and `editor` the one that knows
+/save and /load, `lines` and `reading` where the lines come from, and `editor` the one that knows
 prompt_toolkit. None of them knows llama_cpp: they ask an engine (`ask.Engine`).
 """
 
@@ -36,7 +36,7 @@ def chat(
     raw = raw or not has_chat_template(llm)
     session = Session(llm, sampling, system=system, explain=explain, raw=raw)
     if read is None:
-        from .lines import reader
+        from .reading import reader
 
         read = reader(session.complete)
     try:

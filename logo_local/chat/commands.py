@@ -7,17 +7,32 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from ..ask import Engine, Message
 from ..console import report
 from ..console.terminal import err_console, note, say
 from ..errors import LogoError
+from ..routing.route import Route
 from . import transcript
-from .settings import DEFAULT, OPTIONS, shown
+from .settings import DEFAULT, OPTIONS, Settings, shown
 from .transcript import Transcript
 
-if TYPE_CHECKING:
-    from .session import Session
+
+class Session(Protocol):
+    """The part of a `session.Session` that commands use."""
+
+    llm: Engine
+    settings: Settings
+    messages: list[Message]
+    last: str
+    before: Route | None
+    raw: bool
+    over: bool
+
+    def why(self) -> None: ...  # noqa: D102
+    def turn(self, text: str) -> None: ...  # noqa: D102
+    def count(self, messages: Sequence[Message]) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,12 @@
 """Where a chat's lines come from, and how several of them are one message.
 
-Pure functions, and a reader for terminals that can do nothing (or for nobody who watches);
-the one with history and completion is `editor`.
+Pure functions; `reading` reads from the terminal.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import sys
 from collections.abc import Callable
-from functools import partial
-from typing import TextIO
 
 PROMPT = ">>> "
 MORE = "... "  # before the further lines of a message
@@ -48,29 +42,3 @@ def read_message(read: Callable[[str], str]) -> str:
     while is_open(text):
         text += "\n" + read(MORE)
     return unwrapped(text)
-
-
-def reader(complete: Complete) -> Callable[[str], str]:
-    """What reads from the terminal at standard input: the editor where one can be drawn."""
-    screens = (s for s in (sys.stdout, sys.stderr) if s is not None and s.isatty())
-    screen = next(screens, None)
-    if screen is None or os.environ.get("TERM") in ("dumb", "unknown"):
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
-        return partial(_plain, screen)
-    from .editor import Editor
-
-    return Editor(screen, complete).read
-
-
-def _plain(screen: TextIO | None, prompt: str) -> str:
-    """A line of standard input; the prompt is for a screen only."""
-    if screen is not None:
-        screen.write(prompt)
-        screen.flush()
-    line = sys.stdin.readline()
-    if not line:
-        if screen is not None:
-            screen.write("\n")  # what comes next begins its own line
-        raise EOFError
-    return line.removesuffix("\n")

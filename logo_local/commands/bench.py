@@ -61,7 +61,7 @@ def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) ->
     """
     from ..bench.measure import measure
     from ..bench.report import draw, markdown
-    from ..evaluation.plots import load
+    from ..console.figures import load
 
     if plot is not None:
         load()  # what is missing is said before minutes of measuring

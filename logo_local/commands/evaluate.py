@@ -112,9 +112,9 @@ def evaluate(
 
     The table is Markdown: means over tasks, with 95% bootstrap intervals over prompts.
     """
+    from ..console.figures import load as load_matplotlib
     from ..evaluation.fusion import Fusion
     from ..evaluation.plots import draw_all
-    from ..evaluation.plots import load as load_matplotlib
     from ..evaluation.runner import evaluate as run
     from ..evaluation.summary import as_json, markdown, summarise
 

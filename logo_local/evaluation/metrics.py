@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ..errors import SettingsError
+from ..console.figures import missing_extra
 
 METRICS = {
     "em": "exact match",
@@ -22,14 +22,6 @@ METRICS = {
 }
 SCORE = "score"  # each task's own metric, as its data name it
 _ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-def missing_extra(error: ImportError) -> SettingsError:
-    """What to say where a library of the extra `eval` is not installed."""
-    return SettingsError(
-        f"eval needs {error.name}, which is not installed",
-        hint="pip install '.[eval]' in the clone of logo-local",
-    )
 
 
 def first_line(text: str) -> str:

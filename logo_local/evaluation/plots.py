@@ -12,7 +12,6 @@ when something is drawn.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..console.figures import figure_of, save
 from ..routing.route import select
 from .data import Example
 from .methods import BASE, OWN, UNIFORM, at_k, fused
-from .metrics import missing_extra
 from .store import Store
 from .summary import IN_POOL, Result, Summary
 
@@ -158,31 +157,6 @@ def draw_all(
         files.append(folder / f"{name}.svg")
         save(figure, files[-1])
     return files
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as SVG, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    # Without the date, the same numbers are the same file.
-    figure.savefig(unfinished, format="svg", metadata={"Date": None})
-    os.replace(unfinished, path)
-
-
-def load() -> None:
-    """Import matplotlib now. Raises SettingsError where it is missing."""
-    figure_of(1, 1)
-
-
-def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure, and its panel or panels, in inches; without pyplot, which would look for a display
-    and keep every figure. Raises SettingsError where matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra(error) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns, sharey=columns > 1)
 
 
 def _heat_map(table: ScoreTable, signal: str) -> Any:

@@ -8,6 +8,7 @@ is what generation reads.
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
@@ -17,7 +18,7 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-from ..errors import NativeError, PromptError
+from ..errors import MixtureError, NativeError, PromptError
 from .llama_errors import prompt_errors
 from .native import EvalCallback
 
@@ -144,6 +145,21 @@ class LoadedModel:
         """Free all contexts. May be called twice."""
         for context in list(self._open):
             context.close()
+
+    def check_finite(self) -> None:
+        """Raise MixtureError where the generating context has made numbers that are not finite.
+
+        Then all its keys and values go: where they are hidden from later prompts they still count
+        as 0 times NaN.
+        """
+        ctx = self.llama.ctx
+        logits = llama_cpp.llama_get_logits_ith(ctx, -1)
+        if logits and not math.isfinite(logits[0]):  # one is NaN where all are
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
+            raise MixtureError(
+                "the mixture makes numbers that are not finite",
+                hint="smaller weights may help; logo-local check looks at the adapters",
+            )
 
     # Tokens
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Place, Reading
+from .embedding import Embedder
 from .mixture import ResidentAdapters
 from .model import LoadedModel, Prompt
 from .probe import EachProbe, HiddenProbe, common_prefix
@@ -35,6 +36,7 @@ class PromptReader:
         self._hidden: HiddenProbe | None = None
         self._each: EachProbe | None = None
         self._texts: BatchContext | None = None
+        self._embedder: Embedder | None = None  # closed with the model's other contexts
 
     def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
         """As `LoadedModel.prompts_to_route`; all of a prompt that is read `whole` anyway."""
@@ -113,6 +115,14 @@ class PromptReader:
         gain = (sum(sample.log_likelihood for sample in samples) - sum(base)) / n_tokens
         texts = [self._loaded.text_of(sample.tokens) for sample in samples]
         return [text for text in texts if text], gain
+
+    def embeddings(
+        self, texts: Sequence[Sequence[int]], n_embd: int, pooling: str | None
+    ) -> list[FloatArray]:
+        """One vector (n_embd,) for the tokens of each text, see `Embedder`."""
+        if self._embedder is None:
+            self._embedder = Embedder(self._loaded, n_embd, pooling)
+        return [self._embedder.embed(tokens) for tokens in texts]
 
     def _head(self) -> list[int]:
         """What every prompt begins with: the template's head, or a text's first token."""

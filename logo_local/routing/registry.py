@@ -14,16 +14,26 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from .scoring import Fit, Prompt, Scorer
-    from .signals import Scores
-
-    Function: TypeAlias = Callable[[Scorer, Prompt], Scores | Fit]
+from .signals import Scores
 
 AUTO = "auto"  # the name that stands for DEFAULT
 DEFAULT = "mixed"  # the best as measured (docs/quality.md)
+
+
+class Fit(NamedTuple):
+    """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
+
+    `strength` in [0.5, 1] is how sure the nearest profile is; 1 where no profile was compared.
+    """
+
+    scores: Scores
+    strength: float = 1.0
+
+
+# Called with a `scoring.Scorer` and a `scoring.Prompt`.
+Function: TypeAlias = Callable[[Any, Any], "Scores | Fit"]
 
 
 class Need(Enum):

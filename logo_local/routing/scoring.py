@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
@@ -18,7 +17,7 @@ from ..hidden_states import FloatArray, Place, Reading
 from .index import RoutingIndex
 from .profiles import Measure, Profile, embed
 from .reader import Reader
-from .registry import Need, find
+from .registry import Fit, Need, find
 from .signals import Scores
 from .z_norms import ZNorms
 
@@ -37,16 +36,6 @@ def read_places(base: BaseModel) -> tuple[Place, ...]:
         names = [f"blk.{block}.{kind}.weight" for kind in kinds]
         places += [Place(name) for name in names if name in base.tensors][:1]
     return tuple(places)
-
-
-class Fit(NamedTuple):
-    """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
-
-    `strength` in [0.5, 1] is how sure the nearest profile is; 1 where no profile was compared.
-    """
-
-    scores: Scores
-    strength: float = 1.0
 
 
 class EachAdapter:

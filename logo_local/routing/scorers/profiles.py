@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..registry import Need, signal
-from ..scoring import Fit, Prompt, Scorer
+from ..registry import Fit, Need, signal
+from ..scoring import Prompt, Scorer
 from ..signals import Scores, sharpened
 
 # Chosen on the choosing set (docs/quality.md), as are the bounds below.

@@ -1,0 +1,41 @@
+"""Figures by matplotlib, which is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError
+from ..files.whole_file import written_whole
+
+
+def missing_extra(error: ImportError) -> SettingsError:
+    """What to say where a library of the extra `eval` is not installed."""
+    return SettingsError(
+        f"eval needs {error.name}, which is not installed",
+        hint="pip install '.[eval]' in the clone of logo-local",
+    )
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG, whole or not at all."""
+    with written_whole(path) as unfinished:
+        # Without the date, the same numbers are the same file.
+        figure.savefig(unfinished, format="svg", metadata={"Date": None})
+
+
+def load() -> None:
+    """Import matplotlib now. Raises SettingsError where it is missing."""
+    figure_of(1, 1)
+
+
+def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure, and its panel or panels, in inches; without pyplot, which would look for a display
+    and keep every figure. Raises SettingsError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra(error) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, sharey=columns > 1)
