@@ -76,9 +76,9 @@ class _Rows:
         """The mean (d,) over these positions; over the last token where none of them was read, as
         behind the attention of the last block.
         """
-        there = [self.rows[at] for at in positions if at in self.rows] or [self.rows[max(self.rows)]]
-        mean: FloatArray = np.mean(there, axis=0, dtype=np.float64).astype(np.float32)
-        return mean
+        there = [self.rows[at] for at in positions if at in self.rows]
+        total = np.sum(there or [self.rows[max(self.rows)]], axis=0, dtype=np.float64)  # (d,)
+        return np.asarray(total / max(len(there), 1), dtype=np.float32)
 
 
 class HiddenProbe:
@@ -123,9 +123,7 @@ class HiddenProbe:
             for place, rows in self._tap.take().items():
                 self._kept[place].add(start, start + len(piece), rows, wanted)
             start += len(piece)
-        self._reading = {
-            place: kept.hidden(framed, wanted) for place, kept in self._kept.items()
-        }
+        self._reading = {place: kept.hidden(framed, wanted) for place, kept in self._kept.items()}
         self._seen = framed
         return self._reading
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..files.adapter_file import AdapterFile
-from ..hidden_states import FloatArray, Place, Reading
+from ..hidden_states import FloatArray, Framed, Place, Reading
 from .embedding import Embedder
 from .mixture import ResidentAdapters
 from .model import LoadedModel, Prompt
@@ -20,6 +20,8 @@ from .sampling import BatchContext
 # side, at most so many tokens each, with the prompt template's head.
 ROUNDS, SIDE_BY_SIDE, SAMPLE_LENGTH = 3, 8, 64
 SEED = 2511
+# Decoded behind a raw prompt, so that its last token says what kind of answer is due.
+RAW_SUFFIX = "\n\nAnswer:"
 LEAST_LENGTH = 256  # tokens that the context for likelihoods has at least
 
 
@@ -36,6 +38,7 @@ class PromptReader:
         self._hidden: HiddenProbe | None = None
         self._each: EachProbe | None = None
         self._texts: BatchContext | None = None
+        self._around: tuple[list[int], list[int]] | None = None
         self._embedder: Embedder | None = None  # closed with the model's other contexts
 
     def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
@@ -44,18 +47,50 @@ class PromptReader:
             return iter([self._loaded.tokens_of(prompt)])
         return self._loaded.prompts_to_route(prompt)
 
-    def tokens_of_text(self, text: str) -> list[int]:
-        """The tokens of a text as one chat message where the model has a template."""
-        return self._loaded.tokens_of_text(text)
+    @property
+    def template(self) -> str:
+        """The model's chat template; "" where it has none."""
+        return str(self._loaded.llama.metadata.get("tokenizer.chat_template", ""))
 
-    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading:
-        """What the weights at `places` receive in one pass of the base over `tokens`.
+    def frame(self, tokens: Sequence[int]) -> Framed:
+        """A prompt with what the user wrote told from what the chat template puts around it.
+
+        A prompt without the template around it is a raw one.
+        """
+        n, loaded = len(tokens), self._loaded
+        if loaded.has_template:
+            head, tail = self._template_tokens()
+            start, end = len(head), n - len(tail)
+            if start <= end and [*tokens[:start], *tokens[end:]] == [*head, *tail]:
+                return Framed(tuple(tokens), start, end, "chat")
+        suffix = loaded.llama.tokenize(RAW_SUFFIX.encode(), add_bos=False)
+        if n + len(suffix) > loaded.llama.n_ctx():
+            suffix = []
+        start = int(n > 1 and tokens[0] == loaded.llama.token_bos())
+        return Framed((*tokens, *suffix), start, n, "raw")
+
+    def frame_text(self, text: str, form: str) -> Framed:
+        """A text as the only chat message, or as a raw prompt."""
+        of_chat = form == "chat" and self._loaded.has_template
+        tokens = self._loaded.tokens_of([{"role": "user", "content": text}] if of_chat else text)
+        return self.frame(tokens)
+
+    def _template_tokens(self) -> tuple[list[int], list[int]]:
+        """The tokens that the template puts before and behind the only message of a chat."""
+        if self._around is None:
+            one, other = (self._loaded.tokens_of_text(text) for text in ("a", "7"))
+            tail = common_prefix(one[::-1], other[::-1])
+            self._around = one[: common_prefix(one, other)], one[len(one) - tail :]
+        return self._around
+
+    def read(self, prompt: Framed | Sequence[int], places: Sequence[Place]) -> Reading:
+        """What the weights at `places` receive in one pass of the base over a prompt.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
         if self._hidden is None:
             self._hidden = HiddenProbe(self._loaded, whole=self._whole)
-        return self._hidden.read(tokens, places)
+        return self._hidden.read(prompt, places)
 
     def copy_prompt(self, tokens: Sequence[int]) -> bool:
         """Give the generating context the base's keys and values of the prompt read last.
@@ -126,8 +161,7 @@ class PromptReader:
 
     def _head(self) -> list[int]:
         """What every prompt begins with: the template's head, or a text's first token."""
-        one, other = self.tokens_of_text("a"), self.tokens_of_text("7")
-        return one[: common_prefix(one, other)] or [self._loaded.first_token()]
+        return self._template_tokens()[0] or [self._loaded.first_token()]
 
     def close(self) -> None:
         """Free the contexts, before the adapters and the model go."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import resources
 
 from .. import config
 from ..files.adapter_file import AdapterFile
 from ..files.pool import Pool
+from ..hidden_states import FloatArray
+from .contrasts import contrast_prompts
 from .example_prompts import TaughtPrompts, prompts_beside
 from .profile_store import Embed, ProfileStore
 from .profiles import Profile
@@ -23,7 +26,15 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-ASKING = "asking adapters what they are for"  # what `progress` is told
+# What `progress` is told.
+ASKING = "asking adapters what they are for"
+READING = "reading example prompts"
+
+
+def general_requests() -> list[str]:
+    """Requests that no adapter in particular is made for; they come with the package."""
+    text = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
+    return text.splitlines()
 
 
 class AdapterProfiles:
@@ -39,6 +50,7 @@ class AdapterProfiles:
         self._pool, self._reader, self._store = pool, reader, store
         self._embed, self._progress = embed, progress
         self._keys: dict[AdapterFile, str] = {}
+        self._done = self._all = 0  # texts that are read while `progress` is told
         self._taught = TaughtPrompts(config.data_dir() / "prompts")
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
@@ -61,23 +73,42 @@ class AdapterProfiles:
         """Whether this adapter wrote its texts before, for whatever process."""
         return self._store.has_samples(self._key(self._pool.adapters[name]))
 
-    def of_prompts(self) -> dict[str, Profile]:
-        """The profiles of all adapters for which somebody gave example prompts."""
-        found = {}
-        for name, adapter in self._pool.adapters.items():
-            given = self._given(name, adapter)
-            if given:
-                found[name] = self._store.of_prompts(given, self._embed)
-        return found
+    def of_prompts(self, form: str) -> tuple[dict[str, Profile], FloatArray]:
+        """The profiles of all adapters with example prompts, and the vectors (G, F) of general
+        requests. Texts that were never read in this `form` are read now, and kept.
+        """
+        general = general_requests()
+        texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
+        against = {name: contrast_prompts(given) for name, given in texts.items() if given}
+        new = [t for t in (general, *texts.values(), *against.values()) if t]
+        new = [t for t in new if not self._store.has_vectors(t, form)]
+        self._done, self._all = 0, sum(map(len, new))
+        if new:
+            log.info("reading %d example prompts, once for this model", self._all)
+            self._progress(READING, 0, self._all)
+        found = {
+            name: self._store.of_prompts(texts[name], against[name], self._embed_one, form)
+            for name in against
+        }
+        vectors = self._store.vectors(general, self._embed_one, form)
+        if new:
+            self._progress(READING, self._all, self._all)
+        return found, vectors
 
-    def of_samples(self, names: Sequence[str]) -> dict[str, Profile]:
+    def _embed_one(self, text: str, form: str) -> FloatArray:
+        vector = self._embed(text, form)
+        self._done += 1
+        self._progress(READING, min(self._done, self._all), self._all)
+        return vector
+
+    def of_samples(self, names: Sequence[str], form: str) -> dict[str, Profile]:
         """The self-profiles of these adapters; one that wrote nothing at all has none."""
         found = {}
         for done, name in enumerate(names):
             self._progress(ASKING, done, len(names))
             adapter = self._pool.adapters[name]
             make = partial(self._reader.written_by, adapter)
-            profile = self._store.of_samples(self._key(adapter), make, self._embed)
+            profile = self._store.of_samples(self._key(adapter), make, self._embed, form)
             if profile is not None:
                 found[name] = profile
         self._progress(ASKING, len(names), len(names))

@@ -21,9 +21,9 @@ from .profiles import Profile
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of these files and of what `profiles.embed` makes; another number makes them anew
+FORMAT = 3  # of these files and of what `profiles.embed` makes; another number makes them anew
 
-Embed = Callable[[str], FloatArray]
+Embed = Callable[[str, str], FloatArray]  # of a text in a form, "chat" or "raw"
 
 
 def weights_key(path: Path) -> str:
@@ -42,22 +42,30 @@ def weights_key(path: Path) -> str:
 
 
 class ProfileStore:
-    """The profiles that belong to the base model in the file `model`, kept under `cache`."""
+    """The profiles that belong to the base model in the file `model`, kept under `cache`.
 
-    def __init__(self, cache: Path, model: Path) -> None:
-        self.key = f"{weights_key(model)[:32]}-{FORMAT}"
+    `shape` is all else that a text's vector depends on: the chat template, where hidden states are
+    read, and how.
+    """
+
+    def __init__(self, cache: Path, model: Path, shape: str = "") -> None:
+        made_by = hashlib.sha256(shape.encode()).hexdigest()[:8]
+        self.key = f"{weights_key(model)[:32]}-{made_by}-{FORMAT}"
         self.folder = cache / "profiles" / self.key
 
     def past_file(self, data: Path) -> Path:
         """Where the past prompts' statistics for this model lie in the user's folder `data`."""
         return data / "past" / f"{self.key}.npz"
 
-    def of_prompts(self, texts: Sequence[str], embed: Embed) -> Profile:
-        """The profile of given prompts; `embed` makes the vector (F,) of a text."""
-        return Profile(self._vectors(texts, embed), "prompts")
+    def of_prompts(
+        self, texts: Sequence[str], contrasts: Sequence[str], embed: Embed, form: str
+    ) -> Profile:
+        """The profile of given prompts; `embed` makes the vector (F,) of a text in a `form`."""
+        against = self.vectors(contrasts, embed, form) if contrasts else None
+        return Profile(self.vectors(texts, embed, form), "prompts", contrasts=against)
 
     def of_samples(
-        self, key: str, make: Callable[[], tuple[list[str], float]], embed: Embed
+        self, key: str, make: Callable[[], tuple[list[str], float]], embed: Embed, form: str
     ) -> Profile | None:
         """The self-profile of the adapter with content `key`; `make` samples texts and their gain.
 
@@ -72,7 +80,7 @@ class ProfileStore:
         texts, gain = made
         if not texts:
             return None
-        return Profile(self._vectors(texts, embed), "samples", gain)
+        return Profile(self.vectors(texts, embed, form), "samples", gain)
 
     def has_samples(self, key: str) -> bool:
         """Whether the adapter with content `key` was asked before, by whatever process."""
@@ -81,9 +89,9 @@ class ProfileStore:
     def _samples(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.samples.json"
 
-    def _vectors(self, texts: Sequence[str], embed: Embed) -> FloatArray:
-        key = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-        path = self.folder / f"{key[:32]}.vectors.npy"
+    def vectors(self, texts: Sequence[str], embed: Embed, form: str) -> FloatArray:
+        """One vector (F,) for each text, read once and kept."""
+        path = self._vectors(texts, form)
         try:
             vectors: Any = np.load(path, allow_pickle=False)
             if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
@@ -93,13 +101,21 @@ class ProfileStore:
             pass
         except (OSError, ValueError, EOFError) as error:
             log.warning("%s is made anew: %s", path, error)
-        made = np.stack([embed(text) for text in texts])  # (n, F) float32
+        made = np.stack([embed(text, form) for text in texts])  # (n, F) float32
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as stream:
             np.save(stream, made.astype(np.float16))
         temporary.replace(path)
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
+
+    def has_vectors(self, texts: Sequence[str], form: str) -> bool:
+        """Whether these texts were read before, by whatever process."""
+        return self._vectors(texts, form).exists()
+
+    def _vectors(self, texts: Sequence[str], form: str) -> Path:
+        key = hashlib.sha256(json.dumps([form, *texts]).encode()).hexdigest()
+        return self.folder / f"{key[:32]}.vectors.npy"
 
 
 def _load_samples(path: Path) -> tuple[list[str], float] | None:

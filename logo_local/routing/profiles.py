@@ -27,8 +27,8 @@ SHRINKAGE = 1.0
 # other they are no language any more, as an adapter writes that never saw a prompt in its loss.
 LEAST_GAIN, MOST_GAIN = 0.05, 3.0
 # A prompt matches an adapter whose profile has many texts from this share of the way on: 0 is a
-# reference, 1 the profile's centre. The centre of few texts lies further from new ones, so that n of
-# them need n / (n + FEW) of it. Chosen on the choosing set (docs/quality.md).
+# reference, 1 the profile's centre. The centre of few texts lies further from new ones, so that n
+# of them need n / (n + FEW) of it. Chosen on the choosing set (docs/quality.md).
 LEAST_MATCH, FEW = 0.55, 2
 FOLDS = 4
 MOST_DEVIATIONS = 1024  # texts that the covariance is estimated from; more cost time, not quality
@@ -83,6 +83,7 @@ class Measure:
     least: FloatArray
     _whitening: _Whitening = field(repr=False)
     _references: tuple[FloatArray, ...] = field(default=(), repr=False)  # each (N, F), whitened
+    _general: FloatArray | None = field(default=None, repr=False)  # (G, F), whitened
 
     @classmethod
     def fit(
@@ -98,8 +99,9 @@ class Measure:
         """
         vectors = [profile.vectors for profile in profiles.values()]  # each (n_i, F)
         centres, whitening = _fit(vectors, shrinkage)
-        references = []
+        references, whitened = [], None
         if general is not None:
+            whitened = whitening(general)
             centre = whitening(general.mean(axis=0))  # (F,)
             references.append(np.broadcast_to(centre, centres.shape))
             # An adapter without contrasts has this reference only.
@@ -113,6 +115,7 @@ class Measure:
             np.array([least_match(len(v)) for v in vectors], dtype=np.float32),
             whitening,
             tuple(references),
+            whitened,
         )
 
     def distances(self, x: FloatArray) -> FloatArray:
@@ -123,8 +126,9 @@ class Measure:
     def matches(self, x: FloatArray) -> FloatArray:
         """How far (N,) a text's vector (F,) lies on the way from the references to each profile.
 
-        0 and less are a reference, 1 is the profile's centre; the smallest over the references. The
-        scale is the same for every model and pool. 1 where there is no reference.
+        0 and less are a reference, 1 is the profile's centre; the smallest over the references. At
+        most 0 where one of the general requests is nearer than the profile. The scale is the same
+        for every model and pool. 1 where there is no reference.
         """
         z = self._whitening(x)  # (F,)
         found = np.ones(len(self.names), dtype=np.float32)  # (N,)
@@ -132,7 +136,11 @@ class Measure:
             way = self.centres - reference  # (N, F)
             length = np.maximum(np.einsum("nf,nf->n", way, way), 1e-12)
             found = np.minimum(found, np.einsum("nf,nf->n", z - reference, way) / length)
-        return found
+        if self._general is not None:
+            nearest = np.linalg.norm(z - self._general, axis=1).min()
+            further = np.linalg.norm(z - self.centres, axis=1) > nearest  # (N,)
+            found = np.where(further, np.minimum(found, 0), found)
+        return np.asarray(found, dtype=np.float32)
 
     def nearness(self, x: FloatArray) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's own."""
@@ -192,8 +200,9 @@ def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: float) -> float:
     """The mean distance of texts from the centre of their profile's other texts, in folds.
 
-    The whitening must not have seen the texts it is applied to, since it shrinks just the directions
-    in which those differ: it is fitted on other profiles, or, of a lone one, on its other texts.
+    The whitening must not have seen the texts it is applied to, since it shrinks just the
+    directions in which those differ: it is fitted on other profiles, or, of a lone one, on its
+    other texts.
     Where there is nothing to leave out, half the distance between two profiles stands for it, or,
     for a lone one, infinity: anything may be near.
     """

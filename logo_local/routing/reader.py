@@ -9,15 +9,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ..files.adapter_file import AdapterFile
-from ..hidden_states import FloatArray, Place, Reading
+from ..hidden_states import FloatArray, Framed, Place, Reading
 
 
 class Reader(Protocol):
     """Reads prompts; what each method does is said at `llama.reader.PromptReader`."""
 
     def prompts_to_route(self, prompt: Any) -> Iterator[list[int]]: ...  # noqa: D102
-    def tokens_of_text(self, text: str) -> list[int]: ...  # noqa: D102
-    def read(self, tokens: Sequence[int], places: Sequence[Place]) -> Reading: ...  # noqa: D102
+    def frame(self, tokens: Sequence[int]) -> Framed: ...  # noqa: D102
+    def frame_text(self, text: str, form: str) -> Framed: ...  # noqa: D102
+    @property
+    def template(self) -> str: ...  # noqa: D102
+    def read(  # noqa: D102
+        self, prompt: Framed | Sequence[int], places: Sequence[Place]
+    ) -> Reading: ...
     def logits(  # noqa: D102
         self, tokens: Sequence[int], adapters: Sequence[AdapterFile]
     ) -> Iterator[FloatArray]: ...

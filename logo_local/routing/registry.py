@@ -25,11 +25,11 @@ DEFAULT = "mixed"  # the best as measured (docs/quality.md)
 class Fit(NamedTuple):
     """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
 
-    `strength` in [0.5, 1] is how sure the nearest profile is; 1 where no profile was compared.
+    `reason` says in a sentence why these adapters, or none, where a signal can say it.
     """
 
     scores: Scores
-    strength: float = 1.0
+    reason: str = ""
 
 
 # Called with a `scoring.Scorer` and a `scoring.Prompt`.

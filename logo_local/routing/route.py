@@ -22,7 +22,7 @@ class Route:
     not. A route without names means that the base model answers alone. `signal` and `probe` say
     how the scores were made, `target` which weight's input was read (None when the adapters were
     evaluated one by one), `mixture` how llama.cpp blends them, which whoever makes a route does
-    not know yet.
+    not know yet; `reason` says in a sentence why these adapters, or none, where the signal can.
     """
 
     names: tuple[str, ...] = ()
@@ -34,6 +34,7 @@ class Route:
     target: str | None = None
     mixture: str = "none"
     strength: float = 1.0
+    reason: str = ""
 
     @property
     def applied(self) -> dict[str, float]:
@@ -54,6 +55,7 @@ class Route:
             "target": self.target,
             "mixture": self.mixture,
             "strength": self.strength,
+            "reason": self.reason,
             "adapters": [
                 {"name": name, "score": score, "weight": weight}
                 for name, score, weight in zip(self.names, self.scores, self.weights, strict=True)
@@ -85,6 +87,7 @@ def select(
     probe: str = "none",
     target: str | None = None,
     strength: float = 1.0,
+    reason: str = "",
 ) -> Route:
     """Take the `top_k` highest `scores` and share the weight among them, w_i = s_i / sum_j s_j.
 
@@ -115,6 +118,7 @@ def select(
         probe=probe,
         target=target,
         strength=strength if chosen else 1.0,
+        reason=reason,
     )
 
 

@@ -12,22 +12,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Any
 
 from .. import config
 from ..errors import NativeError, PoolError
+from ..files.base_model import BaseModel
 from ..files.pool import Pool
-from ..hidden_states import FloatArray, Place, Reading
-from .adapter_profiles import AdapterProfiles
+from ..hidden_states import WINDOW, FloatArray, Framed, Place, Reading
+from .adapter_profiles import AdapterProfiles, general_requests
 from .baselines import Baselines
 from .index import RoutingIndex, choose_target
 from .profile_store import ProfileStore
-from .profiles import embed
 from .reader import Reader
 from .registry import Need, find
 from .route import Route, select
-from .scoring import EachAdapter, Prompt, Scorer, read_places
+from .scoring import EachAdapter, Prompt, Scorer, answer_places, profile_vector, read_places
 from .settings import RoutingSettings
 from .signals import Scores
 from .z_norms import ZNorms
@@ -41,16 +40,13 @@ CALIBRATING = "reading generic prompts"  # what `progress` is told
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores >= 0 by adapter, how they were made, and how sure they are of a fit.
-
-    The words are those of `Route`.
-    """
+    """Scores >= 0 by adapter, how they were made, and why; the words are those of `Route`."""
 
     signal: str
     probe: str
     target: str | None
     scores: Scores
-    strength: float = 1.0
+    reason: str = ""
 
 
 class Router:
@@ -66,13 +62,15 @@ class Router:
         self._pool, self._reader, self.settings = pool, reader, settings
         self._progress = progress
         self.timings_ms = {"probe": 0.0, "score": 0.0}
-        self._store = ProfileStore(config.cache_dir(), pool.base.path)
+        shape = f"{reader.template} {_places_of_profiles(pool.base)} {WINDOW}"
+        self._store = ProfileStore(config.cache_dir(), pool.base.path, shape)
         self._profiles = AdapterProfiles(pool, reader, self._store, self._vector, progress)
         self._generic = Baselines(self._store.folder / "generic.npz")
         past = self._store.past_file(config.data_dir())
         self._past = Baselines(past) if settings.past else None
         self._index = current_index(None, pool, settings.layer, settings.resolved())
-        self._scorer: Scorer | None = None
+        self._scorers: dict[str, Scorer] = {}  # by the form of the prompts
+        self._last_scorer: Scorer | None = None
 
     def route(self, prompt: Any, signal: str, top_k: int) -> Route:
         """The route for a prompt: a text, messages or tokens.
@@ -99,18 +97,17 @@ class Router:
                 f"the scores of {', '.join(bad)} are not finite for this prompt",
                 hint="leave them out of the folder, or choose another --signal",
             )
-        scores, strength = scored.scores, scored.strength
-        if self._pool.pinned:  # whoever pins an adapter wants it, whether or not it fits
-            strength = 1.0
-            if not any(score > 0 for score in scores.values()):
-                scores = dict.fromkeys(self._pool.candidates, 1.0)
+        scores, reason = scored.scores, scored.reason
+        # Whoever pins an adapter wants it, whether or not it fits.
+        if self._pool.pinned and not any(score > 0 for score in scores.values()):
+            scores, reason = dict.fromkeys(self._pool.candidates, 1.0), "pinned"
         return select(
             scores,
             top_k,
             signal=scored.signal,
             probe=scored.probe,
             target=scored.target,
-            strength=strength,
+            reason=reason,
         )
 
     def scores(self, tokens: list[int], signal: str) -> Scored:
@@ -119,7 +116,9 @@ class Router:
         Scores of adapters about which the signal can say nothing are absent.
         """
         signal = self.settings.resolved(signal)
-        scorer, about = self._scorer_for(signal), find(signal)
+        about = find(signal)
+        framed = self._reader.frame(tokens) if Need.PROMPT in about.needs else Framed.of(tokens)
+        scorer = self._last_scorer = self._scorer_for(signal, framed.form)
         at_one_place = Need.LAST_TOKEN in about.needs
         if at_one_place and not scorer.index.target:
             choose_target(self._pool.adapters, self._pool.base, self.settings.layer)  # raises
@@ -127,7 +126,7 @@ class Router:
         names = self._pool.candidates
         each = EachAdapter(self._reader, tokens, self._pool.adapters, names)
         places = scorer.places(signal)
-        prompt = Prompt(self._reader.read(tokens, places) if places else {}, each)
+        prompt = Prompt(self._reader.read(framed, places) if places else {}, each)
         self.timings_ms["probe"] += _ms_since(started)
         started = time.perf_counter()
         fit = scorer.fit(signal, prompt)
@@ -135,7 +134,7 @@ class Router:
         self.timings_ms["probe"] += each.ms
         wanted = {name: fit.scores[name] for name in names if name in fit.scores}
         target = scorer.index.target if at_one_place else None
-        return Scored(signal, about.probe, target, wanted, fit.strength)
+        return Scored(signal, about.probe, target, wanted, fit.reason)
 
     def part(self, tokens: list[int], names: Collection[str]) -> Callable[[], object]:
         """What scores only these adapters for a prompt: to measure what a smaller pool costs.
@@ -144,41 +143,51 @@ class Router:
         was read last.
         """
         signal = self.settings.resolved()
-        scorer = self._scorer_for(signal)
-        reading = self._reader.read(tokens, scorer.places(signal))
+        framed = self._reader.frame(tokens)
+        scorer = self._scorer_for(signal, framed.form)
+        reading = self._reader.read(framed, scorer.places(signal))
         return partial(scorer.part(names).fit, signal, reading)
 
     def remember(self) -> None:
         """Count the prompt that was scored last among the user's own (see `baselines`)."""
-        if self._scorer is not None:
-            self._scorer.z_norms.remember()
+        if self._last_scorer is not None:
+            self._last_scorer.z_norms.remember()
 
     def read_ahead(self, tokens: list[int]) -> None:
         """Let the pass read a prompt that the next one will begin with."""
         signal = self.settings.resolved()
-        if places := self._scorer_for(signal).places(signal):
-            self._reader.read(tokens, places)
+        framed = self._reader.frame(tokens)
+        if places := self._scorer_for(signal, framed.form).places(signal):
+            self._reader.read(framed, places)
 
     # What is made once for a state of the pool
 
-    def _scorer_for(self, signal: str) -> Scorer:
-        """The scorer of the pool as it is now, with what `signal` needs."""
-        pool, settings, needs = self._pool, self.settings, find(signal).needs
-        scorer = self._scorer
-        if scorer is None or scorer.adapters is not pool.adapters:
-            self._index = current_index(self._index, pool, settings.layer, signal)
-            place = Place(self._index.target, residual=settings.tap == "residual")
-            places = read_places(pool.base)
-            z_norms = ZNorms(pool.adapters, places, self._generic, self._past, pool.index_folder)
-            scorer = self._scorer = Scorer(pool.adapters, pool.base, self._index, place, z_norms)
+    def _scorer_for(self, signal: str, form: str) -> Scorer:
+        """The scorer of the pool as it is now, with what `signal` needs for prompts of a `form`."""
+        needs = find(signal).needs
+        scorer = self._scorers.get(form)
+        if scorer is None or scorer.adapters is not self._pool.adapters:
+            scorer = self._scorers[form] = self._new_scorer(signal)
         if scorer.prompts is None and needs & {Need.EXAMPLES, Need.SAMPLES}:
-            scorer.prompts = self._profiles.of_prompts()
-        self._add_samples(scorer, signal)
+            scorer.prompts, scorer.general = self._profiles.of_prompts(form)
+        self._add_samples(scorer, signal, form)
         if scorer.wants_generic(signal) and scorer.z_norms.unmeasured:
             scorer.z_norms.measure(self._generic_readings())
         return scorer
 
-    def _add_samples(self, scorer: Scorer, signal: str) -> None:
+    def _new_scorer(self, signal: str) -> Scorer:
+        pool, settings = self._pool, self.settings
+        known = next((s for s in self._scorers.values() if s.adapters is pool.adapters), None)
+        if known is not None:  # of another form; all but the profiles is the same
+            return Scorer(pool.adapters, pool.base, known.index, known.place, known.z_norms)
+        self._index = current_index(self._index, pool, settings.layer, signal)
+        place = Place(self._index.target, residual=settings.tap == "residual")
+        places = read_places(pool.base)
+        z_norms = ZNorms(pool.adapters, places, self._generic, self._past, pool.index_folder)
+        self._scorers = {}
+        return Scorer(pool.adapters, pool.base, self._index, place, z_norms)
+
+    def _add_samples(self, scorer: Scorer, signal: str, form: str) -> None:
         """The self-profiles that `signal` wants, as far as the settings allow to make them."""
         if not self.settings.self_profile:
             return
@@ -186,34 +195,33 @@ class Router:
         if self.settings.self_profile == "kept":
             wanted = [name for name in wanted if self._profiles.has_written(name)]
         if wanted:
-            scorer.add_samples(self._profiles.of_samples(wanted))
+            scorer.add_samples(self._profiles.of_samples(wanted, form))
             scorer.sampled.update(wanted)
 
-    def _vector(self, text: str) -> FloatArray:
-        places = read_places(self._pool.base)
-        reading = self._reader.read(self._reader.tokens_of_text(text), places)
-        return embed([reading[place].mean for place in places])
+    def _vector(self, text: str, form: str) -> FloatArray:
+        base = self._pool.base
+        framed = self._reader.frame_text(text, form)
+        return profile_vector(self._reader.read(framed, _places_of_profiles(base)), base)
 
     def _generic_readings(self) -> Iterator[Reading]:
         """The pass over each of the generic prompts that come with the package."""
-        texts = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
-        lines = texts.splitlines()
+        lines = general_requests()
         places = read_places(self._pool.base)
         for done, text in enumerate(lines):
             self._progress(CALIBRATING, done, len(lines))
-            yield self._reader.read(self._reader.tokens_of_text(text), places)
+            yield self._reader.read(self._reader.frame_text(text, "chat"), places)
         self._progress(CALIBRATING, len(lines), len(lines))
 
     # Example prompts
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember example prompts of an adapter for good; how many of them are new."""
-        self._scorer = None  # profiles are made again; all but the new one are in the cache
+        self._scorers.clear()  # profiles are made again; all but the new one are in the cache
         return self._profiles.teach(name, prompts)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
         """Forget what was taught of an adapter, or the `last` prompt; how many went."""
-        self._scorer = None
+        self._scorers.clear()
         return self._profiles.unteach(name, last=last)
 
     def without_profile(self) -> list[str]:
@@ -228,7 +236,7 @@ class Router:
 
     def make_self_profiles(self) -> None:
         """Let all adapters `without_profile` write texts, and keep them for every process."""
-        self._profiles.of_samples(self.without_profile())
+        self._profiles.of_samples(self.without_profile(), "chat")
 
     def close(self) -> None:
         """Keep what was remembered."""
@@ -253,6 +261,10 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
         return RoutingIndex(target, pool.adapters, pool.index_folder)
     target = choose_target(pool.adapters, pool.base, layer)
     return RoutingIndex.build(pool.adapters, target, pool.index_folder)
+
+
+def _places_of_profiles(base: BaseModel) -> tuple[Place, ...]:
+    return (*read_places(base), *answer_places(base))
 
 
 def _ms_since(started: float) -> float:

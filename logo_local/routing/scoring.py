@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
@@ -22,16 +23,39 @@ from .signals import Scores
 from .z_norms import ZNorms
 
 # Profiles and z-norm read so many blocks, from the first to this share of the depth: later ones are
-# about the answer. Chosen on the choosing set (docs/quality.md).
+# about the answer. Profiles read there the last token of the prompt, where the answer begins.
+# Chosen on the choosing set (docs/quality.md).
 READ_BLOCKS, READ_DEPTH = 4, 0.6
+ANSWER_DEPTHS = (0.83, 0.9)
 
 
 def read_places(base: BaseModel) -> tuple[Place, ...]:
     """Where profiles and z-norm read: the input of attention in a few evenly spaced blocks."""
     last = round(READ_DEPTH * (base.n_blocks - 1))
-    blocks = sorted({round(i * last / (READ_BLOCKS - 1)) for i in range(READ_BLOCKS)})
+    return _places(base, [round(i * last / (READ_BLOCKS - 1)) for i in range(READ_BLOCKS)])
+
+
+def answer_places(base: BaseModel) -> tuple[Place, ...]:
+    """Where profiles read the last token: the input of attention in late blocks."""
+    return _places(base, [round(depth * (base.n_blocks - 1)) for depth in ANSWER_DEPTHS])
+
+
+def profile_vector(reading: Reading, base: BaseModel) -> FloatArray:
+    """A text's vector for profiles: whole, start and end in early blocks, and the last token."""
+    early = [reading[place] for place in read_places(base)]
+    return embed(
+        [
+            *(hidden.mean for hidden in early),
+            *(hidden.first for hidden in early),
+            *(hidden.final for hidden in early),
+            *(reading[place].last for place in answer_places(base)),
+        ]
+    )
+
+
+def _places(base: BaseModel, blocks: Sequence[int]) -> tuple[Place, ...]:
     places = []
-    for block in blocks:
+    for block in sorted(set(blocks)):
         kinds = ("attn_q", "attn_qkv", "attn_q_a", "attn_k", "ffn_up")
         names = [f"blk.{block}.{kind}.weight" for kind in kinds]
         places += [Place(name) for name in names if name in base.tensors][:1]
@@ -86,13 +110,31 @@ class Prompt:
         return self.evaluations
 
 
+class Compared(NamedTuple):
+    """How a prompt lies to one adapter's profile.
+
+    `nearness` is as `Measure.nearness`; the prompt fits where `match` is at least `least`.
+    """
+
+    name: str
+    nearness: float
+    match: float
+    least: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prompt is one for this adapter."""
+        return self.match >= self.least
+
+
 @dataclass
 class Scorer:
     """All signals for one pool.
 
     `index` has the factors at the target that the paper's signals read, at `place`. `prompts`
     are the profiles of adapters for which somebody gave examples, None until they are needed, and
-    `samples` those from texts that the adapters wrote. `z_norms` are at `read_places`.
+    `samples` those from texts that the adapters wrote; `general` (G, F) are vectors of requests
+    that no adapter is made for. `z_norms` are at `read_places`.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -102,11 +144,12 @@ class Scorer:
     z_norms: ZNorms
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
+    general: FloatArray | None = field(default=None, repr=False)
     sampled: set[str] = field(default_factory=set, repr=False)  # those that wrote nothing, too
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
     def fit(self, signal: str, prompt: Prompt | Reading) -> Fit:
-        """The scores by adapter for a signal, and how sure they are of a fit.
+        """The scores by adapter for a signal, and the reason for them.
 
         A reading alone is enough for signals that evaluate no adapter.
         """
@@ -138,7 +181,11 @@ class Scorer:
         """Where the pass has to be read for `signal`; nowhere for one that needs no pass."""
         needs = find(signal).needs
         here = (self.place,) if Need.LAST_TOKEN in needs else ()
-        return here + (read_places(self.base) if Need.PROMPT in needs else ())
+        if Need.PROMPT not in needs:
+            return here
+        wanted = (*here, *read_places(self.base))
+        profiles = needs & {Need.EXAMPLES, Need.SAMPLES}
+        return (*wanted, *answer_places(self.base)) if profiles else wanted
 
     def wants_samples(self, signal: str) -> list[str]:
         """The adapters whose self-profile `signal` wants: all, or those without example prompts."""
@@ -164,20 +211,18 @@ class Scorer:
 
     # Profiles
 
-    def vector(self, reading: Reading) -> FloatArray:
-        """The text's vector, as `profiles.embed` makes it."""
-        return embed([reading[place].mean for place in read_places(self.base)])
-
-    def nearness(self, reading: Reading, source: str) -> Scores:
-        """How near a text is to each profile of a `source`, see `Measure.nearness`.
+    def compared(self, reading: Reading, source: str) -> list[Compared]:
+        """A text beside each profile of a `source`, the nearest first.
 
         `source` is "prompts", "samples", or "any", where prompts go before samples.
         """
         measure = self._measure(source)
         if measure is None:
-            return {}
-        found = measure.nearness(self.vector(reading))  # (N,)
-        return dict(zip(measure.names, found.tolist(), strict=True))
+            return []
+        x = profile_vector(reading, self.base)  # (F,)
+        columns = (measure.nearness(x), measure.matches(x), measure.least)  # each (N,)
+        found = zip(measure.names, *(column.tolist() for column in columns), strict=True)
+        return sorted((Compared(*row) for row in found), key=lambda one: (-one.nearness, one.name))
 
     def without_profile(self, source: str) -> list[str]:
         """The adapters without a profile in `source`."""
@@ -190,5 +235,5 @@ class Scorer:
             prompts = self.prompts or {}
             usable = {n: p for n, p in self.samples.items() if p.tells}
             chosen = {"prompts": prompts, "samples": usable}.get(source, {**usable, **prompts})
-            self._measures[source] = Measure.fit(chosen) if chosen else None
+            self._measures[source] = Measure.fit(chosen, self.general) if chosen else None
         return self._measures[source]

@@ -59,7 +59,7 @@ class RoutingSettings:
         common=True,
     )  # fmt: skip
     self_profile: bool | str = _option(
-        True,
+        "kept",
         "Let adapters without example prompts write some themselves, once each.",
         choices=(True, False, "kept"),  # make what is missing, do without, or use what is there
         common=True,

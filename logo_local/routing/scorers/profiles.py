@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from ..registry import Fit, Need, signal
 from ..scoring import Prompt, Scorer
 from ..signals import Scores, sharpened
 
-# Chosen on the choosing set (docs/quality.md), as are the bounds below.
+# Chosen on the choosing set (docs/quality.md).
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
-# In units of the typical distance of a profile's own texts: up to the first an adapter is applied
-# in full, from the next on by half, beyond the last not at all.
-SURE, UNSURE, FARTHEST = 1.5, 1.6, 2.1
 
 
 @signal(
@@ -65,50 +60,52 @@ def combined(scorer: Scorer, prompt: Prompt) -> Fit:
 
 @signal(
     "mixed",
-    *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES, Need.BASELINES),
-    summary="profile, self-profile without examples, z-norm where none is near",
+    *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES),
+    summary="profile; self-profile for adapters without examples",
     source="our own",
     everywhere=True,
 )
 def mixed(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By examples or, without them, by self-profiles; by z-norms where none is near."""
-    return profiles_then_norms(scorer, prompt, "any")
+    """By examples or, without them, by what an adapter wrote; one with neither is never chosen."""
+    fit = by_profiles(scorer, prompt, "any")
+    return fit._replace(scores={**fit.scores, **dict.fromkeys(scorer.without_profile("any"), 0.0)})
 
 
 def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
-    """Shares of 1 by nearness among the adapters whose profile is near enough."""
-    near = scorer.nearness(prompt.reading, source)
-    enough = {name: value >= -FARTHEST for name, value in near.items()}
-    return Fit(_only(enough, sharpened(near, PROFILE_TEMPERATURE)), _strength(near))
+    """Shares of 1 by nearness among the adapters that the prompt fits.
+
+    None of them where it does not fit the nearest: what is further away may have looser examples,
+    which is no reason to choose it.
+    """
+    compared = scorer.compared(prompt.reading, source)
+    if not compared:
+        return Fit({}, "no adapter has example prompts")
+    nearest = compared[0]
+    numbers = f"match {nearest.match:.2f}, and {nearest.least:.2f} is needed"
+    if not nearest.fits:
+        return Fit(
+            {one.name: 0.0 for one in compared},
+            f"no adapter matches: the nearest is {nearest.name} ({numbers})",
+        )
+    near = {one.name: one.nearness for one in compared}
+    fits = {one.name: one.fits for one in compared}
+    scores = _only(fits, sharpened(near, PROFILE_TEMPERATURE))
+    return Fit(scores, f"{nearest.name} matches ({numbers})")
 
 
 def profiles_then_norms(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
-    """By profiles; where none is near, the adapters without any by their z-norms.
-
-    z-norms have no say beside a profile that is near: on one set of adapters they helped, on
-    another they harmed more (docs/quality.md).
-    """
+    """By profiles; where none fits, the adapters without any by their z-norms."""
     fit = by_profiles(scorer, prompt, source)
     # Computed for each prompt, so that all count among the past ones.
     z = scorer.z_norms.scores(prompt.reading, scorer.without_profile(source))
     if any(fit.scores.values()):
         return fit._replace(scores={**fit.scores, **dict.fromkeys(z, 0.0)})
-    return fit._replace(scores={**fit.scores, **z_shares(z)})
+    return Fit({**fit.scores, **z_shares(z)}, "by z-norms: no profile fits")
 
 
 def z_shares(z: Scores) -> Scores:
     """Shares of 1 by z-norms; an adapter below its baseline has none."""
     return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
-
-
-def _strength(near: Scores) -> float:
-    """From 1 down to 0.5 as the nearest profile is further away; 1 where none is near enough, for
-    whatever is chosen then is not chosen by nearness.
-    """
-    nearest = -max(near.values(), default=-FARTHEST)
-    if nearest >= FARTHEST:
-        return 1.0
-    return float(np.clip(1 - 0.5 * (nearest - SURE) / (UNSURE - SURE), 0.5, 1.0))
 
 
 def _only(fits: Mapping[str, bool], scores: Scores) -> Scores:
