@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from logo_local.hidden_states import Hidden
-from logo_local.routing.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
+from logo_local.routing.profiles import (
+    LEAST_GAIN,
+    LEAST_MATCH,
+    MOST_GAIN,
+    Measure,
+    Profile,
+    embed,
+    least_match,
+)
 
 
 def profile(*vectors, **more):
@@ -67,3 +75,70 @@ def test_profiles_of_one_text_can_be_told_apart():
 )
 def test_samples_tell_when_they_are_neither_the_bases_nor_noise(gain, tells):
     assert profile((1, 0), gain=gain).tells is tells
+
+
+def vector(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def test_matches_by_hand():
+    """Positions between a reference and the centre, and the smaller one where there are two."""
+    a = profile((4, 0), contrasts=np.array([[0, 4], [0, 4]], dtype=np.float32))
+    general = np.array([[-4, 0], [-4, 0]], dtype=np.float32)
+    found = Measure.fit({"a": a}, general=general)
+    assert found.matches(vector(4, 0)) == pytest.approx([1.0])
+    # Half of the way from (-4, 0) to (4, 0), and from (0, 4) to (4, 0).
+    assert found.matches(vector(2, 2))[0] == pytest.approx(0.5)
+    assert found.matches(vector(3, -1))[0] == pytest.approx(0.875)  # the general requests decide
+    assert found.matches(vector(1, 4))[0] == pytest.approx(0.125)  # the contrasts decide
+
+
+def test_matches_are_at_most_zero_where_a_general_request_is_nearer():
+    general = np.array([[-4, 0], [0, 3]], dtype=np.float32)
+    found = Measure.fit({"a": profile((4, 0))}, general=general)
+    assert found.matches(vector(1.2, 2))[0] == 0
+    assert found.matches(vector(2.5, 1))[0] > 0.5
+
+
+def test_what_is_far_from_everything_matches_nothing():
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((3, 8, 30)).astype(np.float32)
+    found = Measure.fit({n: Profile(v) for n, v in zip("ab", rows, strict=False)}, general=rows[2])
+    # Along no direction between the two, so that it lies half-way between them, as it were.
+    away = np.linalg.svd(rows.reshape(-1, 30))[2][-1]
+    middle = (rows[0].mean(0) + rows[2].mean(0)) / 2
+    assert found.matches((middle + 0.1 * away).astype(np.float32))[0] > 0
+    assert found.matches((middle + 50 * away).astype(np.float32))[0] <= 0
+
+
+def test_matches_do_not_depend_on_the_scale_of_a_model():
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((4, 6, 9)).astype(np.float32)
+    x = rng.standard_normal(9).astype(np.float32)
+    small, large = (
+        Measure.fit(
+            {n: Profile(f * v, contrasts=f * rows[3]) for n, v in zip("ab", rows, strict=False)},
+            general=f * rows[2],
+        ).matches(f * x)
+        for f in (1.0, 50.0)
+    )
+    np.testing.assert_allclose(small, large, rtol=1e-3, atol=1e-3)
+
+
+def test_without_references_everything_matches():
+    assert Measure.fit({"a": profile((1, 0))}).matches(vector(0, 9)).tolist() == [1.0]
+
+
+def test_few_examples_ask_for_less():
+    assert [least_match(n) for n in (1, 2, 6)] == pytest.approx(
+        [LEAST_MATCH / 3, LEAST_MATCH / 2, LEAST_MATCH * 0.75]
+    )
+
+
+def test_what_is_typical_of_two_texts_each():
+    """Leaving one out leaves one, which differs from nothing: other profiles say what is usual."""
+    rng = np.random.default_rng(2)
+    texts = [rng.standard_normal((3, 30)).astype(np.float32) for _ in range(40)]
+    found = Measure.fit({str(i): Profile(v[:2]) for i, v in enumerate(texts)})
+    new = [found.distances(v[2])[i] for i, v in enumerate(texts)]
+    assert 0.5 < found.typical / np.mean(new) < 2

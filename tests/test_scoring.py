@@ -12,7 +12,7 @@ from logo_local.routing.baselines import ENOUGH, Baselines
 from logo_local.routing.index import RoutingIndex, choose_target
 from logo_local.routing.profiles import Profile
 from logo_local.routing.registry import Need, signals
-from logo_local.routing.scoring import Scorer, read_places
+from logo_local.routing.scoring import Compared, Scorer, answer_places, profile_vector, read_places
 from logo_local.routing.signals import norm, projection_output, sharpened
 from logo_local.routing.z_norms import ZNorms, adapter_key
 
@@ -38,7 +38,11 @@ def subject(i):
 def reading(base, seed, offset=0.0):
     """Random rows, all moved by `offset`, at every place that any signal reads."""
     rng = np.random.default_rng(seed)
-    places = [*read_places(base), Place(f"blk.{base.n_blocks - 1}.attn_q.weight")]
+    places = [
+        *read_places(base),
+        *answer_places(base),
+        Place(f"blk.{base.n_blocks - 1}.attn_q.weight"),
+    ]
     return {
         place: Hidden.of((rng.standard_normal((6, WIDTH)) + offset).astype(np.float32))
         for place in dict.fromkeys(places)
@@ -58,7 +62,7 @@ def generic(base):
 
 
 def profile_around(scorer, base, offset, **more):
-    vectors = [scorer.vector(reading(base, 50 + i, offset)) for i in range(4)]
+    vectors = [profile_vector(reading(base, 50 + i, offset), base) for i in range(4)]
     return Profile(np.stack(vectors), **more)
 
 
@@ -71,6 +75,24 @@ def test_blocks_are_read_from_the_first_on(base):
         f"blk.{block}.attn_q.weight"
         for block in range(2)  # of three: the last is about the answer
     ]
+
+
+def test_the_answer_is_read_in_late_blocks(base):
+    assert [place.target for place in answer_places(base)] == ["blk.2.attn_q.weight"]
+
+
+def test_a_vector_has_all_parts_at_length_one(base):
+    read = reading(base, 9)
+    vector = profile_vector(read, base)
+    parts = vector.reshape(-1, WIDTH)
+    n = len(read_places(base))
+    assert len(parts) == 3 * n + len(answer_places(base))
+    assert np.linalg.norm(parts, axis=1) == pytest.approx(1.0)
+    first = read[read_places(base)[0]]
+    for at, part in ((0, first.mean), (n, first.first), (2 * n, first.final)):
+        assert parts[at] == pytest.approx(part / np.linalg.norm(part))
+    last = read[answer_places(base)[0]].last
+    assert parts[3 * n] == pytest.approx(last / np.linalg.norm(last))
 
 
 def test_the_papers_norm_is_that_of_each_projection_output(scorer, base, adapters):
@@ -141,8 +163,13 @@ def test_a_text_unlike_every_profile_fits_none(scorer, base):
     scorer.prompts = {
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
-    scores = scorer.fit("profile", reading(base, 99, -5 * subject(1))).scores
-    assert set(scores.values()) == {0.0}
+    scorer.general = profile_around(scorer, base, subject(7)).vectors
+    fit = scorer.fit("profile", reading(base, 99, -5 * subject(1)))
+    assert set(fit.scores.values()) == {0.0}
+    assert fit.reason.startswith("no adapter matches: the nearest is ")
+    own = scorer.fit("profile", reading(base, 51, subject(1)))
+    assert own.scores == {"a": 0.0, "b": 1.0, "c": 0.0}
+    assert own.reason.startswith("b matches (match ")
 
 
 def test_samples_that_say_nothing_are_not_used(scorer, base):
@@ -164,30 +191,28 @@ def test_auto_asks_adapters_without_prompts(scorer, base):
     assert not scorer.wants_generic("profile")
 
 
-def test_z_norms_have_no_say_beside_a_profile_that_is_near(scorer, base, monkeypatch):
+def test_adapters_without_a_profile_are_never_chosen(scorer, base):
     scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
-    read = reading(base, 99, subject(0))
-    before = scorer.fit("mixed", read)
-    monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"b": 9.0, "c": 9.0})
-    assert scorer.fit("mixed", read) == before
-    assert before.scores == {"a": 1.0, "b": 0.0, "c": 0.0}
+    scorer.general = profile_around(scorer, base, subject(7)).vectors
+    near, far = reading(base, 99, subject(0)), reading(base, 99, subject(7))
+    assert scorer.fit("mixed", near).scores == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert set(scorer.fit("mixed", far).scores.values()) == {0.0}
 
 
-def test_what_is_usual_is_wanted_for_adapters_without_profiles_only(scorer, base):
-    scorer.prompts = {n: p for n, p in profiles(scorer, base).items() if n != "c"}
-    assert scorer.wants_generic("auto")
-    scorer.add_samples({"c": profile_around(scorer, base, 0.0, source="samples", gain=0.5)})
+def test_baselines_are_wanted_by_signals_with_norms_only(scorer, base):
+    scorer.samples = {"c": profile_around(scorer, base, 0.0, source="samples", gain=0.5)}
     assert not scorer.wants_generic("auto")
     assert scorer.wants_generic("combined")
     assert scorer.wants_generic("z-norm")
 
 
-def test_adapters_without_profiles_answer_what_is_near_to_no_profile(scorer, base, monkeypatch):
-    scorer.prompts = {"a": profile_around(scorer, base, subject(0))}
+def test_combined_takes_norms_where_no_profile_fits(scorer, base, monkeypatch):
+    scorer.samples = {"a": profile_around(scorer, base, subject(0), source="samples", gain=0.5)}
+    scorer.general = profile_around(scorer, base, subject(7)).vectors
     monkeypatch.setattr(scorer.z_norms, "scores", lambda _r, _n: {"b": 2.0, "c": -1.0})
-    near, far = reading(base, 99, subject(0)), reading(base, 99, -5 * subject(0))
-    assert scorer.fit("mixed", near).scores == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
-    assert scorer.fit("mixed", far).scores == pytest.approx(
+    near, far = reading(base, 99, subject(0)), reading(base, 99, subject(7))
+    assert scorer.fit("combined", near).scores == pytest.approx({"a": 1.0, "b": 0.0, "c": 0.0})
+    assert scorer.fit("combined", far).scores == pytest.approx(
         {"a": 0.0, "b": 1.0, "c": 0.0}, abs=1e-6
     )
 
@@ -200,15 +225,21 @@ def test_a_share_that_changes_nothing_is_none():
 
 
 @pytest.mark.parametrize(
-    ("distance", "strength"),
-    [(0.5, 1.0), (1.5, 1.0), (1.55, 0.75), (1.6, 0.5), (2.0, 0.5), (2.5, 1.0)],
+    ("matches", "fitting"),
+    [
+        ((0.9, 0.9), {"a", "b"}),
+        ((0.9, 0.3), {"a"}),
+        ((0.5, 0.5), {"a", "b"}),
+        ((0.49, 0.9), set()),  # what is further away is not chosen instead
+    ],
 )
-def test_the_strength_of_a_fit(scorer, base, monkeypatch, distance, strength):
-    """Full near by, half further away; beyond, no adapter has a score, and it does not matter."""
-    monkeypatch.setattr(scorer, "nearness", lambda _r, _s: {"a": -distance, "b": -9.0})
-    assert scorer.fit("mixed", reading(base, 9)).strength == pytest.approx(strength)
-    assert scorer.fit("profile", reading(base, 9)).strength == pytest.approx(strength)
-    assert scorer.fit("norm", reading(base, 9)).strength == 1.0
+def test_the_nearest_adapter_decides_whether_a_prompt_fits(
+    scorer, base, monkeypatch, matches, fitting
+):
+    compared = [Compared(n, -1.0, m, 0.5) for n, m in zip("ab", matches, strict=True)]
+    monkeypatch.setattr(scorer, "compared", lambda _r, _s: compared)
+    scores = scorer.fit("profile", reading(base, 9)).scores
+    assert {name for name, score in scores.items() if score} == fitting
 
 
 def test_some_adapters_alone_have_the_same_z_norms(scorer, base):

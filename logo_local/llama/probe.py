@@ -182,9 +182,13 @@ class EachProbe:
 
 
 def _wanted(prompt: Framed) -> list[int]:
-    """The positions of the rows that are kept, in order."""
+    """The positions of the rows that are kept, in order.
+
+    The end of the text is one, so that a prompt that goes on there costs only what is new.
+    """
     first, last = prompt.positions()
-    return sorted({*kept_positions(len(prompt.tokens)), *first, *last})
+    end = [prompt.end] if prompt.end < len(prompt.tokens) else []
+    return sorted({*kept_positions(len(prompt.tokens)), *first, *last, *end})
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

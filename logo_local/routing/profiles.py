@@ -30,6 +30,9 @@ LEAST_GAIN, MOST_GAIN = 0.05, 3.0
 # reference, 1 the profile's centre. The centre of few texts lies further from new ones, so that n
 # of them need n / (n + FEW) of it. Chosen on the choosing set (docs/quality.md).
 LEAST_MATCH, FEW = 0.55, 2
+# Further away than this, in typical distances, a prompt matches nothing: it may lie between the
+# references and a profile only because it has to do with neither.
+FARTHEST = 1.5
 FOLDS = 4
 MOST_DEVIATIONS = 1024  # texts that the covariance is estimated from; more cost time, not quality
 
@@ -89,8 +92,9 @@ class Measure:
     def fit(
         cls,
         profiles: Mapping[str, Profile],
-        general: FloatArray | None = None,
         shrinkage: float = SHRINKAGE,
+        *,
+        general: FloatArray | None = None,
     ) -> Measure:
         """The measure for one profile or more, each of at least one text.
 
@@ -127,8 +131,8 @@ class Measure:
         """How far (N,) a text's vector (F,) lies on the way from the references to each profile.
 
         0 and less are a reference, 1 is the profile's centre; the smallest over the references. At
-        most 0 where one of the general requests is nearer than the profile. The scale is the same
-        for every model and pool. 1 where there is no reference.
+        most 0 where the profile is further away than FARTHEST, or than one of the general requests.
+        The scale is the same for every model and pool. 1 where there is no reference.
         """
         z = self._whitening(x)  # (F,)
         found = np.ones(len(self.names), dtype=np.float32)  # (N,)
@@ -138,7 +142,8 @@ class Measure:
             found = np.minimum(found, np.einsum("nf,nf->n", z - reference, way) / length)
         if self._general is not None:
             nearest = np.linalg.norm(z - self._general, axis=1).min()
-            further = np.linalg.norm(z - self.centres, axis=1) > nearest  # (N,)
+            most = min(float(nearest), FARTHEST * self.typical)
+            further = np.linalg.norm(z - self.centres, axis=1) > most  # (N,)
             found = np.where(further, np.minimum(found, 0), found)
         return np.asarray(found, dtype=np.float32)
 

@@ -117,7 +117,7 @@ class Router:
         """
         signal = self.settings.resolved(signal)
         about = find(signal)
-        framed = self._reader.frame(tokens) if Need.PROMPT in about.needs else Framed.of(tokens)
+        framed = self._framed(tokens, signal)
         scorer = self._last_scorer = self._scorer_for(signal, framed.form)
         at_one_place = Need.LAST_TOKEN in about.needs
         if at_one_place and not scorer.index.target:
@@ -143,7 +143,7 @@ class Router:
         was read last.
         """
         signal = self.settings.resolved()
-        framed = self._reader.frame(tokens)
+        framed = self._framed(tokens, signal)
         scorer = self._scorer_for(signal, framed.form)
         reading = self._reader.read(framed, scorer.places(signal))
         return partial(scorer.part(names).fit, signal, reading)
@@ -156,9 +156,14 @@ class Router:
     def read_ahead(self, tokens: list[int]) -> None:
         """Let the pass read a prompt that the next one will begin with."""
         signal = self.settings.resolved()
-        framed = self._reader.frame(tokens)
+        framed = self._framed(tokens, signal)
         if places := self._scorer_for(signal, framed.form).places(signal):
             self._reader.read(framed, places)
+
+    def _framed(self, tokens: Sequence[int], signal: str) -> Framed:
+        """A prompt as `signal` reads it: the paper's signals read the last token as it is."""
+        whole = Need.PROMPT in find(signal).needs
+        return self._reader.frame(tokens) if whole else Framed.of(tokens)
 
     # What is made once for a state of the pool
 

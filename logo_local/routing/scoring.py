@@ -235,5 +235,5 @@ class Scorer:
             prompts = self.prompts or {}
             usable = {n: p for n, p in self.samples.items() if p.tells}
             chosen = {"prompts": prompts, "samples": usable}.get(source, {**usable, **prompts})
-            self._measures[source] = Measure.fit(chosen, self.general) if chosen else None
+            self._measures[source] = Measure.fit(chosen, general=self.general) if chosen else None
         return self._measures[source]
