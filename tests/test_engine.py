@@ -15,6 +15,7 @@ from logo_local.errors import AdapterError, ModelError, PoolError, PromptError, 
 from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
 from logo_local.llama.model import Context
+from logo_local.llama.reader import RAW_SUFFIX
 from logo_local.llama.sampling import BatchContext
 from logo_local.routing.route import Route
 from logo_local.routing.router import Scored
@@ -604,10 +605,13 @@ def test_reading_ahead_leaves_only_what_is_new(logo, monkeypatch, signal):
     )
     llm.read_ahead(tokens)
     llm.read_ahead(tokens)
+    # Profiles read a fixed suffix behind a raw prompt.
+    suffix = [] if signal == "norm" else llm.tokenize(RAW_SUFFIX.encode(), add_bos=False)
     (first,) = evaluated  # but for what it has in common with the prompt before, and only once
-    assert first == tokens[-len(first) :]
+    read = [*tokens, *suffix]
+    assert first == read[-len(first) :]
     route = llm.route([*tokens, 70, 71])
-    assert evaluated[1:] == [[70, 71]]
+    assert evaluated[1:] == [[70, 71, *suffix]]
     assert route.names == expected.names
     assert route.weights == pytest.approx(expected.weights, rel=1e-4)
 
@@ -674,7 +678,7 @@ def test_numbers_that_are_not_finite_go_with_all_keys(logo):
 def test_adapters_of_other_blocks_are_routed_where_no_single_place_is_needed(logo, tmp_path):
     for i in range(2):
         write_adapter(tmp_path / f"low{i}.gguf", seed=i, rank=2, blocks=(0,))
-    llm = logo(adapters=tmp_path, signal="auto", self_profile=False)
+    llm = logo(adapters=tmp_path, signal="z-norm", self_profile=False)
     assert not llm.route(A).is_base
     with pytest.raises(PoolError, match="no adapter touches block"):
         llm.signal_scores(A, ["norm"])
