@@ -260,7 +260,7 @@ CASES: dict[str, tuple[Write, str]] = {
     "an offset that wraps": (tensor(QA, offset=2**64 - 32), "cut short or damaged"),
     "a misaligned offset": (tensor(QB, offset=1025), "misaligned"),
     "overlapping data": (tensor(QB, offset=0), "overlaps"),
-    "a tensor twice": (tensor(QB, name=QA), f"duplicated tensor with name {QA}"),
+    "a tensor twice": (tensor(QB, name=QA), f"two tensors with the name {QA}"),
     "a name that is no text": (tensor(QA, name=b"blk.0.\xff.lora_a"), "utf-8"),
     "a name of 300 characters": (tensor(QA, name="x" * 300), "too long"),
     # what the tensors are

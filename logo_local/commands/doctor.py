@@ -22,7 +22,7 @@ from rich.text import Text
 from .. import __version__, config
 from ..errors import LogoError
 
-PACKAGES = ("llama-cpp-python", "gguf", "numpy", "safetensors")
+PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
     try:
         stat = path.stat()
         reader = open_adapter(path)
-        alpha = _check_keys(reader, base, found)
+        alpha = _check_keys(path, reader, base, found)
         modules = _check_tensors(reader, base, found)
         with path.open("rb") as file:
             _check_values(file, reader.data_offset, modules, found)
@@ -199,7 +199,7 @@ _STRING = [gguf.GGUFValueType.STRING]
 _FLOAT32 = [gguf.GGUFValueType.FLOAT32]
 
 
-def _check_keys(reader: BoundedReader, base: BaseModel, found: Findings) -> float:
+def _check_keys(path: Path, reader: BoundedReader, base: BaseModel, found: Findings) -> float:
     """Check every key that llama.cpp reads; return lora_alpha."""
     expected = {
         "general.type": "adapter",
@@ -223,14 +223,14 @@ def _check_keys(reader: BoundedReader, base: BaseModel, found: Findings) -> floa
                 found.add("array", f"{printable(key)} is an array of things llama.cpp refuses")
     if gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS in reader.fields:
         found.add("alora", ALORA)
-    return _check_alpha(reader, found)
+    return _check_alpha(path, reader, found)
 
 
-def _check_alpha(reader: BoundedReader, found: Findings) -> float:
+def _check_alpha(path: Path, reader: BoundedReader, found: Findings) -> float:
     key = "adapter.lora.alpha"
     item = reader.fields.get(key)
     if item is None:
-        log.warning("%s has no %s: its scaling is 1, as in llama.cpp", reader.data.filename, key)
+        log.warning("%s has no %s: its scaling is 1, as in llama.cpp", path, key)
         return 0.0
     if item.types != _FLOAT32:
         found.add(key, f"{key} must be a 32-bit float, not {_type_text(item)}")

@@ -19,11 +19,12 @@ import gguf
 import numpy as np
 
 from ..errors import ModelError
+from .header_reader import HeaderReader
 
 _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
 
 
-class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+class _ModelReader(HeaderReader):
     """gguf's reader, made to step over the arrays of a vocabulary.
 
     By itself it makes an array object of every item: seconds for a vocabulary of 100,000.
@@ -32,16 +33,14 @@ class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != gguf.GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        inner, length = struct.unpack_from("<IQ", self.data, orig_offs)
+        inner, length = struct.unpack("<IQ", self.data[orig_offs : orig_offs + 12].tobytes())
         number = self.gguf_scalar_to_np.get(inner)
         if number is not None and length > _MOST_ITEMS:
             return 12 + length * np.dtype(number).itemsize, [], [], [gguf.GGUFValueType.ARRAY]
         if inner != gguf.GGUFValueType.STRING:
             return super()._get_field_parts(orig_offs, raw_type)
-        offset, read, data = orig_offs + 12, struct.Struct("<Q").unpack_from, memoryview(self.data)
-        for _ in range(length):
-            offset += 8 + read(data, offset)[0]
-        return offset - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+        end = self.data.after_strings(orig_offs + 12, length)
+        return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -52,11 +51,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             hint="give the path of a .gguf model file, or the word demo for the bundled model",
         )
     try:
-        reader = _HeaderReader(path)
+        reader = _ModelReader(path)
         fields = {
             name: field.contents()
             for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
+            if not name.startswith("tokenizer.")  # not kept, see _ModelReader
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
     except Exception as error:  # the reader raises whatever the damaged bytes lead it to

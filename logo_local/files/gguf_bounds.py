@@ -17,6 +17,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from .header_reader import HeaderReader
+
 DAMAGED = "it may be damaged or only half downloaded: compare its size or sha256 with its source"
 
 # Bytes that other kinds of file begin with.
@@ -28,6 +30,7 @@ _OPENINGS = {
 # Seven for each tensor, so some 2,800 adapted weights. A header with more of them is no adapter's,
 # and reading it would take seconds and memory.
 _MAX_HEADER_VALUES = 40_000
+_MAX_VALUE_BYTES = 1 << 24
 _MAX_NAME = 64  # GGML_MAX_NAME, with its final zero
 _MAX_DIMS = 4
 _START = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
@@ -69,10 +72,10 @@ class Findings:
 
 
 def open_adapter(path: Path) -> BoundedReader:
-    """Parse the header of the GGUF file at `path`; the tensors' data stays mapped, unread.
+    """Parse the header of the GGUF file at `path`; the data of its tensors is not read.
 
-    The mapping is released with the last reference to the reader. Raises GgufError with the
-    problems, also for a file whose general.type is "model"; OSError when it cannot be read.
+    The file is closed again. Raises GgufError with the problems, also for a file whose
+    general.type is "model"; OSError when it cannot be read or changes meanwhile.
     """
     if not path.is_file():
         path.stat()  # for its error, when there is nothing
@@ -114,7 +117,7 @@ def _check_start(start: bytes, n_bytes: int) -> None:
         )
 
 
-class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+class BoundedReader(HeaderReader):
     """gguf's reader, made to stop where the file does."""
 
     def __init__(self, path: Path) -> None:
@@ -123,9 +126,10 @@ class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         self._left -= 1
-        if self._left < 0:
+        n_bytes = np.dtype(dtype).itemsize * int(count)
+        if self._left < 0 or _MAX_VALUE_BYTES < n_bytes <= len(self.data):
             raise GgufError(["its header holds far more than any adapter's"])
-        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        end = int(offset) + n_bytes
         if end > len(self.data):
             raise GgufError(
                 [

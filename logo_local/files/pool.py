@@ -295,7 +295,7 @@ class Pool:
 
     def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
-        # Imported here, since a pool of GGUF files has no need of safetensors.
+        # Imported here, since a pool of GGUF files has no need of the converter.
         from ..convert import CONVERTER_VERSION, convert_adapter
 
         parts = (self.base.fingerprint, f"converter {CONVERTER_VERSION}", _OUTTYPE)
