@@ -97,11 +97,16 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     hint: str = ""
+    details: list[str] = field(default_factory=list)
 
-    def add(self, problem: str, hint: str = "") -> None:
-        """Note one problem; its hint is kept unless an earlier problem had one."""
+    def add(self, problem: str, hint: str = "", details: Sequence[str] = ()) -> None:
+        """Note one problem; its hint is kept unless an earlier problem had one.
+
+        `details` are the single findings that the problem sums up.
+        """
         self.problems.append(problem)
         self.hint = self.hint or hint
+        self.details += details
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ..files.base_model import BaseModel
+from ..files.other_base import made_for
 from .experts import as_saved_before, experts_stacked, is_parameter
 from .joined import Placed, shares_of, with_joined
 from .layouts import LAYOUTS, REFUSED, Reorder, parts_of, reorder_of
-from .peft_config import MERGE_HINT, Findings
+from .peft_config import CONFIG_FILE, MERGE_HINT, Findings
 from .peft_reader import PeftAdapter, PeftModule
 from .tensor_names import TensorNames, not_text
 
@@ -35,6 +36,7 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     placed: list[Placed] = []
     shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
     taken: dict[str, str] = {}
+    misfits: list[str] = []
     _refuse_other_parts(adapter, findings)
     of_text = [module for module in adapter.modules if not not_text(module.name)]
     for adapted in experts_stacked(of_text, base.n_expert, findings):
@@ -42,13 +44,13 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
         parts = _parts(module, base, names)
         targets = [target for target, _ in parts]
         if not parts:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", WRONG_BASE)
+            misfits.append(f"{module.name}: {names.why_unknown(module.name)}")
             continue
         missing = [target for target in targets if target not in shapes]
         if missing:
             tied = missing == ["output.weight"]
             reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", WRONG_BASE)
+            misfits.append(f"{module.name}: the base has no {missing[0]}{reason}")
             continue
         twice = [target for target in targets if target in taken]
         if twice:
@@ -73,10 +75,9 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
             if module.layer_shape != whole == as_saved_before(module).layer_shape:
                 module = as_saved_before(module)
         if whole != module.layer_shape:
-            findings.add(
+            misfits.append(
                 f"{module.name}: made for a layer of shape {module.layer_shape}, "
-                f"but the base's {' and '.join(targets)} has {whole}",
-                WRONG_BASE,
+                f"but the base's {' and '.join(targets)} has {whole}"
             )
             continue
         try:
@@ -85,7 +86,31 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
                 placed.append((module, target, order))
         except ValueError as error:
             findings.add(f"{module.name}: {error}")
+    _add_misfits(misfits, base, adapter, names, findings)
     return with_joined(placed, base)
+
+
+def _add_misfits(
+    misfits: list[str],
+    base: BaseModel,
+    adapter: PeftAdapter,
+    names: TensorNames,
+    findings: Findings,
+) -> None:
+    """One line for all layers that do not fit: what they were made for, or the first of them."""
+    if not misfits:
+        return
+    layers = [
+        (place, module.layer_shape[-1], module.layer_shape[-2])
+        for module in adapter.modules
+        if not module.embedding and (place := names.anywhere(module.name)) is not None
+    ]
+    named = adapter.provenance.get("general.base_model.0.name", "")
+    line = made_for(base, layers, f"{CONFIG_FILE} names {named}" if named else "")
+    first, *others = misfits
+    more = f" (and {len(others)} more layers that do not fit)" if others else ""
+    summed_up = (line if others else "") or first + more
+    findings.add(summed_up, WRONG_BASE, misfits if others else ())
 
 
 def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:

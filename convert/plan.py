@@ -177,7 +177,10 @@ def plan_conversion(
         )
     if findings.problems:
         raise ConversionError(
-            f"cannot convert {source}", problems=findings.problems, hint=findings.hint
+            f"cannot convert {source}",
+            problems=findings.problems,
+            hint=findings.hint,
+            details=findings.details,
         )
     notes = list(adapter.notes)
     if adapter.invocation_tokens:

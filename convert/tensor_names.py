@@ -85,6 +85,14 @@ class TensorNames:
                 return f"blk.{number[0]}.{kind}.weight"
         return None
 
+    def anywhere(self, module: str) -> str | None:
+        """As `target`, also for a block whose number is beyond the base's last."""
+        number = _BLOCK_NUMBER.search(module)
+        if number is None:
+            return self.target(module)
+        found = self.target(f"{module[: number.start()]}0{module[number.end() :]}")
+        return None if found is None else found.replace("blk.0.", f"blk.{number[0]}.", 1)
+
     def why_unknown(self, module: str) -> str:
         """What to tell the user about a module for which `target` is None."""
         number = _BLOCK_NUMBER.search(module)

@@ -22,7 +22,7 @@ from ..jsonl.command import JSONL, answer_lines
 from ..server.command import serve
 from . import report
 from .background import asking_for
-from .convert_command import BASE_OPTION, convert, read_base
+from .convert_command import BASE_OPTION, VERBOSE_OPTION, convert, read_base
 from .opening import open_by_options, open_engine
 from .options import (
     FOLDER,
@@ -201,8 +201,9 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
 @cli.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @BASE_OPTION
+@VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(folder: Path, base: str, as_json: bool) -> None:
+def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
     """Say of each adapter in DIR whether it fits the base model, and why not.
 
     The exit code is 0 when all of them fit, 1 otherwise.
@@ -224,6 +225,9 @@ def check(folder: Path, base: str, as_json: bool) -> None:
         _print_json(rows)
     else:
         out_console().print(report.check_table(rows))
+        for problem in pool.problems if verbose else ():
+            for detail in problem.details:
+                say(f"{problem.path.name}: {detail}")
         for hint in dict.fromkeys(problem.hint for problem in pool.problems if problem.hint):
             say(f"hint: {hint}")
     if pool.problems:

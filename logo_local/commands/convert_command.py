@@ -24,6 +24,11 @@ BASE_OPTION = click.option(
 )
 
 
+VERBOSE_OPTION = click.option(
+    "-v", "--verbose", is_flag=True, help="Show every finding where one line sums them up."
+)
+
+
 def read_base(base: str) -> BaseModel:
     """The model named on the command line, which may be "demo"."""
     from ..files.base_model import BaseModel
@@ -54,10 +59,11 @@ def read_base(base: str) -> BaseModel:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def convert(
     adapters: tuple[Path, ...], base: str, out: Path, outtype: str, merged: tuple[str, ...],
-    rank: int | None, dry_run: bool, force: bool, as_json: bool,
+    rank: int | None, dry_run: bool, force: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert PEFT LoRA folders to GGUF LoRA files.
 
@@ -98,6 +104,9 @@ def convert(
             except ConversionError as error:
                 failures.append(error)
         if failures:
+            for failure in failures if verbose else ():
+                for detail in failure.details:
+                    say(f"{failure.message}: {detail}")
             raise _all_of(failures, len(adapters))
         if not dry_run:
             for plan in plans:

@@ -36,6 +36,7 @@ from .gguf_bounds import (
     open_adapter,
     printable,
 )
+from .other_base import made_for
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,9 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         reason = f"it cannot be read: {error.strerror or error}"
         raise AdapterError(_refused(path), problems=[reason], hint="may you read it?") from error
     if found.kinds:
-        raise AdapterError(_refused(path), problems=found.lines, hint=_hint(found, base))
+        hint = _hint(found, base)
+        problems, details = _summed_up(found, reader, base)
+        raise AdapterError(_refused(path), problems=problems, hint=hint, details=details)
     size, mtime = stat.st_size, stat.st_mtime_ns
     return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset)
 
@@ -191,6 +194,31 @@ def _hint(found: Findings, base: BaseModel) -> str:
     if found.kinds & {"architecture", "not in base", "shape"}:
         return f"was it made for another base model? This one is {base.name}"
     return DAMAGED if "not finite" in found.kinds else ""
+
+
+def _summed_up(
+    found: Findings, reader: BoundedReader, base: BaseModel
+) -> tuple[list[str], list[str]]:
+    """The problems and their details: what an adapter of another base misfits is one line."""
+    layers = []
+    for tensor in reader.tensors:
+        target, _, side = tensor.name.rpartition(".")
+        if side == "lora_a" and len(tensor.shape):
+            layers.append((target, int(tensor.shape[0]), 0))
+        elif side == "lora_b" and len(tensor.shape) > 1:
+            layers.append((target, 0, int(tensor.shape[1])))
+    item = reader.fields.get("general.base_model.0.name")
+    named = printable(content(item)) if item is not None and item.types == _STRING else ""
+    line = made_for(base, layers, f"the file names {named}" if named else "")
+    if not line or found.count(_OTHER_BASE) < 2:  # a single one is the better message
+        return found.lines, []
+    details = found.take([kind for kind in _MISFITS if kind in found.kinds])
+    return [line, *found.lines], details
+
+
+# What an adapter of another base has wrong, and what is then wrong with it for that reason alone.
+_OTHER_BASE = frozenset({"architecture", "not in base", "shape"})
+_MISFITS = ("architecture", "not in base", "shape", "no matrix", "tied")
 
 
 # --- keys --------------------------------------------------------------------------------------

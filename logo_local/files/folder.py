@@ -41,6 +41,7 @@ class Problem:
     path: Path
     reason: str
     hint: str = ""
+    details: tuple[str, ...] = ()  # single findings that the reason sums up
 
     def __str__(self) -> str:
         return f"{printable(self.path.name)}: {self.reason}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,14 @@ class Findings:
     def kinds(self) -> set[str]:
         """The kinds found so far."""
         return set(self._by_kind)
+
+    def take(self, kinds: Iterable[str]) -> list[str]:
+        """Remove these kinds and return their texts, one for each finding."""
+        return [text for kind in kinds for text in self._by_kind.pop(kind, [])]
+
+    def count(self, kinds: Iterable[str]) -> int:
+        """How many findings there are of these kinds."""
+        return sum(len(self._by_kind.get(kind, ())) for kind in kinds)
 
     @property
     def lines(self) -> list[str]:
