@@ -25,9 +25,11 @@ from .errors import AdapterError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .llama.embedding import Embedder
+from .llama.interrupts import interrupts_held
 from .llama.llama_errors import model_errors, problems_of, prompt_errors
 from .llama.mixed_llama import Stopped
 from .llama.mixture import Mixer, Mixture, ResidentAdapters
+from .progress import Stages
 from .routed_llama import Messages, Progress, RoutedLlama
 from .routing.index import block_number
 from .routing.route import Route, kept
@@ -119,7 +121,7 @@ class LoGo(RoutedLlama):
         )
         routing.check(other_problems=problems_of(adapters, llama))
         self._settings = routing
-        self._progress = progress = progress or (lambda _stage, _done, _total: None)
+        self._progress = progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
@@ -135,7 +137,7 @@ class LoGo(RoutedLlama):
 
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with model_errors(model_path):
+        with model_errors(model_path), interrupts_held():
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.

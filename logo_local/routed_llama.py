@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from .errors import PromptError, SettingsError
 from .files.pool import Pool
 from .llama.mixed_llama import MixedLlama
+from .progress import Stages
 from .routing.route import Route, fixed
 from .routing.router import Router
 from .settings import SIGNAL_NAMES, RoutingSettings
@@ -32,7 +33,7 @@ class RoutedLlama(MixedLlama):
     timings_ms: dict[str, float]
     _settings: RoutingSettings
     _router: Router
-    _progress: Progress
+    _progress: Stages
     _fixed: Route | None  # what `under` asks for
     _asked: Sequence[Messages]  # what is routed of a conversation
 
@@ -200,10 +201,11 @@ class RoutedLlama(MixedLlama):
     def _route_tokens(self, tokens: list[int], parts: Sequence[Messages]) -> Route:
         """The route of the first of `parts` that an adapter fits, or of `tokens` without any."""
         route = Route()
-        for wanted in self._tokens_to_route(tokens, parts):
-            route = self._router.route(wanted, self.signal, self.top_k)
-            if not route.is_base:
-                break
+        with self._progress.ended():
+            for wanted in self._tokens_to_route(tokens, parts):
+                route = self._router.route(wanted, self.signal, self.top_k)
+                if not route.is_base:
+                    break
         adapters = [self.pool.adapters[name] for name in route.names]
         return replace(route, mixture=self.mixer.way_of(adapters))
 
@@ -220,7 +222,8 @@ class RoutedLlama(MixedLlama):
         """Look at the folder again if something came or went, or if `forced`; whether it did."""
         if not (forced or self.pool.has_changed()):
             return False
-        changes = self.pool.rescan(progress=self._progress)
+        with self._progress.ended():
+            changes = self.pool.rescan(progress=self._progress)
         if changes:
             log.warning("%s has changed: %s", self.pool.folder, changes)
         return bool(changes)

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import NativeError, PromptError
 from ..files.base_model import BaseModel
 from ..routing.signals import FloatArray
+from .interrupts import make_context
 
 _MEAN, _FIRST, _LAST = 1, 2, 3  # enum llama_pooling_type in llama.h
 _POOLED = {_MEAN: "mean", _FIRST: "first", _LAST: "last"}
@@ -35,7 +36,7 @@ class Embedder:
         self._pooling = int(pooling) if pooling and int(pooling) in _POOLED else _MEAN
         self._n_embd = base.n_embd
         self._n_batch: int = own.n_batch
-        self.ctx = llama_cpp.llama_init_from_model(model, own)
+        self.ctx = make_context(model, own)
         if self.ctx is None:
             raise NativeError(
                 "llama.cpp could not make a context for embeddings",

@@ -13,6 +13,7 @@ from typing import Any
 import llama_cpp
 
 from ..errors import MixtureError
+from .interrupts import interrupts_held
 from .mixture import Mixer, Mixture, MixtureKey, mixture_key
 from .prompt_tokens import PromptTokens
 
@@ -62,9 +63,13 @@ class MixedLlama(PromptTokens):
             self.set_mixture([])
             self.reset()
             self.eval(prompt)
+            self._requires_eval = True  # the logits are the base's
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As in the parent, batch by batch. Raises Stopped between two, if it should stop.
+
+        Ctrl+C is raised when a batch has been evaluated and counted. After an evaluation that
+        failed the context is empty, so that the next prompt is evaluated from its start.
 
         Raises MixtureError where the mixture makes numbers that are not finite. Then all keys and
         values go: where they are hidden from later prompts they still count as 0 times NaN.
@@ -72,16 +77,27 @@ class MixedLlama(PromptTokens):
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
                 raise Stopped
-            super().eval(tokens[start : start + self.n_batch])
+            counted = False
+            try:
+                with interrupts_held():
+                    super().eval(tokens[start : start + self.n_batch])
+                    counted = True
+            finally:
+                if not counted:
+                    self._forget_all()
         logits = llama_cpp.llama_get_logits_ith(self.ctx, -1)
         if logits and not math.isfinite(logits[0]):  # one is NaN where all are
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
-            self.reset()
-            self._kv_key = None
+            self._forget_all()
             raise MixtureError(
                 "the mixture makes numbers that are not finite",
                 hint="smaller weights may help; logo-local check looks at the adapters",
             )
+
+    def _forget_all(self) -> None:
+        """Drop the keys and values; what they were made from may not be known any more."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+        self.reset()
+        self._kv_key = None
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, by the base model alone."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from llama_cpp._ctypes_extensions import load_shared_library
 
 from ..errors import NativeError
+from .interrupts import interrupted, interrupts_held
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32, TYPE_Q8_0 = 0, 8
@@ -32,6 +34,8 @@ NORMALISATIONS = ("RMS_NORM", "NORM")
 # What may lie between a norm and the projection: its gain, its bias, another shape.
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
 LORA_SIDES = (".lora_a", ".lora_b")
+
+_logger_lock = threading.Lock()
 
 
 class GgmlTensor(ctypes.Structure):
@@ -245,7 +249,7 @@ class EvalCallback:
         self._error = None
 
     def check(self) -> None:
-        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
+        """Raise what was raised while llama.cpp computed."""
         if self._error is not None:
             raise self._error
 
@@ -253,11 +257,11 @@ class EvalCallback:
         raise NotImplementedError
 
     def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
-        if self._error is None:
+        if self._error is None and not interrupted():
             # An exception must not reach C: it would be printed and lost.
             try:
                 return self._look(Tensor(address), ask=ask)
-            except BaseException as error:  # Ctrl+C too: the only Python that runs meanwhile
+            except BaseException as error:
                 self._error = error
         return ask  # every node is asked for, so that the pass ends at the next
 
@@ -331,16 +335,25 @@ class Tap(EvalCallback):
 def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
 
-    llama_cpp prints what llama.cpp says of it, which for a quantised base is a line on every
-    tensor, and goes by a logger of its own: it is silent meanwhile.
+    llama_cpp prints what llama.cpp logs, which for a quantised base is a line for every tensor.
+    Its logger is off meanwhile; the level belongs to the process, so one adapter is loaded at a
+    time. Raises KeyboardInterrupt after the load where Ctrl+C came during it.
     """
     logger = logging.getLogger("llama-cpp-python")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    handle = None
     try:
-        return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
-    finally:
-        logger.setLevel(before)
+        with interrupts_held(), _logger_lock:
+            before = logger.level
+            logger.setLevel(logging.CRITICAL + 1)
+            try:
+                handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+            finally:
+                logger.setLevel(before)
+    except KeyboardInterrupt:
+        if handle:
+            llama_cpp.llama_adapter_lora_free(handle)
+        raise
+    return handle
 
 
 class WeightFinder(EvalCallback):

@@ -15,6 +15,7 @@ import llama_cpp
 import numpy as np
 
 from ..errors import NativeError, PromptError
+from ..llama.interrupts import interrupts_held, make_context
 from ..llama.native import EvalCallback, Place, Reading, Tap
 from .signals import FloatArray
 
@@ -32,7 +33,7 @@ class ProbeContext:
             tap.attach(own)
         self.tap = tap
         self.n_batch: int = own.n_batch
-        self.ctx = llama_cpp.llama_init_from_model(model, own)
+        self.ctx = make_context(model, own)
         if self.ctx is None:
             raise NativeError(
                 "llama.cpp could not make a second context for the probe",
@@ -56,9 +57,10 @@ class ProbeContext:
             array = (llama_cpp.llama_token * len(piece))(*piece)
             if self.tap is not None:
                 self.tap.start()
-            code = llama_cpp.llama_decode(
-                self.ctx, llama_cpp.llama_batch_get_one(array, len(piece))
-            )
+            with interrupts_held():
+                code = llama_cpp.llama_decode(
+                    self.ctx, llama_cpp.llama_batch_get_one(array, len(piece))
+                )
             if code != 0:
                 raise NativeError(
                     f"llama_decode returned {code} while probing the prompt",

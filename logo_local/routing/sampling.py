@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 
 from ..errors import NativeError
+from ..llama.interrupts import make_context
 from .signals import FloatArray
 
 BATCH = 128  # tokens in one decode: the logits of all of them are held, n_vocab floats each
@@ -44,7 +45,7 @@ class BatchContext:
         self.n, self.length = n, length
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.ctx = llama_cpp.llama_init_from_model(model, own)
+        self.ctx = make_context(model, own)
         if self.ctx is None:
             raise NativeError(
                 f"llama.cpp could not make a context for {n} texts side by side",
