@@ -107,6 +107,8 @@ class BaseModel:
     n_expert: int
     n_ctx_train: int
     tensors: Mapping[str, tuple[int, ...]]
+    n_rotary: int = 0  # rows of a head that are rotated; 0 where the file does not say
+    has_mrope: bool = False  # rotated by several positions (time, height, width)
 
     @classmethod
     def read(cls, path: str | Path) -> BaseModel:
@@ -159,6 +161,8 @@ class BaseModel:
             n_expert=number("expert_count"),
             n_ctx_train=number("context_length", 4096),
             tensors=tensors,
+            n_rotary=number("rope.dimension_count"),
+            has_mrope=f"{arch}.rope.dimension_sections" in fields,
         )
 
     @cached_property
@@ -173,4 +177,6 @@ class BaseModel:
             "heads": [self.n_head, self.n_head_kv, self.n_expert, self.n_blocks],
             "tensors": {name: self.tensors[name] for name in sorted(self.tensors)},
         }
+        if self.has_mrope:  # some architectures order their rows by it
+            shape["rotary"] = [self.n_rotary]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
