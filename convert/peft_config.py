@@ -37,6 +37,22 @@ _OTHER_HINT = (
     "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
     "or train a LoRA"
 )
+# Those that add a matrix to a weight: PEFT can approximate it by a LoRA.
+_CONVERTIBLE = frozenset(
+    {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA"}
+    | {"TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"}
+)
+_CONVERTIBLE_HINT = (
+    "PEFT can turn it into a LoRA: peft.save_as_lora(folder, model, rank=...), or "
+    "merge_and_unload merges it into the base"
+)
+# Of PEFT's task_type: what does not generate text, whatever its layers are.
+_NO_TEXT_TASKS = {
+    "SEQ_CLS": "a sequence classifier",
+    "TOKEN_CLS": "a token classifier",
+    "QUESTION_ANS": "a model that marks answers in a text",
+}
+DEFAULT_RANK = DEFAULT_ALPHA = 8  # what PEFT reads where the config does not say
 
 # Settings under which the file's factors alone do not say what the adapter does, with the way out.
 # A setting counts as used when its value is none of null, false, "", [] and {}.
@@ -126,6 +142,7 @@ class PeftConfig:
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     notes: tuple[str, ...] = ()
+    is_usable: bool = True  # False: what the findings have says enough
 
     def adapted(self, module: str) -> tuple[str, bool]:
         """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
@@ -217,9 +234,10 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
     """Read the folder's adapter_config.json; what is wrong with it goes into `findings`."""
     raw = _read_json(folder, findings)
     if raw is None:
-        return PeftConfig()
+        return PeftConfig(is_usable=False)
     _check_config(raw, findings)
-    alpha, rank = _number(raw.get("lora_alpha")), _number(raw.get("r"))
+    alpha = number_of(raw.get("lora_alpha", DEFAULT_ALPHA))
+    rank = number_of(raw.get("r", DEFAULT_RANK))
     if not alpha:
         findings.add(f"lora_alpha is {raw.get('lora_alpha')!r}; it must be a number other than 0")
     if rank is None or rank < 1 or rank != int(rank):
@@ -274,6 +292,13 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
     if kind != "LORA":
         findings.add(f"peft_type is {kind!r}; only LORA can be converted", _hint_for(kind))
         return None
+    task = config.get("task_type")
+    if isinstance(task, str) and task in _NO_TEXT_TASKS:
+        findings.add(
+            f"it is {_NO_TEXT_TASKS[task]} (task_type {task}), which cannot generate text",
+            "use an adapter of a causal language model (task_type CAUSAL_LM)",
+        )
+        return None
     return config
 
 
@@ -283,6 +308,7 @@ def _hint_for(kind: object) -> str:
     hints = {"XLORA": _XLORA_HINT}
     hints |= dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
     hints |= dict.fromkeys(_UNMERGEABLE, _UNMERGEABLE_HINT)
+    hints |= dict.fromkeys(_CONVERTIBLE, _CONVERTIBLE_HINT)
     return hints.get(kind, _OTHER_HINT)
 
 
@@ -348,7 +374,7 @@ def _invocation_tokens(raw: Mapping[str, Any], findings: Findings) -> tuple[int,
     return tuple(found)
 
 
-def _number(value: object) -> float | None:
+def number_of(value: object) -> float | None:
     """`value` as a finite float, or None: JSON also yields true, strings, NaN and Infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -380,7 +406,7 @@ def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str
         except re.error as error:
             findings.add(f"{table}: {key!r} is not a regular expression: {error}")
             continue
-        number = _number(value)
+        number = number_of(value)
         if not number:
             findings.add(f"{table}: {key!r} is {value!r}; it must be a number other than 0")
             continue

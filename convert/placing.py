@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 from ..files.base_model import BaseModel
@@ -18,10 +18,13 @@ from .tensor_names import TensorNames, not_text
 WRONG_BASE = "is this the base model that the adapter was trained on?"
 
 
-def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list[Placed]:
+def placed_in(
+    base: BaseModel, adapter: PeftAdapter, findings: Findings, *, text_part: bool = False
+) -> list[Placed]:
     """The adapter's modules with the GGUF weights of `base` that they adapt, as far as they fit.
 
-    Single experts come back as one module for all of a layer. What does not fit goes to `findings`.
+    Single experts come back as one module for all of a layer. What does not fit goes to `findings`,
+    and so do layers for pictures or sound unless only the `text_part` is wanted.
     """
     if base.architecture in REFUSED:
         findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
@@ -29,7 +32,9 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     if base.architecture not in LAYOUTS:
         findings.add(
             f"the base's architecture {base.architecture!r} is not supported; "
-            f"supported: {', '.join(sorted(LAYOUTS))}"
+            f"supported: {', '.join(sorted(LAYOUTS))}",
+            "a GGUF LoRA file for this base works as it is: llama.cpp's convert_lora_to_gguf.py "
+            "may be able to make one",
         )
         return []
     names = TensorNames(base)
@@ -37,7 +42,8 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
     taken: dict[str, str] = {}
     misfits: list[str] = []
-    _refuse_other_parts(adapter, findings)
+    if not text_part:
+        _refuse_other_parts(adapter, findings)
     of_text = [module for module in adapter.modules if not not_text(module.name)]
     for adapted in experts_stacked(of_text, base.n_expert, findings):
         module = adapted
@@ -113,19 +119,25 @@ def _add_misfits(
     findings.add(summed_up, WRONG_BASE, misfits if others else ())
 
 
+def other_parts(adapter: PeftAdapter) -> str:
+    """The layers beside the model's text part that are adapted, in words; empty without any."""
+    parts = Counter(part for module in adapter.modules if (part := not_text(module.name)))
+    return ", ".join(f"{part} ({n} layer{'s' * (n > 1)})" for part, n in parts.items())
+
+
 def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
-    """One line for each part of the model, beside its text part, that is adapted."""
-    parts: dict[str, list[str]] = defaultdict(list)
-    for module in adapter.modules:
-        if part := not_text(module.name):
-            parts[part].append(module.name)
-    for part, (first, *others) in parts.items():
-        more = f" and {len(others)} more" if others else ""
-        findings.add(
-            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
-            "train on the text part alone: in PEFT, target_modules may be a regular expression "
-            r"such as .*language_model.*\.(q_proj|v_proj)",
-        )
+    """One line for all parts of the model, beside its text part, that are adapted."""
+    parts = other_parts(adapter)
+    if not parts:
+        return
+    has_text = any(not not_text(module.name) for module in adapter.modules)
+    findings.add(
+        f"it adapts {parts}, but the GGUF base holds the text part only",
+        "for text alone those layers do nothing: logo-local convert --text-part converts the rest"
+        if has_text
+        else "train on the text part: in PEFT, target_modules may be a regular expression "
+        r"such as .*language_model.*\.(q_proj|v_proj)",
+    )
 
 
 def _parts(

@@ -13,6 +13,7 @@ import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files.folder import INDEX_FILES, SHARD_NAME, WEIGHTS_FILE, shards_in
-from ..files.gguf_bounds import printable
+from ..files.gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start, printable
 from .peft_config import Findings
 
 PICKLE_FILE = "adapter_model.bin"
@@ -256,8 +257,17 @@ def _checked_header(path: Path) -> tuple[int, dict[str, Any]]:
     return length, content
 
 
+def _kind_of(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        return kind_by_start(file.read(24))
+    return ""
+
+
 def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
     """The tensors of a safetensors file, checked and unread; what is wrong goes to `findings`."""
+    if (kind := _kind_of(path)) == LFS_POINTER:
+        findings.add(f"{path.name}: {kind}", LFS_HINT)
+        return []
     try:
         length, header = _checked_header(path)
     except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:

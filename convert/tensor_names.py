@@ -54,6 +54,8 @@ def not_text(module: str) -> str | None:
 def _without_wrapper(module: str) -> Iterator[str]:
     """`module` as it is, and as it may be called in the text part by itself."""
     yield module
+    if module.rpartition(".")[2] == "unembed_tokens":  # Tinker's name of it
+        yield "lm_head"
     for wrapper, start in _WRAPPERS:
         if module.startswith(wrapper):
             yield start + module.removeprefix(wrapper)
@@ -100,4 +102,9 @@ class TensorNames:
             first = module[: number.start()] + "0" + module[number.end() :]
             if self.target(first):
                 return f"layer {number[0]} is beyond the base's {self._n_blocks} layers"
+        if module.rpartition(".")[2] in ("w1", "w2", "w3"):
+            return (
+                "the base's architecture has no such layer; Tinker calls feed-forward layers so: "
+                "export the adapter for PEFT"
+            )
         return "the base's architecture has no such layer"

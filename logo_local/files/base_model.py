@@ -19,6 +19,7 @@ import gguf
 import numpy as np
 
 from ..errors import ModelError
+from .gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start
 from .header_reader import HeaderReader
 
 _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
@@ -51,6 +52,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             hint="give the path of a .gguf model file, or the word demo for the bundled model",
         )
     try:
+        _refuse_other_kinds(path)
         reader = _ModelReader(path)
         fields = {
             name: field.contents()
@@ -58,6 +60,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             if not name.startswith("tokenizer.")  # not kept, see _ModelReader
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
+    except ModelError:
+        raise
     except Exception as error:  # the reader raises whatever the damaged bytes lead it to
         raise ModelError(
             f"{path} cannot be read as a GGUF file: {error}",
@@ -65,6 +69,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             "sha256 with its source",
         ) from error
     return fields, shapes
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    with path.open("rb") as file:
+        kind = kind_by_start(file.read(24))
+    if kind:
+        hint = LFS_HINT if kind == LFS_POINTER else "give a .gguf model file"
+        raise ModelError(f"{path} cannot be read as a GGUF file: {kind}", hint=hint)
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

@@ -21,8 +21,16 @@ from .header_reader import HeaderReader
 
 DAMAGED = "it may be damaged or only half downloaded: compare its size or sha256 with its source"
 
+LFS_POINTER = "it is a git-lfs pointer, which stands for a file that was not downloaded"
+LFS_HINT = "run git lfs pull in the repository that it comes from, or download the file itself"
+GGLA = (
+    "it is a GGLA file, llama.cpp's adapter format of 2023, which is no longer read: "
+    "convert the PEFT adapter that it was made from"
+)
 # Bytes that other kinds of file begin with.
 _OPENINGS = {
+    b"version https://git-lfs": LFS_POINTER,
+    b"algg": GGLA,
     b"PK\x03\x04": "it looks like a PyTorch file (a zip with pickles), which is refused",
     b"\x80": "it looks like a Python pickle, which is refused",
     b"FUGG": "it looks like a big-endian GGUF file, which llama.cpp cannot read here",
@@ -102,13 +110,19 @@ def open_adapter(path: Path) -> BoundedReader:
         raise GgufError([f"its header is damaged: {printable(str(reason))}"]) from error
 
 
+def kind_by_start(start: bytes) -> str:
+    """What a file is whose first 24 bytes are these; empty where that is not known."""
+    return next((kind for opening, kind in _OPENINGS.items() if start.startswith(opening)), "")
+
+
 def _check_start(start: bytes, n_bytes: int) -> None:
     """Refuse by the first 24 bytes what is no GGUF file, or cannot be a whole one."""
     if n_bytes == 0:
         raise GgufError(["the file is empty"])
     if start[:4] != b"GGUF"[: len(start)]:
-        kinds = [f": {kind}" for opening, kind in _OPENINGS.items() if start.startswith(opening)]
-        raise GgufError(["".join(["it is not a GGUF file", *kinds])], hint="")
+        kind = kind_by_start(start)
+        problem = "it is not a GGUF file" + (f": {kind}" if kind else "")
+        raise GgufError([problem], hint=LFS_HINT if kind == LFS_POINTER else "")
     if len(start) < _START.size:
         raise GgufError([f"it is cut short: {n_bytes} bytes are no whole header"])
     _, version, n_tensors, n_keys = _START.unpack(start)
