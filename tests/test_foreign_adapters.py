@@ -175,7 +175,7 @@ def test_the_text_part_of_a_vision_adapter_is_offered_once_and_taken_on_request(
     vision["model.multi_modal_projector.linear_1"] = (64, 32)
     folder = write_peft(tmp_path / "both", factors(MODULES | vision))
     problem, hint = refused(base, folder)
-    assert "vision_tower (9 layers), multi_modal_projector (1 layer)" in problem
+    assert "multi_modal_projector (1 layer), vision_tower (9 layers)" in problem
     assert "--text-part" in hint
     plan = plan_conversion(folder, base, tmp_path / "out.gguf", text_part=True)
     assert len(plan.rows) == len(MODULES)

@@ -17,9 +17,11 @@ from pathlib import Path
 import gguf_bytes as g
 import numpy as np
 import pytest
+from random_gguf import write_adapter, write_base
 
 from logo_local.errors import AdapterError, PoolError
-from logo_local.files.adapter_file import read_adapter
+from logo_local.files.adapter_file import largest_change, read_adapter
+from logo_local.files.base_model import BaseModel
 from logo_local.files.pool import Pool
 
 BASE = g.base_model()
@@ -411,3 +413,31 @@ def test_everything_wrong_is_reported_at_once(tmp_path):
     )
     assert len(caught.value.details) == 5
     assert caught.value.hint == "was it made for another base model? This one is tiny base"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_numbers_that_are_finite_and_too_large_are_refused(tmp_path, dtype, embeddings):
+    base = BaseModel.read(write_base(tmp_path / "base.gguf"))
+    huge = {np.float32: 1e30, np.float16: 1e4}[dtype]
+    kinds = {"kinds": (), "embeddings": True} if embeddings else {"kinds": ("attn_q",)}
+    sound = write_adapter(tmp_path / "sound.gguf", 1, dtype=dtype, alpha=64.0, **kinds)
+    assert read_adapter(sound, base).modules
+    path = write_adapter(tmp_path / "huge.gguf", 1, dtype=dtype, alpha=64.0, loudness=huge, **kinds)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(path, base)
+    assert "more than a float16 can hold" in caught.value.problems[0]
+    assert "earlier checkpoint" in caught.value.hint
+
+
+def test_the_largest_change_is_never_less_than_that_of_the_product():
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((4, 30)).astype(np.float32)
+    b = rng.standard_normal((20, 4)).astype(np.float32)
+    bound = largest_change(a, b, "blk.0.attn_q.weight")
+    assert np.abs(b @ a).max() <= bound <= 4 * np.abs(b).max() * np.abs(a).max()
+    # One entry alone: 3 * 5, and nothing is summed up.
+    one_a, one_b = np.zeros_like(a), np.zeros_like(b)
+    one_a[2, 7], one_b[11, 2] = 5, -3
+    assert largest_change(one_a, one_b, "blk.0.attn_q.weight") == 15
+    assert largest_change(one_a.T, one_b, "token_embd.weight") == 15

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from ..errors import SettingsError
+from ..extras import install_hint
 
 METRICS = {
     "em": "exact match",
@@ -28,7 +29,7 @@ def missing_extra(error: ImportError) -> SettingsError:
     """What to say where a library of the extra `eval` is not installed."""
     return SettingsError(
         f"eval needs {error.name}, which is not installed",
-        hint="pip install '.[eval]' in the clone of logo-local",
+        hint=install_hint("eval"),
     )
 
 

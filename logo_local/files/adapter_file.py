@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -52,6 +52,10 @@ TENSOR_TYPES = frozenset(
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
 )
 
+
+# The largest number of a float16, in which llama.cpp keeps keys and values. A sound adapter changes
+# a weight by less than 10; one with numbers above this makes infinities of any prompt.
+LARGEST_CHANGE = 65504.0
 
 # Why this runtime does not run what the converter writes of it, and other programs do.
 ALORA = (
@@ -161,8 +165,9 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
     """Read the GGUF LoRA file at `path` and check that it fits `base`; its name is the stem.
 
     Checked are the structure of the file, the type and value of every key that llama.cpp reads,
-    the names, pairs, shapes, types and places of all tensors, and that every number is finite.
-    Raises AdapterError with all problems found. Does not check that the weights are any good.
+    the names, pairs, shapes, types and places of all tensors, that every number is finite, and
+    that no update is too large to be computed. Raises AdapterError with all problems found. Does
+    not check that the weights are any good.
     """
     path = Path(path)
     found = Findings()
@@ -172,7 +177,7 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         alpha = _check_keys(path, reader, base, found)
         modules = _check_tensors(reader, base, found)
         with path.open("rb") as file:
-            _check_values(file, reader.data_offset, modules, found)
+            _check_values(file, reader.data_offset, alpha, modules, found)
     except GgufError as error:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
@@ -193,6 +198,8 @@ def _refused(path: Path) -> str:
 def _hint(found: Findings, base: BaseModel) -> str:
     if found.kinds & {"architecture", "not in base", "shape"}:
         return f"was it made for another base model? This one is {base.name}"
+    if "too large" in found.kinds:
+        return "the training run broke down, or the file is damaged; use an earlier checkpoint"
     return DAMAGED if "not finite" in found.kinds else ""
 
 
@@ -380,20 +387,38 @@ def _with_axes(tensor: Any, n: int) -> tuple[int, ...]:
 
 
 def _check_values(
-    file: BinaryIO, start: int, modules: Mapping[str, Module], found: Findings
+    file: BinaryIO, start: int, alpha: float, modules: Mapping[str, Module], found: Findings
 ) -> None:
-    for target, side, place in _places(modules):
-        if place.dtype in TENSOR_TYPES:
-            values = _values(file, start, place)
-            n = values.size - int(np.count_nonzero(np.isfinite(values)))
+    for target, module in modules.items():
+        sides = {"lora_a": module.a, "lora_b": module.b}
+        if not all(place.dtype in TENSOR_TYPES for place in sides.values()):
+            continue
+        values = {side: _values(file, start, place) for side, place in sides.items()}
+        counts = {
+            side: v.size - int(np.count_nonzero(np.isfinite(v))) for side, v in values.items()
+        }
+        for side, n in counts.items():
             if n:
                 found.add("not finite", f"{target}.{side} has {n:,} values that are NaN or inf")
+        if not any(counts.values()):
+            scaling = abs(alpha / module.rank) if alpha else 1.0
+            largest = scaling * largest_change(values["lora_a"], values["lora_b"], target)
+            if largest > LARGEST_CHANGE:
+                found.add(
+                    "too large",
+                    f"{target} is changed by up to {largest:.2g}, more than a float16 can hold",
+                )
 
 
-def _places(modules: Mapping[str, Module]) -> Iterable[tuple[str, str, TensorPlace]]:
-    for target, module in modules.items():
-        yield target, "lora_a", module.a
-        yield target, "lora_b", module.b
+def largest_change(a: FloatArray, b: FloatArray, target: str) -> float:
+    """An upper bound of the magnitude of the entries of B A; shapes as in the file.
+
+    Row i of B A is at most the sum over r of |B[i, r]| times the largest of |A[r]|.
+    """
+    inputs = -2 if _is_embedding(target) else -1
+    largest_a = np.abs(a).max(axis=inputs).astype(np.float64)  # (..., rank)
+    sums = np.abs(b).astype(np.float64) @ largest_a[..., None]  # (..., d_out, 1)
+    return float(sums.max())
 
 
 def _values(file: BinaryIO, start: int, place: TensorPlace) -> FloatArray:
