@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.folder import MLX_WEIGHTS_FILE, weights_in
+from ..files.text_file import read_text
 from .peft_config import CONFIG_FILE, Findings, number_of
 from .peft_reader import PeftAdapter, PeftModule
 from .provenance import said_by_card, said_by_mlx
@@ -56,7 +57,7 @@ def read_mlx(folder: Path) -> PeftAdapter:
 
 def _read_config(folder: Path, findings: Findings) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG_FILE))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{CONFIG_FILE} cannot be read: {error}")
         return {}

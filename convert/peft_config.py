@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.gguf_bounds import printable
+from ..files.text_file import read_text
 from .provenance import said_by_config
 
 CONFIG_FILE = "adapter_config.json"
@@ -278,7 +279,7 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
         )
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{CONFIG_FILE} cannot be read: {error}")
         return None

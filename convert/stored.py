@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..files.folder import INDEX_FILES, SHARD_NAME, WEIGHTS_FILE, shards_in
 from ..files.gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start, printable
+from ..files.text_file import read_text
 from .peft_config import Findings
 
 PICKLE_FILE = "adapter_model.bin"
@@ -128,7 +129,7 @@ def _index_of(folder: Path, shards: list[Path]) -> Path | None:
 def _weight_map(index: Path, findings: Findings) -> dict[str, str]:
     """The file of each tensor as `index` has it; empty where that cannot be read."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_text(index))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{index.name} cannot be read: {error}", _DAMAGED)
         return {}

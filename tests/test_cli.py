@@ -76,7 +76,8 @@ def failed(result, code, *stderr):
     ("args", "stdin", "prompt", "method"),
     [
         (["hello"], "", "hello", "create_chat_completion"),
-        (["hello"], "not read", "hello", "create_chat_completion"),
+        (["hello"], "from a pipe\n", "from a pipe\n\nhello", "create_chat_completion"),
+        (["hello"], "\ufefffrom Windows\r\n", "from Windows\n\nhello", "create_chat_completion"),
         ([], "from a pipe\n", "from a pipe", "create_chat_completion"),
         ([], "two\nlines\r\n", "two\nlines", "create_chat_completion"),
         (["--raw", "hello"], "", "hello", "create_completion"),
@@ -103,6 +104,7 @@ def test_an_answer_comes_as_it_is_made(call, llm):
             return super().write(text)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
         patch.setattr(sys, "stdout", Out())
         with pytest.raises(SystemExit):
             cli.cli.main(["run", *MODEL, "hello"], obj=llm.opened)
@@ -233,7 +235,7 @@ def test_the_demo_needs_no_folder(call, llm):
         (["score", "m.gguf", "hi"], "", 2, "logo-local score m.gguf --adapters DIR"),
         (["run", *MODEL], "", 2, "the prompt is empty"),
         (["run", *MODEL, "  \n"], "", 2, "the prompt is empty"),
-        (["run", *MODEL], b"\xff\xfe\xff", 2, "not text in UTF-8"),
+        (["run", *MODEL], b"\xff\xff", 2, "not text in UTF-8"),
         (["run", *MODEL, "hi", "--top-k", "0"], "", 2, "'--top-k': 0 is not in the range"),
         (["run", *MODEL, "hi", "--signal", "loud"], "", 2, "'loud' is not one of"),
         (["run", *MODEL, "hi", "--adapter-memory", "lots"], "", 2, "write it like 512M or 2G"),

@@ -18,6 +18,7 @@ from .. import __version__, chat, config
 from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from ..bench.command import bench
 from ..evaluation.command import evaluate
+from ..files.text_file import decoded
 from ..jsonl.command import JSONL, answer_lines
 from ..server.command import serve
 from . import report
@@ -39,8 +40,10 @@ from .terminal import (
     CommandGroup,
     ProgressBar,
     UsageError,
+    check_text,
     err_console,
     for_reader,
+    is_piped,
     out_console,
     say,
     warnings_as_lines,
@@ -75,15 +78,23 @@ def cli(ctx: click.Context) -> None:
 
 
 def _prompt_text(prompt: str | None) -> str:
-    """The argument, or standard input up to its last line break."""
-    if prompt is None:
-        try:
-            prompt = sys.stdin.read().rstrip("\r\n") if sys.stdin else ""
-        except UnicodeDecodeError as error:
-            raise UsageError("standard input is not text in UTF-8", "convert it first") from error
-    if not prompt.strip():
+    """Standard input up to its last line break where it is piped, then the argument."""
+    piped = "" if prompt is not None and not is_piped() else _standard_input()
+    if prompt is not None:
+        check_text(prompt, "the prompt")
+    parts = [part for part in (piped, prompt) if part and part.strip()]
+    if not parts:
         raise UsageError("the prompt is empty", "give it as an argument, or on standard input")
-    return prompt
+    return "\n\n".join(parts)
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        return ""
+    try:
+        return decoded(sys.stdin.buffer.read()).replace("\r\n", "\n").rstrip("\r\n")
+    except ValueError as error:
+        raise UsageError(f"standard input cannot be used: {error}", "pipe text in UTF-8") from error
 
 
 def _print_json(value: object) -> None:
@@ -104,13 +115,16 @@ def _explain(llm: Engine) -> None:
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.
 
-    Without PROMPT, standard input is the prompt when it is piped, and a terminal gets a chat.
+    What is piped to standard input comes before PROMPT, or is the prompt. A terminal without PROMPT
+    gets a chat.
     The answer goes to standard output as it comes; what was blended, to standard error.
     """
     sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:
         answer_lines(ctx, model, prompt, sampling, given)
         return
+    if given["system"]:
+        check_text(given["system"], "--system")
     talk = prompt is None and chat.is_terminal()
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
@@ -176,7 +190,8 @@ def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
 def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Show the route of PROMPT, and generate nothing.
 
-    Each line has an adapter's name, weight and score. PROMPT may come on standard input.
+    Each line has an adapter's name, weight and score. What is piped to standard input comes before
+    PROMPT, or is the prompt.
     """
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
