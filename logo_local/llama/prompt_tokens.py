@@ -7,9 +7,13 @@ do all that again, the way is gone until there, and no further.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llama_cpp import Llama
+
+from ..errors import PromptError
+from .chat_templates import with_usable_templates
 
 
 class PromptSeen(Exception):
@@ -29,6 +33,16 @@ class PromptTokens(Llama):  # type: ignore[misc]
     _seed: int  # the parent's, and so is the next
     cache: Any
     _tokens_only = False
+    _metadata: dict[str, str]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The keys of the model's file, which the parent sets; see `chat_templates`."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, found: dict[str, str]) -> None:
+        self._metadata = with_usable_templates(found)
 
     def stop_at(self, prompt: list[int]) -> None:
         """Do not go on to generate where only the tokens are wanted."""
@@ -54,9 +68,11 @@ class PromptTokens(Llama):  # type: ignore[misc]
         raise AssertionError("the parent answered without generating")
 
     def tokens_of_text(self, text: str) -> list[int]:
-        """The tokens of a text as one chat message where the model has a template."""
-        has_template = "tokenizer.chat_template" in self.metadata
-        return self.tokens_of([{"role": "user", "content": text}] if has_template else text)
+        """The tokens of a text as a chat message, or as it is where no template takes it."""
+        if "tokenizer.chat_template" in self.metadata:
+            with suppress(PromptError):
+                return self.tokens_of([{"role": "user", "content": text}])
+        return self.tokens_of(text)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without white space around it."""
