@@ -25,11 +25,14 @@ from .errors import MixtureError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
+from .llama.chat_templates import UsableTemplates
+from .llama.interrupts import interrupts_held
 from .llama.llama_errors import Closed, model_errors, problems_of, prompt_errors
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
 from .llama.reader import PromptReader
+from .progress import Stages
 from .routed import PHASES, Given, Routed
 from .routing import registry
 from .routing.index import block_number, choose_target
@@ -59,6 +62,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    metadata = UsableTemplates()
 
     def __init__(
         self,
@@ -93,20 +97,17 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             probe: "one-pass", or "each": one evaluation with each adapter.
             layer: The block that the paper's signals read, negative from the end.
             tap: "input" of the projection, or "residual", the state before the block's norm.
-            mixture: "scales" (adapters one by one), "fused" (as one adapter, which is faster),
-                or "auto".
+            mixture: "scales" (adapters one by one), "fused" (as one, which is faster) or "auto".
             mixture_type: The stack's numbers: "exact", as the adapters are stored, or "q8_0".
             keep_route: How much the weights may change in a conversation without a new route.
             prefill: "mixture", or "base": only what follows the prompt is under the mixture.
-            adapter_memory: The bytes of adapters that llama.cpp may hold: a number, "512M", or
-                "auto", a quarter of what is free.
-            self_profile: Whether adapters without example prompts write texts that say what they
-                are for: True, False, or "kept", only those that were written earlier.
+            adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".
+            self_profile: Whether adapters without example prompts write some: True, False, or
+                "kept", only those that were written earlier.
             past: Whether the norms of your prompts are remembered, as a few numbers.
             links_out: Whether adapters may be links to files outside of the folder.
             progress: Called with (stage, done, total) while adapters are read and converted.
-            n_ctx: Context length in tokens; by default 4096, or what the model was trained with
-                if that is less.
+            n_ctx: Context length in tokens; by default that of training, at most 4096.
             verbose: Whether llama.cpp prints its log.
             **llama: Everything else goes to `llama_cpp.Llama` under its name there.
 
@@ -117,7 +118,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
         self._settings.check(other_problems=problems_of(adapters, llama))
-        self._progress = progress or (lambda _stage, _done, _total: None)
+        self._progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
@@ -132,7 +133,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             choose_target(self.pool.adapters, self.base, layer)
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with model_errors(model_path):
+        with model_errors(model_path), interrupts_held():
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.
@@ -169,12 +170,6 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         self.on_route: Callable[[Route], None] | None = None
         self._given: Given | None = None  # what `under` and the completions generate under
         self._turn = 0  # counts the prompts that reached the context
-
-    def __repr__(self) -> str:
-        return f"<LoGo {self.base.path.name}, {len(self.pool.names)} adapters>"
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        raise TypeError("a LoGo cannot be pickled or copied: open another one with LoGo(...)")
 
     # Answers
 
@@ -233,10 +228,6 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 chunk["logo"] = self._logo()
                 chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
             yield chunk
-
-    def _logo(self) -> dict[str, Any]:
-        route = (self.last_route or Route()).as_dict()
-        return {"route": route, "timings_ms": dict(self.timings_ms)}
 
     # Generation
 
@@ -329,22 +320,37 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             self._set_mixture([])
             self.reset()
             self.eval(prompt)
+            self._requires_eval = True  # the logits are the base's
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As in the parent, batch by batch, until it should stop.
 
-        Raises MixtureError where the mixture makes numbers that are not finite.
+        Ctrl+C is raised when a batch has been evaluated and counted. After an evaluation that
+        failed the context is empty. Raises MixtureError where the mixture makes NaN.
         """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
                 raise _Stopped
-            super().eval(tokens[start : start + self.n_batch])
-        try:
-            self.loaded.check_finite()
-        except MixtureError:
-            self.reset()
-            self._kv_key = None
-            raise
+            counted = False
+            try:
+                with interrupts_held():
+                    super().eval(tokens[start : start + self.n_batch])
+                    counted = True
+            finally:
+                if not counted:
+                    self._forget_all()
+        if not self.loaded.is_finite():
+            self._forget_all()
+            raise MixtureError(
+                "the mixture makes numbers that are not finite",
+                hint="smaller weights may help; logo-local check looks at the adapters",
+            )
+
+    def _forget_all(self) -> None:
+        """Drop the keys and values; what they were made from may not be known any more."""
+        self.loaded.forget_generated()
+        self.reset()
+        self._kv_key = None
 
     # Vectors and states
 
@@ -385,15 +391,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         Whatever is called afterwards raises PromptError.
         """
         if hasattr(self, "_stack"):  # not there when the parent was never initialised
-            super().close()
+            Llama.close(self)
             # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
             self._model = self._ctx = self.tokenizer_ = Closed()
-
-    def __enter__(self) -> LoGo:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def _ms_since(started: float) -> float:

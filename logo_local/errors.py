@@ -25,14 +25,23 @@ class LogoError(Exception):
 
     `message` says what went wrong and where, without a final full stop. `problems` lists every
     single thing found, when there is more than the message can say; an error is raised once, with
-    all of them. `hint` says what to type or change; it may be empty.
+    all of them. `hint` says what to type or change; it may be empty. `details` are every single
+    finding behind a problem that sums them up, for `--verbose` and `--json`.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[str] = (),
+        hint: str = "",
+        details: Sequence[str] = (),
+    ) -> None:
         super().__init__(message, tuple(problems), hint)
         self.message = message
         self.problems = tuple(problems)
         self.hint = hint
+        self.details = tuple(details)
 
     def __str__(self) -> str:
         return "; ".join((self.message, *self.problems))

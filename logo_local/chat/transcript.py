@@ -13,6 +13,7 @@ from typing import Any
 
 from ..ask import Message
 from ..errors import LogoError
+from ..files.text_file import read_start
 
 FORMAT = "logo-local chat"
 VERSION = 1
@@ -116,7 +117,7 @@ def _read(path: Path) -> Transcript:
     if path.exists() and not path.is_file():
         raise ValueError("it is no file")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_start(path, -1).decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()  # half a character has no tokens
     except UnicodeError as error:
         raise ValueError("it is not text in UTF-8") from error

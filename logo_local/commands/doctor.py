@@ -24,7 +24,7 @@ from .. import __version__, config
 from ..console.terminal import out_console, print_json, say
 from ..errors import LogoError
 
-PACKAGES = ("llama-cpp-python", "gguf", "numpy", "safetensors")
+PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..console.opening import open_by_options
 from ..console.options import ROUTES_ALONE, SAMPLING, SERVER, options
 from ..console.terminal import UsageError, say
 from ..errors import SettingsError
+from ..extras import install_hint
 
 if TYPE_CHECKING:
     from ..server.guard import Rules
@@ -37,7 +38,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     except ImportError as error:
         raise SettingsError(
             f"serve needs packages that are not installed ({error.name})",
-            hint="pip install 'logo-local[server]'",
+            hint=install_hint("server"),
         ) from error
     rules = _rules(given)
     with _socket(given["host"], given["port"]) as bound:

@@ -219,7 +219,8 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
 
 def rare(command: click.Command) -> str:
     """A line that names the options which `--help` leaves out; "" without any."""
-    flags = [p.opts[0] for p in command.params if isinstance(p, click.Option) and p.hidden]
+    hidden = [p for p in command.params if isinstance(p, click.Option) and p.hidden]
+    flags = [(p.secondary_opts or p.opts)[0] for p in hidden]
     return f"Rarely needed: {', '.join(flags)} (docs/commands.md)." if flags else ""
 
 

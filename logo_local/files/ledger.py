@@ -26,7 +26,7 @@ from .folder import Stamp, weights_in
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file and of what `adapter_file` checks: another number checks all again
+FORMAT = 2  # of the file and of what `adapter_file` checks: another number checks all again
 SETTLED_NS = 3_000_000_000  # a file is trusted when it was this old when it was read
 
 

@@ -249,7 +249,7 @@ class Pool:
                 known[entry.path] = _Known(entry, adapter)
             except AdapterError as error:
                 reason = "; ".join(error.problems) or error.message
-                problems.append(Problem(entry.name, entry.path, reason, error.hint))
+                problems.append(Problem(entry.name, entry.path, reason, error.hint, error.details))
                 unused[entry.path] = entry.stamp
         self._seen = (stamp, unused)
         if progress is not None and fresh:

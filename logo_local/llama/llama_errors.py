@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-from ..errors import ModelError, PromptError
+from ..errors import LogoError, ModelError, PromptError
 
 
 class Closed:
@@ -41,7 +41,9 @@ def prompt_errors() -> Iterator[None]:
     """Translate bare errors for a prompt that does not fit the context, or the chat template."""
     try:
         yield
-    except (ValueError, TemplateError) as error:
+    except LogoError:
+        raise
+    except Exception as error:
         if "exceed context window" in str(error):
             raise PromptError(
                 f"the prompt does not fit: {error}",
@@ -51,9 +53,16 @@ def prompt_errors() -> Iterator[None]:
         if not any(f.filename == "<template>" for f in traceback.extract_tb(error.__traceback__)):
             raise
         raise PromptError(
-            f"the model's chat template refuses this conversation: {error}",
+            f"the model's chat template refuses this conversation: {_reason(error)}",
             hint="some know no system message; --raw does without a template",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a template raised: its own words, or the kind of a slip in it (TypeError)."""
+    text = str(error)
+    in_its_own_words = isinstance(error, (ValueError, TemplateError))
+    return text if in_its_own_words else f"{type(error).__name__}: {text}"
 
 
 def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import PromptError
 from ..files.model_card import CARD, card_fields
+from ..files.text_file import decoded, is_encodable, read_start
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +32,20 @@ def read_prompts(path: Path) -> list[str]:
     with every bad line, for a file that cannot be read.
     """
     try:
-        raw = path.read_bytes()[:MOST]
-        lines = raw.decode("utf-8").splitlines()
+        raw = read_start(path, MOST + 1)
+        text = decoded(_whole_lines(path, raw))
     except OSError as error:
         raise PromptError(
             f"the prompts {path} cannot be read: {error.strerror}",
             hint="give a text file with one example prompt a line",
         ) from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise PromptError(
-            f"{path} is not UTF-8 text: {error.reason}", hint="save it as UTF-8"
+            f"the prompts {path} cannot be used: {error}",
+            hint="give a text file with one example prompt a line",
         ) from error
+    # A JSON string may hold other line separators as they are; a text file's are line ends.
+    lines = text.split("\n") if path.suffix == ".jsonl" else text.splitlines()
     if path.suffix != ".jsonl":
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     prompts, problems = [], []
@@ -50,9 +54,9 @@ def read_prompts(path: Path) -> list[str]:
             continue
         try:
             context = json.loads(line)["context"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             context = None
-        if isinstance(context, str) and context.strip():
+        if isinstance(context, str) and context.strip() and is_encodable(context):
             prompts.append(context.strip())
         else:
             problems.append(f"line {number} is not an object with a text `context`")
@@ -63,6 +67,18 @@ def read_prompts(path: Path) -> list[str]:
             hint='a line looks like this: {"context": "Sort these words: pear, fig"}',
         )
     return prompts
+
+
+def _whole_lines(path: Path, raw: bytes) -> bytes:
+    """`raw` up to the last line that ends within `MOST` bytes; a warning says what is left out."""
+    if len(raw) <= MOST:
+        return raw
+    whole = raw[: raw.rfind(b"\n", 0, MOST) + 1]
+    n_lines = whole.count(b"\n")
+    log.warning(
+        "%s is larger than %d MiB: only its first %d lines are read", path, MOST >> 20, n_lines
+    )
+    return whole
 
 
 def prompts_beside(origin: Path) -> list[str]:
