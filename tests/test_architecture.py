@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = {"logo_local": ROOT / "logo_local", "logo_local.convert": ROOT / "convert"}
 
-FOUNDATION = {"errors", "extras", "hidden_states", "progress"}
+FOUNDATION = {"errors", "extras", "hidden_states", "prefix", "progress"}
 # What each package may import beside itself: the rows go from the bottom up.
 MAY_IMPORT = {
     **{name: set() for name in FOUNDATION},

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from random_gguf import write_adapter, write_base
 
+from logo_local.convert import FOR_POOL
 from logo_local.errors import AdapterError, PoolError
 from logo_local.files.adapter_file import largest_change, read_adapter
 from logo_local.files.base_model import BaseModel
@@ -363,7 +364,9 @@ def test_the_healthy_adapters_of_the_same_folder_load(tmp_path):
         (folder / f"{name}.gguf").write_bytes(g.adapter().pack())
     seen = []
 
-    pool = Pool.open(folder, BASE, cache=tmp_path / "cache", on_problem=seen.append)
+    pool = Pool.open(
+        folder, BASE, cache=tmp_path / "cache", converter=FOR_POOL, on_problem=seen.append
+    )
 
     assert pool.names == ("aaa", "bad050-sound", "zzz")
     assert tuple(seen) == pool.problems

@@ -48,7 +48,7 @@ def test_a_merged_file_equals_the_mixture(parts, base, tmp_path):
     llama = Llama(str(base.path), n_ctx=256, verbose=False, type_k=0, type_v=0)
     probe = EachProbe(LoadedModel(llama))
     residents = ResidentAdapters(llama.model, 1 << 30)
-    mixer = Mixer(llama.model, llama.context_params, probe.ctx, "llama", residents, way="scales")
+    mixer = Mixer(LoadedModel(llama), probe.ctx, residents, way="scales")
     one = read_adapter(tmp_path / "merged.gguf", base)
     mixer.set([(one, 1.0)])
     found = probe.logits(TOKENS)

@@ -51,8 +51,8 @@ class Gate:
 class Unsure(FakeLoGo):
     """Applies every route by half."""
 
-    def _route(self, text):
-        return replace(super()._route(text), strength=0.5)
+    def _route(self, text, routing=None):
+        return replace(super()._route(text, routing), strength=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ..errors import AdapterError
 from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
 from .digest import sha256_of_all
 from .folder import Stamp, weights_in
+from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +80,11 @@ class Ledger:
         """Write what is new. A disk that is full or forbidden costs time at the next start only."""
         if not self._changed:
             return
-        unfinished = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(self._as_json()), encoding="utf-8")
-            os.replace(unfinished, self.path)
+            write_whole(self.path, json.dumps(self._as_json()).encode())
             self._changed = False
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error.strerror)
-            with suppress(OSError):
-                unfinished.unlink()
 
     def _as_json(self) -> dict[str, Any]:
         numbers = {id(layout): i for i, layout in enumerate(self._layouts.values())}

@@ -317,7 +317,8 @@ class Pool:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
         if self.converter is None:
             raise AdapterError(
-                "an adapter folder, and nothing converts it", hint="convert it first"
+                "an adapter folder, and nothing converts it",
+                hint="give Pool.open converter=logo_local.convert.FOR_POOL",
             )
         parts = (self.base.fingerprint, f"converter {self.converter.version}", _OUTTYPE)
         out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"

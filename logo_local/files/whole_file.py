@@ -35,6 +35,13 @@ def written_whole(out: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_whole(out: Path, content: bytes) -> None:
+    """Write `content` to `out`, whole or not at all; makes the folder. Raises OSError."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def _host() -> str:
     """This machine in a file's name: a folder on a network has files of several."""
     return re.sub(r"[^A-Za-z0-9]", "_", platform.node())[:32] or "_"

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import PromptError
 from ..hidden_states import FloatArray, Hidden, Place, Reading, kept_positions, row_step
+from ..prefix import common_prefix
 from .model import LoadedModel
 from .native import Tap
 
@@ -167,9 +168,3 @@ class EachProbe:
     def close(self) -> None:
         """Free the context."""
         self._context.close()
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` have in common from the start."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)

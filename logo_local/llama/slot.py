@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from ..errors import AdapterError, NativeError
 from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
+from ..files.lora_writer import lora_writer
 from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
 from .model import LoadedModel
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
@@ -215,20 +216,16 @@ def _write_empty(
 ) -> None:
     """A GGUF LoRA file of zeros, which takes no room on disks that know sparse files."""
     kind = gguf.GGMLQuantizationType[dtype.upper()]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # llama.cpp then applies no alpha/rank
     n_bytes = 0
-    for target, module in modules.items():
-        for side, shape in (("lora_a", module.a_shape), ("lora_b", module.b_shape)):
-            size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
-            writer.add_tensor_info(f"{target}.{side}", shape, np.dtype(np.float32), size, kind)
-            n_bytes += gguf.GGUFWriter.ggml_pad(size, writer.data_alignment)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    with lora_writer(path, architecture) as writer:
+        for target, module in modules.items():
+            for side, shape in (("lora_a", module.a_shape), ("lora_b", module.b_shape)):
+                size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
+                writer.add_tensor_info(f"{target}.{side}", shape, np.dtype(np.float32), size, kind)
+                n_bytes += gguf.GGUFWriter.ggml_pad(size, writer.data_alignment)
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
     with path.open("r+b") as file:
         header = file.seek(0, os.SEEK_END)
         file.truncate(gguf.GGUFWriter.ggml_pad(header, writer.data_alignment) + n_bytes)

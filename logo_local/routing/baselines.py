@@ -9,8 +9,8 @@ vector of one.
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from ..files.whole_file import write_whole
 from ..hidden_states import FloatArray
 
 Moments = npt.NDArray[np.float64]
@@ -73,15 +74,13 @@ class Baselines:
         if not self._unsaved or self.path is None:
             return
         self._unsaved = 0
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        # The keys are values, not names in the archive: they may hold any character.
+        arrays: dict[str, Any] = {"keys": list(self._moments)}
+        arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                # The keys are values, not names in the archive: they may hold any character.
-                arrays: dict[str, Any] = {"keys": list(self._moments)}
-                arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
-                np.savez(stream, **arrays)
-            temporary.replace(self.path)
+            write_whole(self.path, stream.getvalue())
         except OSError as error:
             log.warning(
                 "what texts do to adapters is not remembered: %s: %s", self.path, error.strerror

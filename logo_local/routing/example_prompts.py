@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from ..errors import PromptError
 from ..files.model_card import CARD, card_fields
 from ..files.text_file import decoded, is_encodable, read_start
+from ..files.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,24 @@ def read_prompts(path: Path) -> list[str]:
             f"the prompts {path} cannot be used: {error}",
             hint="give a text file with one example prompt a line",
         ) from error
-    # A JSON string may hold other line separators as they are; a text file's are line ends.
-    lines = text.split("\n") if path.suffix == ".jsonl" else text.splitlines()
     if path.suffix != ".jsonl":
+        lines = text.splitlines()
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    prompts, problems = _contexts(text)
+    if problems:
+        raise PromptError(
+            f"the prompts {path} cannot be used",
+            problems=problems,
+            hint='a line looks like this: {"context": "Sort these words: pear, fig"}',
+        )
+    return prompts
+
+
+def _contexts(text: str) -> tuple[list[str], list[str]]:
+    """The prompts in JSON lines, and what is wrong with the others."""
     prompts, problems = [], []
-    for number, line in enumerate(lines, start=1):
+    # Only line feeds end a line here: a JSON string may hold other separators as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -60,13 +72,7 @@ def read_prompts(path: Path) -> list[str]:
             prompts.append(context.strip())
         else:
             problems.append(f"line {number} is not an object with a text `context`")
-    if problems:
-        raise PromptError(
-            f"the prompts {path} cannot be used",
-            problems=problems,
-            hint='a line looks like this: {"context": "Sort these words: pear, fig"}',
-        )
-    return prompts
+    return prompts, problems
 
 
 def _whole_lines(path: Path, raw: bytes) -> bytes:
@@ -130,9 +136,21 @@ class TaughtPrompts:
         return self.folder / f"{key[:32]}.jsonl"
 
     def read(self, key: str) -> list[str]:
-        """What was given for this adapter, oldest first; nothing is an empty list."""
+        """What was given for this adapter, oldest first; nothing is an empty list.
+
+        Lines that are damaged are passed over with a warning, and so is a file that cannot be read:
+        routing goes on without them.
+        """
         path = self.path(key)
-        return read_prompts(path) if path.is_file() else []
+        try:
+            text = read_start(path, -1).decode("utf-8", "replace") if path.exists() else ""
+        except OSError as error:
+            log.warning("what was taught in %s cannot be read: %s", path, error.strerror)
+            return []
+        prompts, problems = _contexts(text)
+        if problems:
+            log.warning("%s is damaged: %s", path, "; ".join(problems))
+        return prompts
 
     def add(self, key: str, prompts: Iterable[str]) -> int:
         """Remember `prompts` that are not there yet; the number of those that are new."""
@@ -153,8 +171,5 @@ class TaughtPrompts:
         if not prompts:
             path.unlink(missing_ok=True)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         lines = (json.dumps({"context": p}, ensure_ascii=False) + "\n" for p in prompts)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(lines).encode())

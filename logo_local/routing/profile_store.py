@@ -7,15 +7,16 @@ is broken or of another model is made anew.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files.whole_file import write_whole
 from ..hidden_states import FloatArray
 from .profiles import Profile
 
@@ -68,7 +69,9 @@ class ProfileStore:
         if made is None:
             made = make()
             texts, gain = made
-            _write(path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode())
+            write_whole(
+                path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode()
+            )
         texts, gain = made
         if not texts:
             return None
@@ -94,11 +97,9 @@ class ProfileStore:
         except (OSError, ValueError, EOFError) as error:
             log.warning("%s is made anew: %s", path, error)
         made = np.stack([embed(text) for text in texts])  # (n, F) float32
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, made.astype(np.float16))
-        temporary.replace(path)
+        stream = io.BytesIO()
+        np.save(stream, made.astype(np.float16))
+        write_whole(path, stream.getvalue())
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
 
 
@@ -112,10 +113,3 @@ def _load_samples(path: Path) -> tuple[list[str], float] | None:
         log.warning("%s is damaged and made anew: %s", path, error)
         return None
     return [str(text) for text in texts], gain
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

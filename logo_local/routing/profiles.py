@@ -142,7 +142,7 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
     """The mean distance of texts from their profile's centre, made without them, in folds.
 
     Profiles of a single text are no measure of this: with nothing else, half the distance
-    between two profiles stands for it, or, for a lone one, infinity: anything may be near.
+    between two profiles stands for it, or, without any distance, infinity: anything may be near.
     """
     several = [of_one for of_one in vectors if len(of_one) > 1]
     found = []
@@ -156,6 +156,6 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
             found += np.linalg.norm(whitening(left_out) - mean, axis=1).tolist()
     if found:
         return max(float(np.mean(found)), 1e-6)
-    if len(centres) < 2:
-        return float("inf")
-    return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).mean()) / 2
+    apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)  # (N - 1,)
+    # Profiles of one and the same text say no more than a lone one.
+    return float(apart.mean()) / 2 if apart.any() else float("inf")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ask import Engine
+from ..prefix import common_prefix
 from .failures import RequestError
 
 Work = Callable[[Engine], Iterator[Any]]
@@ -126,7 +127,7 @@ class Lanes:
         if self._idle:
             lane = self._idle[0]
             if len(self._idle) > 1:  # the comparison takes its time
-                lane = max(self._idle, key=lambda one: _common(one.last_key, key))
+                lane = max(self._idle, key=lambda one: common_prefix(one.last_key, key))
             self._give(lane, job)
         elif len(self.waiting) < self.most_waiting:
             self.waiting.append(job)
@@ -219,12 +220,6 @@ class Lanes:
             self._give(lane, self.waiting.popleft())
         else:
             self._idle.append(lane)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    n = min(len(one), len(other))
-    return next((i for i in range(n) if one[i] != other[i]), n)
 
 
 def _too_many(why: str, seconds: int) -> RequestError:
