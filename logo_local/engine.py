@@ -391,7 +391,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         Whatever is called afterwards raises PromptError.
         """
         if hasattr(self, "_stack"):  # not there when the parent was never initialised
-            Llama.close(self)
+            super().close()
             # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
             self._model = self._ctx = self.tokenizer_ = Closed()
 

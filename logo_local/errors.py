@@ -17,6 +17,7 @@ for each problem, and one `hint:` line. Anything else that escapes is a bug of o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -41,6 +42,8 @@ class LogoError(Exception):
         self.message = message
         self.problems = tuple(problems)
         self.hint = hint
+        if hint and sys.version_info >= (3, 11):
+            self.add_note(f"hint: {hint}")
         self.details = tuple(details)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import Self
 
@@ -50,9 +50,11 @@ class Routed:
     _progress: Stages
     _given: Given | None  # what `under` and the completions generate under
 
-    def close(self) -> None:
-        """Free everything; the engine's."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # the engine's
+
+        def close(self) -> None: ...  # noqa: D102
+        @property
+        def create_completion(self) -> Any: ...  # noqa: D102
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +67,10 @@ class Routed:
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         raise TypeError("a LoGo cannot be pickled or copied: open another one with LoGo(...)")
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        """The same as `create_completion`."""
+        return self.create_completion(prompt, **options)
 
     def _logo(self) -> dict[str, Any]:
         """What an answer carries."""

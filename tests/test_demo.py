@@ -105,7 +105,7 @@ def test_a_prompt_is_routed_among_all_adapters(demo, examples, manifest):
     assert route.all_scores.keys() == manifest["tasks"].keys()
     assert 1 <= len(route.names) <= demo.routing.top_k
     assert route.signal == "mixed"
-    assert demo.unasked() == []  # every bundled adapter has example prompts
+    assert demo.without_profile() == []  # every bundled adapter has example prompts
 
 
 def run(*arguments):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from logo_local.hidden_states import Hidden
+from logo_local.routing.profile_store import ProfileStore
 from logo_local.routing.profiles import LEAST_GAIN, MOST_GAIN, Measure, Profile, embed
 
 
@@ -67,3 +68,27 @@ def test_profiles_of_one_text_can_be_told_apart():
 )
 def test_samples_tell_when_they_are_neither_the_bases_nor_noise(gain, tells):
     assert profile((1, 0), gain=gain).tells is tells
+
+
+def test_vectors_are_made_once_and_read_again(tmp_path):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"x" * 100)
+    store = ProfileStore(tmp_path / "cache", model)
+    made = store.of_prompts(["a", "b"], lambda text: np.array([ord(text), 1.0], np.float32))
+
+    def never(_text):
+        raise AssertionError("the vectors are in the cache")
+
+    again = ProfileStore(tmp_path / "cache", model).of_prompts(["a", "b"], never)
+    np.testing.assert_array_equal(again.vectors, made.vectors)
+    samples = store.of_samples("k" * 64, lambda: (["a"], 0.5), lambda _t: np.ones(2, np.float32))
+    read = store.of_samples("k" * 64, never, never)
+    assert (read.gain, read.vectors.tolist()) == (samples.gain, samples.vectors.tolist())
+    assert store.of_samples("n" * 64, lambda: ([], 0.0), never) is None
+
+
+def test_profiles_of_one_and_the_same_text_are_near_to_everything():
+    one = profile((3, 1))
+    found = Measure.fit({"a": one, "b": one})
+    assert found.typical == float("inf")
+    assert found.nearness(np.array([9.0, 9.0], np.float32)).tolist() == [0.0, 0.0]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class BaseModel:
     n_head_kv: int
     n_expert: int
     n_ctx_train: int
-    tensors: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
     n_rotary: int = 0  # rows of a head that are rotated; 0 where the file does not say
     has_mrope: bool = False  # rotated by several positions (time, height, width)
 

@@ -136,6 +136,9 @@ class Pool:
         pool.rescan(progress=progress)
         return pool
 
+    def __repr__(self) -> str:
+        return f"<Pool {self.folder}, {len(self.adapters)} adapters>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all usable adapters, sorted."""
