@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from . import config
 from .errors import AdapterError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
+from .llama.api_check import check_api
 from .llama.embedding import Embedder
 from .llama.interrupts import interrupts_held
 from .llama.llama_errors import model_errors, problems_of, prompt_errors
@@ -44,6 +46,8 @@ from .settings import (
 )
 
 log = logging.getLogger(__name__)
+
+_opening = threading.Lock()
 
 N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 
@@ -120,6 +124,7 @@ class LoGo(RoutedLlama):
             past=past,
         )
         routing.check(other_problems=problems_of(adapters, llama))
+        check_api()
         self._settings = routing
         self._progress = progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
@@ -137,7 +142,9 @@ class LoGo(RoutedLlama):
 
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with model_errors(model_path), interrupts_held():
+        # llama_cpp redirects the process's output while it loads, which two threads must not do at
+        # once: each would restore what the other has redirected.
+        with _opening, model_errors(model_path), interrupts_held():
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.

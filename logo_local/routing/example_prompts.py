@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from typing import Any
 from ..errors import PromptError
 from ..files.model_card import CARD, card_fields
 from ..files.text_file import decoded, is_encodable, read_start
+from ..files.whole_file import written_whole
 
 log = logging.getLogger(__name__)
+
+_writing = threading.Lock()  # engines in several threads may be taught at once
 
 MOST = 1 << 20  # bytes of a file that are read; examples beyond are left out with a warning
 
@@ -136,16 +139,18 @@ class TaughtPrompts:
 
     def add(self, key: str, prompts: Iterable[str]) -> int:
         """Remember `prompts` that are not there yet; the number of those that are new."""
-        known = self.read(key)
-        new = [p for p in dict.fromkeys(prompts) if p not in known]
-        self._write(key, [*known, *new])
+        with _writing:
+            known = self.read(key)
+            new = [p for p in dict.fromkeys(prompts) if p not in known]
+            self._write(key, [*known, *new])
         return len(new)
 
     def forget(self, key: str, *, last: bool = False) -> int:
         """Remove all that was given for this adapter, or the `last` prompt; how many went."""
-        known = self.read(key)
-        kept = known[:-1] if last else []
-        self._write(key, kept)
+        with _writing:
+            known = self.read(key)
+            kept = known[:-1] if last else []
+            self._write(key, kept)
         return len(known) - len(kept)
 
     def _write(self, key: str, prompts: Sequence[str]) -> None:
@@ -154,7 +159,6 @@ class TaughtPrompts:
             path.unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         lines = (json.dumps({"context": p}, ensure_ascii=False) + "\n" for p in prompts)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text("".join(lines), encoding="utf-8")
