@@ -87,13 +87,13 @@ import os, threading, time
 import llama_cpp
 from logo_local import LoGo
 
-real = llama_cpp.llama_model_load_from_file
+real = llama_cpp.llama_cpp.llama_model_load_from_file
 
 def slow(*given):  # the second thread begins while the first is here, and ends after it
     time.sleep(0.2)
     return real(*given)
 
-llama_cpp.llama_model_load_from_file = slow
+llama_cpp.llama_cpp.llama_model_load_from_file = slow
 before = [os.fstat(n).st_ino for n in (1, 2)]
 def use():
     LoGo({str(random_base)!r}, {str(random_adapters)!r}, n_ctx=256).close()
