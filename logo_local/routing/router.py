@@ -102,7 +102,7 @@ class Router:
             as_text=as_text,
             progress=progress,
         )
-        self._generic = UsualNorms(self._store.folder / "generic.npz")
+        self._generic = UsualNorms(self._store.folder / "generic-texts.npz")
         past = self._store.past_file(config.data_dir())
         self._past = UsualNorms(past) if settings.past else None
         self._index = index
