@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, Moments]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             found = {str(k): archive[f"m{i}"] for i, k in enumerate(archive["keys"].tolist())}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         log.warning("%s is damaged and begun anew: %s", path, error)
