@@ -276,12 +276,22 @@ class LoGo(RoutedLlama):
         """As in the parent, with ["logo"] added to the result."""
         return self._with_logo((), super().create_completion, *args, **kwargs)
 
-    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, with ["logo"] added to the result; see `route` for what is routed."""
+    def create_chat_completion(
+        self,
+        messages: Any,
+        *args: Any,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in the parent, with ["logo"] added to the result; see `route` for what is routed.
+
+        The model's chat template is given `chat_template_kwargs`: enable_thinking, for instance.
+        """
         parts: Sequence[Messages] = ()
         if self._fixed is None and not self._tokens_only:
             parts = self._parts(messages)
-        return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
+        with self.template_settings(chat_template_kwargs):
+            return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
         """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.

@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import NativeError, PromptError
+from ..errors import ContextError, NativeError, PromptError
 from ..files.base_model import BaseModel
 from ..routing.signals import FloatArray
 from .interrupts import make_context
@@ -47,7 +47,7 @@ class Embedder:
     def embed(self, tokens: Sequence[int]) -> FloatArray:
         """The vector (n_embd,), float32, of one text. PromptError where it is empty or too long."""
         if not 0 < len(tokens) <= self._n_ctx:
-            raise PromptError(
+            raise (ContextError if tokens else PromptError)(
                 f"a text has {len(tokens)} tokens, and may have 1 to {self._n_ctx}",
                 hint="shorten it, or give a larger --ctx-size",
             )

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-from ..errors import LogoError, ModelError, PromptError
+from ..errors import ContextError, LogoError, ModelError, PromptError
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def prompt_errors() -> Iterator[None]:
         raise
     except Exception as error:
         if "exceed context window" in str(error):
-            raise PromptError(
+            raise ContextError(
                 f"the prompt does not fit: {error}",
                 hint="shorten it, or give a larger --ctx-size",
             ) from error

@@ -6,14 +6,14 @@ do all that again, the way is gone until there, and no further.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from llama_cpp import Llama
 
 from ..errors import PromptError
-from .chat_templates import with_usable_templates
+from .chat_templates import handler_with, with_usable_templates
 
 
 class PromptSeen(Exception):
@@ -32,6 +32,7 @@ class PromptTokens(Llama):  # type: ignore[misc]
 
     _seed: int  # the parent's, and so is the next
     cache: Any
+    chat_handler: Any
     _tokens_only = False
     _metadata: dict[str, str]
 
@@ -43,6 +44,22 @@ class PromptTokens(Llama):  # type: ignore[misc]
     @metadata.setter
     def metadata(self, found: dict[str, str]) -> None:
         self._metadata = with_usable_templates(found)
+
+    @contextmanager
+    def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
+        """Within this block the model's own chat template knows these names.
+
+        PromptError where the model brings no template.
+        """
+        if not settings:
+            yield
+            return
+        before = self.chat_handler
+        self.chat_handler = handler_with(self, settings)
+        try:
+            yield
+        finally:
+            self.chat_handler = before
 
     def stop_at(self, prompt: list[int]) -> None:
         """Do not go on to generate where only the tokens are wanted."""

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import NativeError, PromptError
+from ..errors import ContextError, NativeError, PromptError
 from ..llama.interrupts import interrupts_held, make_context
 from ..llama.native import EvalCallback, Place, Reading, Tap
 from .signals import FloatArray
@@ -87,7 +87,7 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
     if not tokens:
         raise PromptError("the prompt is empty", hint="there is nothing to choose adapters by")
     if len(tokens) > n_ctx:
-        raise PromptError(
+        raise ContextError(
             f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}",
             hint="shorten it, or give a larger --ctx-size",
         )

@@ -76,6 +76,9 @@ class Guard:
                 return
             self._check_key(scope, headers)
             body = await _body(headers, receive)
+            if scope["method"] == "POST" and b"content-type" not in dict(scope["headers"]):
+                json_type = (b"content-type", b"application/json")  # what it can only be
+                scope = {**scope, "headers": [*scope["headers"], json_type]}
         except RequestError as error:
             await _refuse(send, error)
             return
