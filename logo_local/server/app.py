@@ -283,6 +283,7 @@ async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        del item, gone, task  # an error's traceback holds this frame: no cycle through them
 
 
 async def _gone(request: Request) -> None:
