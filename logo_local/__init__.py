@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine import LoGo
     from .errors import (
         AdapterError,
+        ContextError,
         ConversionError,
         LogoError,
         MixtureError,
@@ -41,6 +42,7 @@ __all__ = [
     "AdapterError",
     "AdapterFile",
     "BaseModel",
+    "ContextError",
     "Conversion",
     "ConversionError",
     "FakeLoGo",

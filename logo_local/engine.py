@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from .errors import MixtureError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
+from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
 from .llama.interrupts import interrupts_held
-from .llama.llama_errors import Closed, model_errors, problems_of, prompt_errors
+from .llama.llama_errors import Closed, loading, problems_of, prompt_errors
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
 from .llama.reader import PromptReader
-from .progress import Stages
+from .progress import Stages, ms_since
 from .routed import PHASES, Given, Routed
 from .routing import registry
 from .routing.index import block_number, choose_target
@@ -118,6 +119,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
         self._settings.check(other_problems=problems_of(adapters, llama))
+        check_api()
         self._progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
@@ -133,7 +135,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             choose_target(self.pool.adapters, self.base, layer)
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with model_errors(model_path), interrupts_held():
+        with loading(model_path):
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.
@@ -142,7 +144,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 **llama,
             )
         self._set_up()
-        self.timings_ms["load"] = _ms_since(started)
+        self.timings_ms["load"] = ms_since(started)
 
     def _set_up(self) -> None:
         """Make what routes and blends, once the model is there."""
@@ -179,17 +181,19 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         messages: list[ChatCompletionRequestMessage],
         *,
         routing: Routing | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Any:
         """As in llama_cpp, with ["logo"] in the result.
 
         `top_k` is that of the tokens; `routing` says how this call is routed:
-        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}. See `route` for what of
-        a conversation is routed. Raises PromptError, SettingsError, UnknownAdapterError or
-        AdapterError before anything is generated.
+        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}; see `route`. The chat
+        template is given `chat_template_kwargs`, {"enable_thinking": False} for instance. Raises
+        PromptError, SettingsError, UnknownAdapterError or AdapterError.
         """
         complete = super().create_chat_completion
-        return self._answer(messages, routing, lambda: complete(messages, **options))
+        with self.loaded.template_settings(chat_template_kwargs):
+            return self._answer(messages, routing, lambda: complete(messages, **options))
 
     @like(Llama.create_completion)
     def create_completion(
@@ -266,7 +270,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                     token = parent.send(more)
                 except StopIteration:
                     return
-                self.timings_ms[phase] += _ms_since(started)
+                self.timings_ms[phase] += ms_since(started)
                 phase = "decode"
                 if not llama_vocab_is_eog(self._model.vocab, token):  # the parent counts so, too
                     self.usage["completion_tokens"] += 1
@@ -289,11 +293,11 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         if by_base:
             started = time.perf_counter()
             self._read_by_base(prompt)
-            self.timings_ms["prefill"] = _ms_since(started)
+            self.timings_ms["prefill"] = ms_since(started)
         started = time.perf_counter()
         mixture = list(zip(adapters, route.applied.values(), strict=True))
         way = self._set_mixture(mixture, keys_are_right=by_base)
-        self.timings_ms["mixture"] = _ms_since(started)
+        self.timings_ms["mixture"] = ms_since(started)
         self.last_route = replace(route, mixture=way)
         if self.on_route is not None:
             self.on_route(self.last_route)
@@ -394,7 +398,3 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             super().close()
             # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
             self._model = self._ctx = self.tokenizer_ = Closed()
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

@@ -9,6 +9,7 @@
     │   └── UnknownAdapterError  a name that is not in it
     ├── SettingsError       an option, an environment variable or the config file
     ├── PromptError         a prompt that cannot be evaluated
+    │   └── ContextError    one that is longer than the context
     └── NativeError         llama.cpp answered otherwise than this project was written for
 
 A `LogoError` is a user's to solve: the command line prints it as one `error:` line, one line
@@ -80,6 +81,10 @@ class SettingsError(LogoError):
 
 class PromptError(LogoError):
     """The prompt cannot be evaluated, for instance because it is longer than the context."""
+
+
+class ContextError(PromptError):
+    """The prompt is longer than the context."""
 
 
 class NativeError(LogoError):

@@ -1,7 +1,8 @@
-"""Progress of long work, whose stages end also when the work is given up."""
+"""Progress of long work, whose stages end also when the work is given up; and how long it took."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,8 @@ class Stages:
             for stage, total in list(self._open.items()):
                 self(stage, total, total)
             raise
+
+
+def ms_since(started: float) -> float:
+    """Milliseconds since `time.perf_counter()` was `started`."""
+    return (time.perf_counter() - started) * 1000

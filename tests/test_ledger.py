@@ -12,6 +12,7 @@ from logo_local.files import ledger as ledger_module
 from logo_local.files import pool as pool_module
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
+from logo_local.files.cache_file import keep, kept
 from logo_local.files.folder import stamp_of
 from logo_local.files.ledger import Ledger, content_key
 from logo_local.files.pool import Pool
@@ -137,9 +138,9 @@ def test_a_file_that_cannot_be_hashed_is_named(tmp_path):
 def test_a_damaged_ledger_means_checking_again(opened, tmp_path, damage, caplog):
     opened()
     (path,) = (tmp_path / "cache" / "checked").iterdir()
-    good = path.read_text()
-    path.write_text(damage(good))
-    assert path.read_text() != good
+    good = kept(path).decode()
+    assert damage(good) != good
+    assert keep(path, damage(good).encode())  # with a right checksum: another program's, perhaps
     pool, read = opened()
     assert read == ALL
     assert "adapters are checked again" in caplog.text
@@ -158,3 +159,15 @@ def test_a_disk_that_takes_nothing_costs_time_only(folder, base, tmp_path, caplo
     pool = Pool.open(folder, base, cache=tmp_path / "file")
     assert len(pool.adapters) == 5
     assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_changed_byte_in_a_ledger_means_checking_again(opened, tmp_path, at, caplog):
+    opened()
+    (path,) = (tmp_path / "cache" / "checked").iterdir()
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data))] ^= 1
+    path.write_bytes(data)
+    assert opened()[1] == ALL
+    assert "is damaged and made anew" in caplog.text
+    assert opened()[1] == []

@@ -56,6 +56,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
                 defaults=Sampling(**{name: given[name] for name in (*SAMPLED, "seed")}),
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
+                any_model=given["any_model"],
             )
 
 

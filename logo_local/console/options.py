@@ -185,6 +185,11 @@ SERVER = (
         "vscode-webview://*; may be given several times, as --allow-host.",
     ),
     _shared(
+        "--any-model",
+        is_flag=True,
+        help="Take unknown model names for auto: some tools send a name that cannot be changed.",
+    ),
+    _shared(
         "--parallel",
         type=click.IntRange(1, 64),
         default=1,

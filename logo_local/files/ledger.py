@@ -20,9 +20,9 @@ from typing import Any
 
 from ..errors import AdapterError
 from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
+from .cache_file import keep, kept
 from .digest import sha256_of_all
 from .folder import Stamp, weights_in
-from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,8 @@ class Ledger:
         """Write what is new. A disk that is full or forbidden costs time at the next start only."""
         if not self._changed:
             return
-        try:
-            write_whole(self.path, json.dumps(self._as_json()).encode())
+        if keep(self.path, json.dumps(self._as_json()).encode()):
             self._changed = False
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self.path, error.strerror)
 
     def _as_json(self) -> dict[str, Any]:
         numbers = {id(layout): i for i, layout in enumerate(self._layouts.values())}
@@ -106,8 +103,11 @@ class Ledger:
         }
 
     def _load(self) -> None:
+        data = kept(self.path)
+        if data is None:
+            return
         try:
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(data)
             layouts = [
                 {target: _module(*values) for target, values in layout.items()}
                 for layout in content["layouts"]
@@ -120,9 +120,7 @@ class Ledger:
                 )
                 pairs = tuple((int(n), int(t)) for n, t in stamp)
                 self._known[path] = Known(pairs, adapter, str(sha))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             log.warning("%s is damaged, and adapters are checked again: %s", self.path, error)
             self._known = {}
             return

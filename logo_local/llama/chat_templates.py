@@ -1,4 +1,4 @@
-"""Chat templates that jinja cannot compile, which must not make the model itself unusable."""
+"""Chat templates: those that jinja cannot compile, and settings for those that have some."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
+from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from ..errors import PromptError
 
 log = logging.getLogger(__name__)
 
+# What llama_cpp itself gives to a template.
+_OWN = frozenset(
+    {"messages", "functions", "function_call", "tools", "tool_choice", "add_generation_prompt"}
+    | {"eos_token", "bos_token", "raise_exception", "strftime_now"}
+)
 _PREFIX = "tokenizer.chat_template"  # with a name behind a dot for further ones
 
 
@@ -34,6 +42,37 @@ def with_usable_templates(metadata: Mapping[str, str]) -> dict[str, str]:
             text = json.dumps(reason).replace("{", "(").replace("}", ")")
             usable[key] = f"{{{{ raise_exception({text}) }}}}"
     return usable
+
+
+class _Formatter(Jinja2ChatFormatter):  # type: ignore[misc]
+    """llama_cpp's, whose template knows `settings` beside the messages."""
+
+    settings: Mapping[str, Any]
+
+    def __call__(self, **given: Any) -> Any:
+        return super().__call__(**{**self.settings, **given})
+
+
+def handler_with(llama: Llama, settings: Mapping[str, Any]) -> Any:
+    """A chat handler of llama_cpp's for the model's template, which `settings` are given to.
+
+    PromptError where the model brings no template, or a name is one that llama_cpp gives itself.
+    """
+    template = llama.metadata.get(_PREFIX)
+    own = [name for name in settings if name in _OWN or not name.isidentifier()]
+    if template is None or own:
+        why = f"cannot set {', '.join(own)}" if own else "there is no chat template"
+        raise PromptError(f"chat_template_kwargs: {why}", hint="leave them out")
+    ids = {"eos": llama.token_eos(), "bos": llama.token_bos()}
+    tokens = {
+        name: llama._model.token_get_text(number) if number != -1 else ""
+        for name, number in ids.items()
+    }
+    formatter = _Formatter(
+        template, eos_token=tokens["eos"], bos_token=tokens["bos"], stop_token_ids=[ids["eos"]]
+    )
+    formatter.settings = dict(settings)
+    return formatter.to_chat_handler()
 
 
 class UsableTemplates:

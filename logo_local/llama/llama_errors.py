@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-from ..errors import LogoError, ModelError, PromptError
+from ..errors import ContextError, LogoError, ModelError, PromptError
+from .interrupts import interrupts_held
+
+_opening = threading.Lock()
 
 
 class Closed:
@@ -37,6 +41,17 @@ def model_errors(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def loading(path: str | Path) -> Iterator[None]:
+    """Load a model within this block: with its errors translated, and Ctrl+C at its end.
+
+    One at a time: llama_cpp redirects the process's output while it loads, and of two threads each
+    would restore what the other has redirected.
+    """
+    with _opening, model_errors(path), interrupts_held():
+        yield
+
+
+@contextmanager
 def prompt_errors() -> Iterator[None]:
     """Translate bare errors for a prompt that does not fit the context, or the chat template."""
     try:
@@ -45,7 +60,7 @@ def prompt_errors() -> Iterator[None]:
         raise
     except Exception as error:
         if "exceed context window" in str(error):
-            raise PromptError(
+            raise ContextError(
                 f"the prompt does not fit: {error}",
                 hint="shorten it, or give a larger --ctx-size",
             ) from error

@@ -11,7 +11,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, cast
 
 import llama_cpp
@@ -19,7 +19,8 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-from ..errors import NativeError, PromptError
+from ..errors import ContextError, NativeError, PromptError
+from .chat_templates import handler_with
 from .interrupts import interrupts_held, make_context
 from .llama_errors import prompt_errors
 from .native import EvalCallback
@@ -163,6 +164,21 @@ class LoadedModel:
 
     # Tokens
 
+    @contextmanager
+    def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
+        """Within this block the model's own chat template knows these names.
+
+        PromptError where the model brings no template.
+        """
+        llama = self.llama
+        before = llama.chat_handler
+        if settings:
+            llama.chat_handler = handler_with(llama, settings)
+        try:
+            yield
+        finally:
+            llama.chat_handler = before
+
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a string, of chat messages or of token ids, as generation would see them.
 
@@ -178,7 +194,7 @@ class LoadedModel:
                 tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
         n_ctx = self.llama.n_ctx()
         if len(tokens) >= n_ctx:
-            raise PromptError(
+            raise ContextError(
                 f"the prompt does not fit: {len(tokens)} tokens, and the context holds {n_ctx}",
                 hint="shorten it, or give a larger --ctx-size",
             )

@@ -13,7 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import ContextError, PromptError
 from ..hidden_states import FloatArray, Hidden, Place, Reading, kept_positions, row_step
 from ..prefix import common_prefix
 from .model import LoadedModel
@@ -24,7 +24,7 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
     if not tokens:
         raise PromptError("the prompt is empty", hint="there is nothing to choose adapters by")
     if len(tokens) > n_ctx:
-        raise PromptError(
+        raise ContextError(
             f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}",
             hint="shorten it, or give a larger --ctx-size",
         )

@@ -9,7 +9,6 @@ vector of one.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from ..files.whole_file import write_whole
+from ..files.whole_file import written_whole
 from ..hidden_states import FloatArray
 
 Moments = npt.NDArray[np.float64]
@@ -58,6 +57,12 @@ class Baselines:
         if self._unsaved >= SAVE_EVERY:
             self.save()
 
+    def take(self, other: Baselines) -> None:
+        """Replace what is known of the adapters that `other` knows, and save."""
+        self._moments |= other._moments
+        self._unsaved += 1
+        self.save()
+
     def moments(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
         """Mean and standard deviation (n_modules,) of an adapter's log norms over all texts.
 
@@ -74,13 +79,13 @@ class Baselines:
         if not self._unsaved or self.path is None:
             return
         self._unsaved = 0
-        # The keys are values, not names in the archive: they may hold any character.
-        arrays: dict[str, Any] = {"keys": list(self._moments)}
-        arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
-        stream = io.BytesIO()
-        np.savez(stream, **arrays)
         try:
-            write_whole(self.path, stream.getvalue())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.path) as unfinished, unfinished.open("wb") as stream:
+                # The keys are values, not names in the archive: they may hold any character.
+                arrays: dict[str, Any] = {"keys": list(self._moments)}
+                arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
+                np.savez(stream, **arrays)
         except OSError as error:
             log.warning(
                 "what texts do to adapters is not remembered: %s: %s", self.path, error.strerror
@@ -91,7 +96,7 @@ def _load(path: Path) -> dict[str, Moments]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             found = {str(k): archive[f"m{i}"] for i, k in enumerate(archive["keys"].tolist())}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         log.warning("%s is damaged and begun anew: %s", path, error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ..files.text_file import decoded, is_encodable, read_start
 from ..files.whole_file import write_whole
 
 log = logging.getLogger(__name__)
+
+_writing = threading.Lock()  # engines in several threads may be taught at once
 
 MOST = 1 << 20  # bytes of a file that are read; examples beyond are left out with a warning
 
@@ -154,16 +157,18 @@ class TaughtPrompts:
 
     def add(self, key: str, prompts: Iterable[str]) -> int:
         """Remember `prompts` that are not there yet; the number of those that are new."""
-        known = self.read(key)
-        new = [p for p in dict.fromkeys(prompts) if p not in known]
-        self._write(key, [*known, *new])
+        with _writing:
+            known = self.read(key)
+            new = [p for p in dict.fromkeys(prompts) if p not in known]
+            self._write(key, [*known, *new])
         return len(new)
 
     def forget(self, key: str, *, last: bool = False) -> int:
         """Remove all that was given for this adapter, or the `last` prompt; how many went."""
-        known = self.read(key)
-        kept = known[:-1] if last else []
-        self._write(key, kept)
+        with _writing:
+            known = self.read(key)
+            kept = known[:-1] if last else []
+            self._write(key, kept)
         return len(known) - len(kept)
 
     def _write(self, key: str, prompts: Sequence[str]) -> None:

@@ -7,16 +7,16 @@ is broken or of another model is made anew.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files.whole_file import write_whole
+from ..files.cache_file import keep, kept
 from ..hidden_states import FloatArray
 from .profiles import Profile
 
@@ -69,9 +69,7 @@ class ProfileStore:
         if made is None:
             made = make()
             texts, gain = made
-            write_whole(
-                path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode()
-            )
+            keep(path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode())
         texts, gain = made
         if not texts:
             return None
@@ -87,29 +85,30 @@ class ProfileStore:
     def _vectors(self, texts: Sequence[str], embed: Embed) -> FloatArray:
         key = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
         path = self.folder / f"{key[:32]}.vectors.npy"
-        try:
-            vectors: Any = np.load(path, allow_pickle=False)
-            if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
-                return vectors.astype(np.float32)  # type: ignore[no-any-return]
-            log.warning("%s is damaged and made anew", path)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, EOFError) as error:
-            log.warning("%s is made anew: %s", path, error)
+        data = kept(path)
+        if data is not None:
+            try:
+                vectors: Any = np.load(BytesIO(data), allow_pickle=False)
+                if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
+                    return vectors.astype(np.float32)  # type: ignore[no-any-return]
+                log.warning("%s is damaged and made anew", path)
+            except (ValueError, EOFError) as error:
+                log.warning("%s is made anew: %s", path, error)
         made = np.stack([embed(text) for text in texts])  # (n, F) float32
-        stream = io.BytesIO()
+        stream = BytesIO()
         np.save(stream, made.astype(np.float16))
-        write_whole(path, stream.getvalue())
+        keep(path, stream.getvalue())
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
 
 
 def _load_samples(path: Path) -> tuple[list[str], float] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        texts, gain = content["texts"], float(content["gain"])
-    except FileNotFoundError:
+    data = kept(path)
+    if data is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        content = json.loads(data)
+        texts, gain = content["texts"], float(content["gain"])
+    except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged and made anew: %s", path, error)
         return None
     return [str(text) for text in texts], gain

@@ -19,6 +19,7 @@ from .. import config
 from ..errors import NativeError, PoolError
 from ..files.pool import Pool
 from ..hidden_states import FloatArray, Place, Reading
+from ..progress import ms_since
 from .adapter_profiles import AdapterProfiles
 from .baselines import Baselines
 from .index import RoutingIndex, choose_target
@@ -68,7 +69,7 @@ class Router:
         self.timings_ms = {"probe": 0.0, "score": 0.0}
         self._store = ProfileStore(config.cache_dir(), pool.base.path)
         self._profiles = AdapterProfiles(pool, reader, self._store, self._vector, progress)
-        self._generic = Baselines(self._store.folder / "generic.npz")
+        self._generic = Baselines(self._store.folder / "generic-texts.npz")
         past = self._store.past_file(config.data_dir())
         self._past = Baselines(past) if settings.past else None
         self._index = current_index(None, pool, settings.layer, settings.resolved())
@@ -128,10 +129,10 @@ class Router:
         each = EachAdapter(self._reader, tokens, self._pool.adapters, names)
         places = scorer.places(signal)
         prompt = Prompt(self._reader.read(tokens, places) if places else {}, each)
-        self.timings_ms["probe"] += _ms_since(started)
+        self.timings_ms["probe"] += ms_since(started)
         started = time.perf_counter()
         fit = scorer.fit(signal, prompt)
-        self.timings_ms["score"] += _ms_since(started) - each.ms
+        self.timings_ms["score"] += ms_since(started) - each.ms
         self.timings_ms["probe"] += each.ms
         wanted = {name: fit.scores[name] for name in names if name in fit.scores}
         target = scorer.index.target if at_one_place else None
@@ -253,7 +254,3 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
         return RoutingIndex(target, pool.adapters, pool.index_folder)
     target = choose_target(pool.adapters, pool.base, layer)
     return RoutingIndex.build(pool.adapters, target, pool.index_folder)
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

@@ -89,7 +89,7 @@ def _read(path: Path, d_in: int) -> tuple[list[str], Stack] | None:
             checksum = zlib.crc32(matrix.data, zlib.crc32(start + header))
             if read != matrix.nbytes or file.read() != struct.pack("<I", checksum):
                 raise ValueError("its checksum is wrong")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
         log.warning("%s is damaged and made anew: %s", path, error)

@@ -44,6 +44,11 @@ _SAME = (
 )
 
 
+def is_known(model: str) -> bool:
+    """Whether this can be a model of this server, whose adapters come and go."""
+    return model in (AUTO, BASE) or model.startswith(ONE)
+
+
 def weights_of(request: Routed) -> Mapping[str, float] | None:
     """The weights that the request gives, none for the base alone; None where it is routed."""
     if request.model != AUTO and (request.lora is not None or request.logo is not None):
@@ -94,7 +99,9 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     if "seed" in options:
         options["seed"] %= _SEEDS
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
-    options["max_tokens"] = min(wanted or defaults.max_tokens, defaults.max_tokens)
+    if wanted is None or wanted < 0:
+        wanted = defaults.max_tokens
+    options["max_tokens"] = min(wanted, defaults.max_tokens)
     options["stream"] = bool(request.stream)
     if options["temperature"] > 0:  # llama_cpp goes on from the seed of the request before
         options.setdefault("seed", secrets.randbelow(_SEEDS))
@@ -137,6 +144,8 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
     options |= _structure(request)
+    if request.chat_template_kwargs:
+        options["chat_template_kwargs"] = request.chat_template_kwargs
 
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)

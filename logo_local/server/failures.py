@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import (
     AdapterError,
+    ContextError,
     LogoError,
     MixtureError,
     NativeError,
@@ -63,6 +64,7 @@ _KINDS: Mapping[type[LogoError], tuple[int, str]] = {
     MixtureError: (409, "adapter_unusable"),
     AdapterError: (409, "pool_unusable"),
     NativeError: (503, "engine_failed"),
+    ContextError: (400, "context_length_exceeded"),  # by this, agents shorten a conversation
     LogoError: (400, "invalid_request"),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import signal
 import socket
+import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -17,7 +19,9 @@ from .app import create_app
 from .lanes import Lanes
 
 _MAX_CONNECTIONS = 512
-_PATIENCE = 1.0  # seconds, after the second Ctrl+C
+_PATIENCE = 1.0  # seconds, after the second signal
+_LINGER = 10.0  # seconds for clients to read answers that are made, after the first
+_OVERTIME = 30.0  # seconds beyond the time limit of answers, when an engine does not end
 
 
 class _Server(uvicorn.Server):
@@ -28,12 +32,43 @@ class _Server(uvicorn.Server):
         self.made = made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl+C or SIGTERM; a second Ctrl+C does not wait for answers either."""
+        """Ctrl+C or SIGTERM; a second one does not wait for answers either, whatever happens."""
         for lanes in self.made:
             lanes.drain_soon()
         # The parent would raise the signal once more at the end, which would skip all that closes.
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        if self.should_exit and not self.force_exit:
+            self.force_exit = True
+            threading.Thread(target=_end_soon, daemon=True).start()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the parent, but clients that do not read are not waited for without end."""
+        watching = asyncio.create_task(self._give_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            watching.cancel()
+
+    async def _give_up(self) -> None:
+        """Cut connections when all answers are made and still not read, and end at last."""
+        limit = max((lanes.seconds for lanes in self.made), default=0.0) + _OVERTIME
+        idle_since = started = time.monotonic()
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+            now = time.monotonic()
+            if any(lanes.n_running for lanes in self.made):
+                idle_since = now
+            if now - idle_since > _LINGER:
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
+            if now - started > limit:
+                self.force_exit = True
+                threading.Thread(target=_end_soon, daemon=True).start()
+
+
+def _end_soon() -> None:
+    time.sleep(2 * _PATIENCE)
+    os._exit(130)
 
 
 def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -61,8 +62,12 @@ class Job:
         while True:
             item = await self.events.get()
             if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+                error, item = item.error, None
+                try:
+                    if error is not None:
+                        raise error
+                finally:
+                    del error  # this frame is in its traceback: a cycle, with all that it holds
                 return
             yield item
 
@@ -88,7 +93,10 @@ class _Lane:
                         self._lanes.hand_over(job, item)
             except BaseException as caught:  # whatever it is, others wait for this thread
                 error = caught if isinstance(caught, Exception) else RuntimeError(repr(caught))
+                # Prompts and their tokens are in the frames; the log needs lines only.
+                traceback.clear_frames(caught.__traceback__)
             self._lanes.finished(self, job, _End(error))
+            del job, error
 
 
 class Lanes:
