@@ -14,8 +14,8 @@ from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.base_model import BaseModel
 from logo_local.files.digest import sha256_of, sha256_of_all
+from logo_local.files.file_index import content_key
 from logo_local.files.folder import INDEX_FILES, kind_of, scan, stamp_of
-from logo_local.files.ledger import content_key
 from logo_local.files.pool import Pool
 
 SHAPES = {

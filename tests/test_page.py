@@ -17,7 +17,7 @@ from logo_local.errors import LogoError
 from logo_local.fake import FakeLoGo
 from logo_local.files.folder import Problem
 from logo_local.server.app import create_app
-from logo_local.server.guard import Rules
+from logo_local.server.middleware import Rules
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [

@@ -19,7 +19,7 @@ from ..errors import SettingsError
 from ..extras import install_hint
 
 if TYPE_CHECKING:
-    from ..server.guard import Rules
+    from ..server.middleware import Rules
 
 
 @click.command()
@@ -62,7 +62,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
 
 def _rules(given: Mapping[str, Any]) -> Rules:
     """Who may ask. UsageError where everybody could."""
-    from ..server.guard import LOOPBACK, Rules
+    from ..server.middleware import LOOPBACK, Rules
 
     host, key = given["host"], given["api_key"]
     own = _is_loopback(host)

@@ -22,8 +22,8 @@ from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
+from .file_index import Ledger, content_key
 from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
-from .ledger import Ledger, content_key
 
 log = logging.getLogger(__name__)
 

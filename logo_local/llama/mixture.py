@@ -27,7 +27,7 @@ from ..files.stacking import (
 )
 from .model import LoadedModel
 from .native import load_adapter
-from .slot import Slot
+from .stack_buffer import Slot
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,10 @@ from .. import __version__
 from ..ask import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
-from . import answers, asked
+from . import answers, handlers
 from .failures import RequestError, as_request_error
-from .guard import Guard, Rules
-from .lanes import Job, Lanes, Work
 from .metrics import Counted, Metrics
+from .middleware import Guard, Rules
 from .schema import (
     ChatRequest,
     CompletionRequest,
@@ -34,6 +33,7 @@ from .schema import (
     Routed,
     RouteRequest,
 )
+from .workers import Job, Lanes, Work
 
 log = logging.getLogger(__name__)
 
@@ -132,27 +132,27 @@ router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come f
 async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
     defaults, known = request.app.state.defaults, _with_known_model(request, body)
     if body.tools is None and body.response_format is None:
-        work = asked.chat(known, defaults)
+        work = handlers.chat(known, defaults)
     else:  # a schema may take a while to become a grammar: nobody else waits for that
-        work = await asyncio.to_thread(asked.chat, known, defaults)
+        work = await asyncio.to_thread(handlers.chat, known, defaults)
     return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
 
 
 @router.post("/v1/completions", summary="Go on with a text.", response_model=None)
 async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
-    work = asked.completion(_with_known_model(request, body), request.app.state.defaults)
+    work = handlers.completion(_with_known_model(request, body), request.app.state.defaults)
     return await _answer(request, body, work, str(body.prompt))
 
 
 @router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
 async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
-    found, timings = await _only(_submit(request, asked.route(body)), request)
+    found, timings = await _only(_submit(request, handlers.route(body)), request)
     return report.score_json(found, timings)
 
 
 @router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
 async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
-    vectors, n_tokens = await _only(_submit(request, asked.embedding(body)), request)
+    vectors, n_tokens = await _only(_submit(request, handlers.embedding(body)), request)
     request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
     return answers.embeddings(vectors, n_tokens, body.model)
 
@@ -160,7 +160,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
 @router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
     lanes: Lanes = request.app.state.lanes
-    found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
+    found = [await _only(job, request) for job in lanes.submit_to_all(handlers.rescan)]
     return {**found[0].as_dict(), "n_adapters": len(lanes.engines[0].pool.adapters)}
 
 

@@ -16,7 +16,7 @@ import uvicorn
 
 from ..ask import Engine
 from .app import create_app
-from .lanes import Lanes
+from .workers import Lanes
 
 _MAX_CONNECTIONS = 512
 _PATIENCE = 1.0  # seconds, after the second signal

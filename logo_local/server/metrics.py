@@ -6,8 +6,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .guard import App, Message, Receive, Scope, Send
-from .lanes import Job, Lanes
+from .middleware import App, Message, Receive, Scope, Send
+from .workers import Job, Lanes
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 

@@ -13,8 +13,8 @@ from logo_local.files import pool as pool_module
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.files.cache_file import keep, kept
+from logo_local.files.file_index import Ledger, content_key
 from logo_local.files.folder import stamp_of
-from logo_local.files.ledger import Ledger, content_key
 from logo_local.files.pool import Pool
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from logo_local.fake import FakeLoGo
 from logo_local.server.failures import RequestError
-from logo_local.server.lanes import Lanes
+from logo_local.server.workers import Lanes
 
 
 def engine():

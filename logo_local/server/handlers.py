@@ -17,7 +17,6 @@ import numpy as np
 from ..ask import Engine, Sampling, has_chat_template, routing_of
 from ..routing.settings import Routing
 from .failures import RequestError
-from .lanes import Work
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -31,6 +30,7 @@ from .schema import (
     SchemaFormat,
 )
 from .structured import any_json, grammar_for
+from .workers import Work
 
 AUTO, BASE, ONE = "auto", "base", "base:"
 _SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from logo_local.fake import FakeLoGo
 from logo_local.server import guard
 from logo_local.server.app import create_app
-from logo_local.server.guard import MAX_BODY, Rules
+from logo_local.server.middleware import MAX_BODY, Rules
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
