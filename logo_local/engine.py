@@ -98,8 +98,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             probe: "one-pass", or "each": one evaluation with each adapter.
             layer: The block that the paper's signals read, negative from the end.
             tap: "input" of the projection, or "residual", the state before the block's norm.
-            mixture: "scales" (adapters one by one), "fused" (as one, which is faster) or "auto".
-            mixture_type: The stack's numbers: "exact", as the adapters are stored, or "q8_0".
+            mixture: "scales" (adapters one by one), "stacked" (as one, which is faster) or "auto".
+            mixture_type: The stack's numbers: "native", as the adapters are stored, or "q8_0".
             keep_route: How much the weights may change in a conversation without a new route.
             prefill: "mixture", or "base": only what follows the prompt is under the mixture.
             adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".

@@ -70,7 +70,7 @@ def test_a_completion_carries_its_route_and_timings(logo):
     assert route["signal"] == "norm"
     assert route["probe"] == "one-pass"
     assert route["target"] == "blk.2.attn_q.weight"
-    assert route["mixture"] == "fused"
+    assert route["mixture"] == "stacked"
     assert set(route["scores"]) == {f"ad{i}" for i in range(5)}
     assert len(route["adapters"]) == 2
     assert sum(a["weight"] for a in route["adapters"]) == pytest.approx(1.0)
@@ -499,7 +499,7 @@ def test_adapters_that_come_and_go_are_noticed_at_the_next_prompt(logo, tmp_path
     assert "has changed: gone: one" in caplog.text
 
 
-@pytest.mark.parametrize("mixture", ["fused", "scales"])
+@pytest.mark.parametrize("mixture", ["stacked", "scales"])
 def test_an_adapter_rewritten_while_the_engine_runs(logo, tmp_path, caplog, mixture):
     path = write_adapter(tmp_path / "one.gguf", 1)
     llm = logo(adapters=tmp_path, mixture=mixture)
@@ -736,7 +736,7 @@ def test_routing_can_change_between_prompts(logo):
     before = llm.routing
     llm.configure()
     with pytest.raises(SettingsError, match="top_k is 0") as caught:
-        llm.configure(top_k=0, signal="loud", mixture="fused")
+        llm.configure(top_k=0, signal="loud", mixture="stacked")
     assert len(caught.value.problems) == 2
     assert (llm.routing, llm.mixture) == (before, "scales")
     assert len(llm.route(A).names) == 1

@@ -8,12 +8,12 @@ import pytest
 from random_gguf import write_adapter
 
 from logo_local.errors import AdapterError
-from logo_local.files import ledger as ledger_module
+from logo_local.files import file_index
 from logo_local.files import pool as pool_module
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.files.cache_file import keep, kept
-from logo_local.files.file_index import Ledger, content_key
+from logo_local.files.file_index import FileIndex, content_key
 from logo_local.files.folder import stamp_of
 from logo_local.files.pool import Pool
 
@@ -82,7 +82,7 @@ def test_what_was_written_to_is_read_again_and_the_rest_is_not(opened, folder):
 
 
 def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
-    ledger = Ledger(tmp_path, tmp_path, "base")
+    ledger = FileIndex(tmp_path, tmp_path, "base")
     found = [
         ledger.add(path, stamp_of(path), read_adapter(path, base))
         for path in (write_adapter(tmp_path / f"{i}.gguf", i) for i in range(3))
@@ -93,7 +93,7 @@ def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
 def test_a_converted_form_that_is_gone_or_another_is_not_trusted(tmp_path, base):
     origin, converted = (write_adapter(tmp_path / f"{name}.gguf", 1) for name in "oc")
     age(origin)
-    ledger = Ledger(tmp_path / "cache", tmp_path, "base")
+    ledger = FileIndex(tmp_path / "cache", tmp_path, "base")
     ledger.add(origin, stamp_of(origin), read_adapter(converted, base))
     assert ledger.find(origin, stamp_of(origin)).adapter.path == converted
     write_adapter(converted, 2, rank=5)
@@ -150,7 +150,7 @@ def test_a_damaged_ledger_means_checking_again(opened, tmp_path, damage, caplog)
 
 def test_a_ledger_of_another_format_is_not_looked_at(opened, monkeypatch):
     opened()
-    monkeypatch.setattr(ledger_module, "FORMAT", ledger_module.FORMAT + 1)
+    monkeypatch.setattr(file_index, "FORMAT", file_index.FORMAT + 1)
     assert opened()[1] == ALL
 
 

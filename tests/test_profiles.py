@@ -67,7 +67,7 @@ def test_profiles_of_one_text_can_be_told_apart():
     ("gain", "tells"), [(None, True), (0.0, False), (LEAST_GAIN, True), (MOST_GAIN + 1, False)]
 )
 def test_samples_tell_when_they_are_neither_the_bases_nor_noise(gain, tells):
-    assert profile((1, 0), gain=gain).tells is tells
+    assert profile((1, 0), gain=gain).is_informative is tells
 
 
 def test_vectors_are_made_once_and_read_again(tmp_path):

@@ -42,7 +42,7 @@ class Known:
     content: str = ""
 
 
-class Ledger:
+class FileIndex:
     """The adapters of one folder for one base, by path; `base` is the base's fingerprint."""
 
     def __init__(self, cache: Path, folder: Path, base: str) -> None:

@@ -22,7 +22,7 @@ from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
-from .file_index import Ledger, content_key
+from .file_index import FileIndex, content_key
 from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,12 @@ class Pool:
     resident: Callable[[], int] = field(default=int, repr=False)  # set by the engine
     _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
-    _ledger: Ledger = field(init=False, repr=False)
+    _file_index: FileIndex = field(init=False, repr=False)
     # When it was last looked at: the folder, and what in it is not in use.
     _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
 
     def __post_init__(self) -> None:
-        self._ledger = Ledger(self.cache, self.folder, self.base.fingerprint)
+        self._file_index = FileIndex(self.cache, self.folder, self.base.fingerprint)
 
     @classmethod
     def open(
@@ -174,21 +174,21 @@ class Pool:
         """
         origin = self.origin(name)
         entry = self._entries.get(name)
-        known = None if entry is None else self._ledger.find(origin, entry.stamp)
+        known = None if entry is None else self._file_index.find(origin, entry.stamp)
         if known is not None and known.content:
             return known.content
         content = content_key(origin)
-        self._ledger.note_content(origin, content)
+        self._file_index.note_content(origin, content)
         return content
 
     @property
     def index_folder(self) -> Path:
         """Where what routing makes of these adapters is kept; it may not be there yet."""
-        return self.cache / "index" / self._ledger.path.stem
+        return self.cache / "index" / self._file_index.path.stem
 
     def save(self) -> None:
         """Keep in the cache what was found out about the files since the last scan."""
-        self._ledger.save()
+        self._file_index.save()
 
     def pin(self, name: str) -> None:
         """Route among the pinned only, also when none of them fits; lifts an exclusion.
@@ -239,7 +239,7 @@ class Pool:
             and old.adapter.path.exists()  # the cache may have been emptied
         }
         for entry in entries:
-            checked = self._ledger.find(entry.path, entry.stamp)
+            checked = self._file_index.find(entry.path, entry.stamp)
             if entry.path not in known and checked is not None:
                 known[entry.path] = _Known(entry, checked.adapter)
         fresh = [entry for entry in entries if entry.path not in known]
@@ -248,7 +248,7 @@ class Pool:
                 progress(READING, done, len(fresh))
             try:
                 adapter = self._read(entry, progress)
-                adapter = self._ledger.add(entry.path, entry.stamp, adapter)
+                adapter = self._file_index.add(entry.path, entry.stamp, adapter)
                 known[entry.path] = _Known(entry, adapter)
             except AdapterError as error:
                 reason = "; ".join(error.problems) or error.message
@@ -257,7 +257,7 @@ class Pool:
         self._seen = (stamp, unused)
         if progress is not None and fresh:
             progress(READING, len(fresh), len(fresh))
-        self._ledger.save()
+        self._file_index.save()
         problems.sort(key=lambda problem: problem.path)
         if not known and not (problems and self.all_may_be_unfit):
             raise _nothing_usable(self.folder, problems)

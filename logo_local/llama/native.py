@@ -1,4 +1,4 @@
-"""The only room with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
+"""The only module with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
 
 llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, or to
 find where an adapter's own tensors lie, the node's sources must be followed, and those are

@@ -52,7 +52,7 @@ class Profile:
     gain: float | None = None
 
     @property
-    def tells(self) -> bool:
+    def is_informative(self) -> bool:
         """Whether the texts say anything about the adapter."""
         return self.gain is None or LEAST_GAIN <= self.gain <= MOST_GAIN
 

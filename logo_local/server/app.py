@@ -23,7 +23,7 @@ from ..errors import LogoError
 from . import answers, handlers
 from .failures import RequestError, as_request_error
 from .metrics import Counted, Metrics
-from .middleware import Guard, Rules
+from .middleware import AccessMiddleware, Rules
 from .schema import (
     ChatRequest,
     CompletionRequest,
@@ -33,7 +33,7 @@ from .schema import (
     Routed,
     RouteRequest,
 )
-from .workers import Job, Lanes, Work
+from .workers import Job, Work, Workers
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def create_app(
     most_waiting: int = 32,
     seconds: float = 600.0,
     any_model: bool = False,
-    on_start: Callable[[Lanes], None] | None = None,
+    on_start: Callable[[Workers], None] | None = None,
 ) -> FastAPI:
     """An ASGI application that answers with these engines, one request each at a time.
 
@@ -96,14 +96,14 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.lanes = lanes = Lanes(engines, most_waiting=most_waiting, seconds=seconds)
-        app.state.metrics = Metrics(lanes)
+        app.state.workers = workers = Workers(engines, most_waiting=most_waiting, seconds=seconds)
+        app.state.metrics = Metrics(workers)
         if on_start is not None:
-            on_start(lanes)
+            on_start(workers)
         try:
             yield
         finally:
-            await lanes.close()
+            await workers.close()
 
     app = _App(
         title="logo-local",
@@ -121,7 +121,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_such_address)
     app.add_exception_handler(LogoError, _failed)
     app.add_middleware(Counted)
-    app.add_middleware(Guard, rules=rules or Rules())
+    app.add_middleware(AccessMiddleware, rules=rules or Rules())
     return app
 
 
@@ -159,26 +159,26 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
 
 @router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
-    lanes: Lanes = request.app.state.lanes
-    found = [await _only(job, request) for job in lanes.submit_to_all(handlers.rescan)]
-    return {**found[0].as_dict(), "n_adapters": len(lanes.engines[0].pool.adapters)}
+    workers: Workers = request.app.state.workers
+    found = [await _only(job, request) for job in workers.submit_to_all(handlers.rescan)]
+    return {**found[0].as_dict(), "n_adapters": len(workers.engines[0].pool.adapters)}
 
 
 @router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
 async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
-    return answers.adapters(request.app.state.lanes.engines[0])
+    return answers.adapters(request.app.state.workers.engines[0])
 
 
 @router.get("/v1/models", summary="What may be given as a request's model.")
 async def models(request: Request) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
-    return answers.models(state.lanes.engines[0], state.started)
+    return answers.models(state.workers.engines[0], state.started)
 
 
 @router.get("/v1/models/{name}", summary="One of them.")
 async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
-    for card in answers.models(state.lanes.engines[0], state.started)["data"]:
+    for card in answers.models(state.workers.engines[0], state.started)["data"]:
         if card["id"] == name:
             return dict(card)
     raise RequestError(
@@ -191,9 +191,9 @@ async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
 
 @router.get("/health", summary="Whether the server is there, and how busy it is.")
 async def health(request: Request) -> dict[str, Any]:  # noqa: D103
-    lanes: Lanes = request.app.state.lanes
-    status = "closing" if lanes.closing else "ok"
-    return {"status": status, "running": lanes.n_running, "waiting": len(lanes.waiting)}
+    workers: Workers = request.app.state.workers
+    status = "closing" if workers.closing else "ok"
+    return {"status": status, "running": workers.n_running, "waiting": len(workers.waiting)}
 
 
 @router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
@@ -214,14 +214,14 @@ async def page(request: Request) -> Response:
 
 def _with_known_model(request: Request, body: _Routed) -> _Routed:
     """`body`, for auto where it names a model that there is not and the server is told to."""
-    if not request.app.state.any_model or asked.is_known(body.model):
+    if not request.app.state.any_model or handlers.is_known(body.model):
         return body
-    return body.model_copy(update={"model": asked.AUTO})
+    return body.model_copy(update={"model": handlers.AUTO})
 
 
 def _submit(request: Request, work: Work, key: str = "") -> Job:
-    lanes: Lanes = request.app.state.lanes
-    return lanes.submit(work, key)
+    workers: Workers = request.app.state.workers
+    return workers.submit(work, key)
 
 
 async def _answer(request: Request, body: Generation, work: Work, prompt: str) -> Response:

@@ -1,6 +1,6 @@
 """What a request asks for, in the engine's terms: whose weights, which options, which call.
 
-Each function here returns a lane's work: a function from an engine to what it yields. Names of
+Each function here returns a worker's work: a function from an engine to what it yields. Names of
 adapters are looked up by the engine alone, whose pool is always as new as the folder.
 """
 

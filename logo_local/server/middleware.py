@@ -55,7 +55,7 @@ class Rules:
         return any(re.fullmatch(re.escape(o).replace(r"\*", "[^/]*"), origin) for o in self.origins)
 
 
-class Guard:
+class AccessMiddleware:
     """An ASGI application before another one."""
 
     def __init__(self, app: App, rules: Rules) -> None:

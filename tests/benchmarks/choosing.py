@@ -169,7 +169,7 @@ def main(limit: int, adapters: Path | None) -> None:
 
 
 def _self_profiles(c: Choosing, own_first: str) -> None:
-    telling = {name: p.vectors for name, p in c.scorer.samples.items() if p.tells}
+    telling = {name: p.vectors for name, p in c.scorer.samples.items() if p.is_informative}
     silent = ", ".join(sorted(set(c.scorer.samples) - set(telling)))
     rows = []
     for n in (4, 8, 12, 24):
