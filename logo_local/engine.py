@@ -309,7 +309,7 @@ class LoGo(RoutedLlama):
 
     def _adopt(self, route: Route, *, keys_are_right: bool = False) -> None:
         for name in route.names:
-            self.pool.check_name(name)
+            self.pool.check_current(name)
         mixture: Mixture = [
             (self.pool.adapters[name], weight) for name, weight in route.applied.items()
         ]
