@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine import LoGo
     from .errors import (
         AdapterError,
+        AdapterMemoryError,
         ContextError,
         ConversionError,
         LogoError,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "AdapterFile",
+    "AdapterMemoryError",
     "BaseModel",
     "ContextError",
     "Conversion",

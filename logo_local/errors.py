@@ -6,6 +6,7 @@
     │   ├── ConversionError a PEFT adapter cannot become a GGUF LoRA file
     │   └── MixtureError    several together cannot: their numbers are not finite
     ├── PoolError           the folder of adapters as a whole
+    │   ├── AdapterMemoryError   a mixture that is larger than adapters may be
     │   └── UnknownAdapterError  a name that is not in it
     ├── SettingsError       an option, an environment variable or the config file
     ├── PromptError         a prompt that cannot be evaluated
@@ -69,6 +70,10 @@ class MixtureError(AdapterError):
 
 class PoolError(LogoError):
     """The folder of adapters cannot be used as a whole."""
+
+
+class AdapterMemoryError(PoolError):
+    """A mixture takes more memory than adapters may take."""
 
 
 class UnknownAdapterError(PoolError):

@@ -110,11 +110,9 @@ class Routed:
     def _adapters(self, names: Sequence[str]) -> list[AdapterFile]:
         """The adapters of these names. Raises AdapterError where one has changed on the disk."""
         for name in names:
-            self.pool.check_name(name)
-        adapters = [self.pool.adapters[name] for name in names]
-        for adapter in adapters:
-            adapter.check_unchanged()
-        return adapters
+            self.pool.check_current(name)
+            self.pool.adapters[name].check_unchanged()
+        return [self.pool.adapters[name] for name in names]
 
     def _route_to_answer(self, prompt: Prompt, routing: Routing | None = None) -> Given:
         """The route that an answer is made under."""

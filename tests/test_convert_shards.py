@@ -330,7 +330,7 @@ def changed(path, tensors=None, seconds=10):
 @pytest.mark.parametrize("index", [INDEX, GENERAL_INDEX, None])
 def test_a_pool_has_one_adapter_and_sees_when_a_shard_changes(shard, index, base, tmp_path):
     folder = write_shards(tmp_path / "pool" / "mine", index)
-    for path in folder.iterdir():  # settled: the ledger trusts them
+    for path in folder.iterdir():  # settled: the file index trusts them
         os.utime(path, (1, 1))
 
     def opened():

@@ -82,9 +82,9 @@ def test_what_was_written_to_is_read_again_and_the_rest_is_not(opened, folder):
 
 
 def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
-    ledger = FileIndex(tmp_path, tmp_path, "base")
+    index = FileIndex(tmp_path, tmp_path, "base")
     found = [
-        ledger.add(path, stamp_of(path), read_adapter(path, base))
+        index.add(path, stamp_of(path), read_adapter(path, base))
         for path in (write_adapter(tmp_path / f"{i}.gguf", i) for i in range(3))
     ]
     assert found[0].modules is found[1].modules is found[2].modules
@@ -93,13 +93,13 @@ def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
 def test_a_converted_form_that_is_gone_or_another_is_not_trusted(tmp_path, base):
     origin, converted = (write_adapter(tmp_path / f"{name}.gguf", 1) for name in "oc")
     age(origin)
-    ledger = FileIndex(tmp_path / "cache", tmp_path, "base")
-    ledger.add(origin, stamp_of(origin), read_adapter(converted, base))
-    assert ledger.find(origin, stamp_of(origin)).adapter.path == converted
+    index = FileIndex(tmp_path / "cache", tmp_path, "base")
+    index.add(origin, stamp_of(origin), read_adapter(converted, base))
+    assert index.find(origin, stamp_of(origin)).adapter.path == converted
     write_adapter(converted, 2, rank=5)
-    assert ledger.find(origin, stamp_of(origin)) is None
+    assert index.find(origin, stamp_of(origin)) is None
     converted.unlink()
-    assert ledger.find(origin, stamp_of(origin)) is None
+    assert index.find(origin, stamp_of(origin)) is None
 
 
 def test_contents_are_hashed_once(opened, folder, monkeypatch):

@@ -1,5 +1,6 @@
 """Servers that have to end, and what requests leave behind in memory."""
 
+import asyncio
 import gc
 import signal
 import socket
@@ -9,11 +10,11 @@ import time
 import weakref
 
 import pytest
-from starlette.testclient import TestClient
 
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app
+from logo_local.server.workers import Workers
 
 SERVER = """
 import signal, socket, sys, threading, time
@@ -53,13 +54,6 @@ def server():
         process.communicate()
 
 
-def wait_until(is_so):
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_clients_that_do_not_read_do_not_keep_the_server(server):
     process, port = server("long")
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -87,27 +81,30 @@ class Big:
     """Stands for a prompt of megabytes and its tokens."""
 
 
-def test_a_refused_request_leaves_nothing_in_memory():
+def test_a_job_that_fails_leaves_nothing_in_memory():
     """Without a collection of cycles, which may be a long time away."""
     kept = []
 
-    def refuse(_prompt, _route):
+    def refuse(_engine):
         big = Big()
         kept.append(weakref.ref(big))
         raise PromptError("it does not fit")
+        yield
 
-    app = create_app([FakeLoGo({"a": 1.0}, refuse)])
-    with TestClient(app, base_url="http://localhost") as client:
-        body = {"messages": [{"role": "user", "content": "hi"}]}
-        gc.disable()
-        try:
-            for stream in (False, True):
-                answer = client.post("/v1/chat/completions", json={**body, "stream": stream})
-                assert answer.status_code == 400
-            assert len(kept) == 2
-            wait_until(lambda: [ref() for ref in kept] == [None, None])
-        finally:
-            gc.enable()
+    async def run():
+        workers = Workers([FakeLoGo({"a": 1.0})], most_waiting=1, seconds=60)
+        with pytest.raises(PromptError):
+            async for _ in workers.submit(refuse):
+                pass
+        alive = kept[0]() is not None
+        await workers.close()
+        return alive
+
+    gc.disable()
+    try:
+        assert asyncio.run(run()) is False
+    finally:
+        gc.enable()
 
 
 def test_a_body_that_is_too_large_is_answered_before_the_connection_ends():

@@ -56,7 +56,7 @@ class FileIndex:
     def find(self, path: Path, stamp: Stamp) -> Known | None:
         """What is known of the adapter at `path`, if it is still as it was checked."""
         known = self._known.get(str(path))
-        if known is None or known.stamp != stamp or not _unchanged(known.adapter):
+        if known is None or known.stamp != stamp or not is_unchanged(known.adapter):
             return None
         return known
 
@@ -141,7 +141,8 @@ def content_key(origin: Path) -> str:
         ) from error
 
 
-def _unchanged(adapter: AdapterFile) -> bool:
+def is_unchanged(adapter: AdapterFile) -> bool:
+    """Whether the adapter's file has the size and the time that it had when it was checked."""
     try:
         stat = adapter.path.stat()
     except OSError:

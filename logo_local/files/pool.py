@@ -22,8 +22,9 @@ from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
-from .file_index import FileIndex, content_key
+from .file_index import FileIndex, content_key, is_unchanged
 from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
+from .whole_file import only_once
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class Pool:
             for entry in entries
             if (old := self._known.get(entry.path)) is not None
             and old.entry == entry
-            and old.adapter.path.exists()  # the cache may have been emptied
+            and is_unchanged(old.adapter)  # the cache may have been emptied, or made again
         }
         for entry in entries:
             checked = self._file_index.find(entry.path, entry.stamp)
@@ -304,6 +305,20 @@ class Pool:
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
+    def check_current(self, name: str) -> None:
+        """Raise AdapterError if the files that the user keeps of `name` have changed.
+
+        Of a PEFT folder these are not what is loaded, which is its converted form. PoolError for an
+        unknown name.
+        """
+        self.check_name(name)
+        entry = self._entries.get(name)
+        if entry is not None and entry.is_peft and stamp_of(entry.path) != entry.stamp:
+            raise AdapterError(
+                f"{entry.path} has changed since it was checked",
+                hint="rescan the folder of adapters",
+            )
+
     def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         if not entry.is_peft:
             return read_adapter(entry.path, self.base)
@@ -330,9 +345,12 @@ class Pool:
                 return read_adapter(out, self.base)
             except AdapterError as error:
                 log.warning("%s is damaged and made anew: %s", out, error)
+                out.unlink(missing_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        for note in self.converter.convert(entry.path, self.base, out, _OUTTYPE, steps):
+        with only_once(out) as unfinished:
+            notes = self.converter.convert(entry.path, self.base, unfinished, _OUTTYPE, steps)
+        for note in notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 

@@ -42,7 +42,7 @@ _METHODS = {
     "generate": ("tokens", "temp", "top_p", "min_p", "repeat_penalty", "reset", "grammar"),
     "create_completion": ("prompt", "max_tokens", "temperature", "stream", "stop", "seed"),
     "create_chat_completion": ("messages", "max_tokens", "temperature", "stream", "tools"),
-    "eval": ("tokens",),
+    "eval": (),
     "reset": (),
 }
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import llama_cpp
 
-from ..errors import AdapterError, NativeError, PoolError
+from ..errors import AdapterError, AdapterMemoryError, NativeError
 from ..files.adapter_file import AdapterFile
 from ..files.stacking import (
     StackedModule,
@@ -76,7 +76,7 @@ class ResidentAdapters:
         wanted = [adapter for adapter, _ in mixture]
         size = sum(adapter.n_bytes for adapter in wanted)
         if size > self.memory:
-            raise PoolError(
+            raise AdapterMemoryError(
                 f"this mixture of {len(wanted)} adapters takes {size:,} bytes and "
                 f"{self.memory:,} are allowed",
                 hint="raise --adapter-memory, or lower --top-k",
@@ -245,7 +245,7 @@ class Mixer:
     def _make_buffer(self, need: dict[str, StackedModule], dtype: str, size: int) -> StackBuffer:
         residents = self._residents
         if size > residents.memory:
-            raise PoolError(
+            raise AdapterMemoryError(
                 f"this mixture takes {size:,} bytes and {residents.memory:,} are allowed",
                 hint="raise --adapter-memory, or lower --top-k",
             )
