@@ -52,6 +52,6 @@ class Assembled:
         for piece in self.pieces:
             values = piece.read()
             *outer, row, column = piece.at
-            room = whole[tuple(outer)]
-            room[row : row + values.shape[0], column : column + values.shape[1]] = values
+            target = whole[tuple(outer)]
+            target[row : row + values.shape[0], column : column + values.shape[1]] = values
         return whole

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..errors import ConversionError
 from ..files.digest import sha256_of_all
 from ..files.folder import weights_in
+from ..files.lora_writer import lora_writer
 from ..files.whole_file import written_whole
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
@@ -51,14 +52,10 @@ def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) ->
 
 
 def _write(conversion: Conversion, path: Path, progress: Progress | None) -> None:
-    writer = gguf.GGUFWriter(path, conversion.architecture)
-    try:
-        writer.add_type(gguf.GGUFType.ADAPTER)
+    with lora_writer(path, conversion.architecture, conversion.lora_alpha) as writer:
         writer.add_name(conversion.name)
         writer.add_file_type(_FILE_TYPES[conversion.outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, conversion.lora_alpha)
         if conversion.invocation_tokens:
             writer.add_key_value(
                 gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS,
@@ -93,8 +90,6 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
         writer.flush()
         for file in writer.fout or ():
             os.fsync(file.fileno())
-    finally:
-        writer.close()
 
 
 def _parts(row: Row) -> Iterator[tuple[str, tuple[int, ...], str]]:

@@ -37,8 +37,9 @@ class RowOrder:
         return np.take(rows, self.indices, axis=-2)
 
 
-# From the base and the number of rows to their order. ValueError says why they have none.
-Reorder: TypeAlias = Callable[["BaseModel", int], RowOrder]
+# From the base and the number of rows to their order; None: left as they are. ValueError says why
+# they have none.
+Reorder: TypeAlias = Callable[["BaseModel", int], "RowOrder | None"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,27 @@ def _rotary(n_heads: Callable[[BaseModel], int]) -> Reorder:
     def order(base: BaseModel, d_out: int) -> RowOrder:
         heads = n_heads(base)
         return RowOrder(halves_interleaved(d_out, heads), f"rotary rows, {heads} heads")
+
+    return order
+
+
+def even_rows_first(d_out: int, n_heads: int, n_rotary: int) -> npt.NDArray[np.intp]:
+    """In each head the even rows of the first `n_rotary`, then their odd rows, then the rest."""
+    if d_out % n_heads or n_rotary % 2 or not 0 < n_rotary <= d_out // n_heads:
+        raise ValueError(f"{d_out} rows do not form {n_heads} heads with {n_rotary} rotary rows")
+    rows = np.arange(d_out).reshape(n_heads, -1)  # (head, row)
+    rotary, rest = rows[:, :n_rotary], rows[:, n_rotary:]
+    return np.concatenate([rotary[:, ::2], rotary[:, 1::2], rest], axis=1).ravel()
+
+
+def _multimodal_rotary(n_heads: Callable[[BaseModel], int]) -> Reorder:
+    """Reordered only where the base has M-RoPE: the same architecture exists without (GLM-4)."""
+
+    def order(base: BaseModel, d_out: int) -> RowOrder | None:
+        if not base.has_mrope:
+            return None
+        heads = n_heads(base)
+        return RowOrder(even_rows_first(d_out, heads, base.n_rotary), f"M-RoPE rows, {heads} heads")
 
     return order
 
@@ -142,6 +164,11 @@ _ROTARY = {
     "k_proj": _rotary(lambda base: base.n_head_kv),
 }
 
+_MULTIMODAL_ROTARY = {
+    "q_proj": _multimodal_rotary(lambda base: base.n_head),
+    "k_proj": _multimodal_rotary(lambda base: base.n_head_kv),
+}
+
 # Experts in transformers 5: gate and up are one parameter.
 _EXPERTS: Mapping[str, tuple[tuple[str, Reorder | None], ...]] = {
     "experts.gate_up_proj": (("ffn_gate_exps", _share(0, 2)), ("ffn_up_exps", _share(1, 2))),
@@ -160,13 +187,14 @@ LAYOUTS: dict[str, Layout] = {
     "granitemoe": Layout(_ROTARY, _GRANITE_MOE),
     **dict.fromkeys(("olmoe", "qwen2moe", "qwen3moe"), Layout(parts=_EXPERTS)),
     **dict.fromkeys(("bloom", "gptneox"), Layout({"query_key_value": _qkv_by_head})),
+    "glm4": Layout(_MULTIMODAL_ROTARY),
     "falcon": Layout({"query_key_value": _qkv_by_group}),
     "internlm2": Layout(parts={"attention.wqkv": _qkv_parts(lambda base: base.n_head_kv)}),
     "baichuan": Layout(parts={"self_attn.W_pack": _qkv_parts(lambda base: 1)}),
     **dict.fromkeys(
         (
             *("apertus", "chatglm", "cohere2", "command-r", "ernie4_5", "exaone"),
-            *("exaone4", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "hunyuan-dense", "jais2"),
+            *("exaone4", "gemma", "gemma2", "gemma3", "gpt2", "hunyuan-dense", "jais2"),
             *("lfm2", "mpt", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen2vl", "qwen3"),
             *("qwen3vl", "seed_oss", "stablelm", "starcoder", "starcoder2"),
         ),

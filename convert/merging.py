@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from ..errors import AdapterError, ConversionError, LogoError
 from ..files.adapter_file import AdapterFile, FloatArray, read_adapter
 from ..files.base_model import BaseModel
+from ..files.lora_writer import lora_writer, write_added
 from ..files.whole_file import written_whole
 
 OUTTYPES = ("f32", "f16")
@@ -109,33 +109,27 @@ def _write(
     outtype: str,
     rank: int | None,
 ) -> tuple[tuple[int, int], float]:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # no alpha/rank: the factors are in A
-    said = ", ".join(f"{weight:g} {adapter.name}" for adapter, weight in mixture)
-    writer.add_string("logo_local.merged", said)
     numbers = np.dtype(np.float32 if outtype == "f32" else np.float16)
     ranks, lost = [], 0.0
-    for target in targets:
-        a, b = _stacked(mixture, target)
-        if rank is not None:
-            a, b, share = truncated(a, b, rank)
-            lost = max(lost, share)
-        ranks.append(b.shape[-1])
-        for side, values in (("lora_a", a), ("lora_b", b)):
-            with np.errstate(over="ignore"):  # seen and said right below
-                stored = values.astype(numbers)
-            if not np.isfinite(stored).all():
-                raise ConversionError(
-                    f"{target}.{side} has numbers that are too large for {outtype}",
-                    hint="write it with --outtype f32",
-                )
-            writer.add_tensor(f"{target}.{side}", stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with lora_writer(path, architecture) as writer:  # the factors are in A
+        names = ", ".join(f"{weight:g} {adapter.name}" for adapter, weight in mixture)
+        writer.add_string("logo_local.merged", names)
+        for target in targets:
+            a, b = _stacked(mixture, target)
+            if rank is not None:
+                a, b, share = truncated(a, b, rank)
+                lost = max(lost, share)
+            ranks.append(b.shape[-1])
+            for side, values in (("lora_a", a), ("lora_b", b)):
+                with np.errstate(over="ignore"):  # seen and said right below
+                    stored = values.astype(numbers)
+                if not np.isfinite(stored).all():
+                    raise ConversionError(
+                        f"{target}.{side} has numbers that are too large for {outtype}",
+                        hint="write it with --outtype f32",
+                    )
+                writer.add_tensor(f"{target}.{side}", stored)
+        write_added(writer)
     return (min(ranks), max(ranks)), lost
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files.folder import MLX_WEIGHTS_FILE, weights_in
-from .peft_config import CONFIG_FILE, Findings
+from ..files.text_file import read_text
+from .peft_config import CONFIG_FILE, Findings, number_of
 from .peft_reader import PeftAdapter, PeftModule
 from .provenance import said_by_card, said_by_mlx
 from .stored import StoredTensor, read_header
@@ -50,12 +51,13 @@ def read_mlx(folder: Path) -> PeftAdapter:
         findings.add(f"{MLX_WEIGHTS_FILE} holds no LoRA factors")
     provenance = {**said_by_mlx(config), **said_by_card(folder)}
     name = os.path.basename(os.path.abspath(folder))
-    return PeftAdapter(folder, name, tuple(modules), findings, provenance=provenance)
+    notes = _notes(config, scale)
+    return PeftAdapter(folder, name, tuple(modules), findings, notes, provenance)
 
 
 def _read_config(folder: Path, findings: Findings) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG_FILE))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{CONFIG_FILE} cannot be read: {error}")
         return {}
@@ -82,6 +84,22 @@ def _scale(config: dict[str, Any], findings: Findings) -> float:
     if not findings.problems:  # a config that cannot be read has no scale either
         findings.add(f"lora_parameters: scale is {found!r}; it must be a number other than 0")
     return 1.0
+
+
+def _notes(config: dict[str, Any], scale: float) -> tuple[str, ...]:
+    """A remark where the config has an alpha: releases of mlx-lm read it in two ways."""
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, dict):
+        return ()
+    alpha, rank = number_of(parameters.get("alpha")), number_of(parameters.get("rank"))
+    if not (alpha and rank) or scale * alpha / rank == scale:
+        return ()
+    other = scale * alpha / rank
+    return (
+        f"lora_parameters has alpha {alpha:g} beside scale {scale:g}: mlx-lm of April to June 2024 "
+        f"trained with scale * alpha / rank = {other:g}, later releases with {scale:g}, which is "
+        f"taken here; if it was trained then, set scale to {other:g} and remove alpha",
+    )
 
 
 def _module(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.gguf_bounds import printable
+from ..files.text_file import read_text
 from .provenance import said_by_config
 
 CONFIG_FILE = "adapter_config.json"
@@ -37,6 +38,22 @@ _OTHER_HINT = (
     "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
     "or train a LoRA"
 )
+# Those that add a matrix to a weight: PEFT can approximate it by a LoRA.
+_CONVERTIBLE = frozenset(
+    {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA"}
+    | {"TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"}
+)
+_CONVERTIBLE_HINT = (
+    "PEFT can turn it into a LoRA: peft.save_as_lora(folder, model, rank=...), or "
+    "merge_and_unload merges it into the base"
+)
+# Of PEFT's task_type: what does not generate text, whatever its layers are.
+_NO_TEXT_TASKS = {
+    "SEQ_CLS": "a sequence classifier",
+    "TOKEN_CLS": "a token classifier",
+    "QUESTION_ANS": "a model that marks answers in a text",
+}
+DEFAULT_RANK = DEFAULT_ALPHA = 8  # what PEFT reads where the config does not say
 
 # Settings under which the file's factors alone do not say what the adapter does, with the way out.
 # A setting counts as used when its value is none of null, false, "", [] and {}.
@@ -97,11 +114,16 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     hint: str = ""
+    details: list[str] = field(default_factory=list)
 
-    def add(self, problem: str, hint: str = "") -> None:
-        """Note one problem; its hint is kept unless an earlier problem had one."""
+    def add(self, problem: str, hint: str = "", details: Sequence[str] = ()) -> None:
+        """Note one problem; its hint is kept unless an earlier problem had one.
+
+        `details` are the single findings that the problem sums up.
+        """
         self.problems.append(problem)
         self.hint = self.hint or hint
+        self.details += details
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,7 @@ class PeftConfig:
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     notes: tuple[str, ...] = ()
+    is_usable: bool = True  # False: what the findings have says enough
 
     def adapted(self, module: str) -> tuple[str, bool]:
         """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
@@ -212,9 +235,10 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
     """Read the folder's adapter_config.json; what is wrong with it goes into `findings`."""
     raw = _read_json(folder, findings)
     if raw is None:
-        return PeftConfig()
+        return PeftConfig(is_usable=False)
     _check_config(raw, findings)
-    alpha, rank = _number(raw.get("lora_alpha")), _number(raw.get("r"))
+    alpha = number_of(raw.get("lora_alpha", DEFAULT_ALPHA))
+    rank = number_of(raw.get("r", DEFAULT_RANK))
     if not alpha:
         findings.add(f"lora_alpha is {raw.get('lora_alpha')!r}; it must be a number other than 0")
     if rank is None or rank < 1 or rank != int(rank):
@@ -255,7 +279,7 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
         )
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{CONFIG_FILE} cannot be read: {error}")
         return None
@@ -269,6 +293,13 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
     if kind != "LORA":
         findings.add(f"peft_type is {kind!r}; only LORA can be converted", _hint_for(kind))
         return None
+    task = config.get("task_type")
+    if isinstance(task, str) and task in _NO_TEXT_TASKS:
+        findings.add(
+            f"it is {_NO_TEXT_TASKS[task]} (task_type {task}), which cannot generate text",
+            "use an adapter of a causal language model (task_type CAUSAL_LM)",
+        )
+        return None
     return config
 
 
@@ -278,6 +309,7 @@ def _hint_for(kind: object) -> str:
     hints = {"XLORA": _XLORA_HINT}
     hints |= dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
     hints |= dict.fromkeys(_UNMERGEABLE, _UNMERGEABLE_HINT)
+    hints |= dict.fromkeys(_CONVERTIBLE, _CONVERTIBLE_HINT)
     return hints.get(kind, _OTHER_HINT)
 
 
@@ -343,7 +375,7 @@ def _invocation_tokens(raw: Mapping[str, Any], findings: Findings) -> tuple[int,
     return tuple(found)
 
 
-def _number(value: object) -> float | None:
+def number_of(value: object) -> float | None:
     """`value` as a finite float, or None: JSON also yields true, strings, NaN and Infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -375,7 +407,7 @@ def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str
         except re.error as error:
             findings.add(f"{table}: {key!r} is not a regular expression: {error}")
             continue
-        number = _number(value)
+        number = number_of(value)
         if not number:
             findings.add(f"{table}: {key!r} is {value!r}; it must be a number other than 0")
             continue

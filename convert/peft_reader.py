@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .names import unwrapped
 from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_config
 from .provenance import said_by_card
 from .stored import StoredTensor, read_weights, unread_weights
@@ -54,6 +55,7 @@ _FOREIGN = (
     (r"trainable_tokens", "new or trained tokens"),
     (r"\b(embed_tokens|wte|lm_head)\.weight$", "a whole embedding or output layer (new tokens?)"),
     (r"norm\w*\.weight$", "trained norms"),
+    (r"\b(score|classifier)\.weight$", "the output layer of a classifier, which generates no text"),
     (r"\.bias$", "trained biases"),
     (r"", "not LoRA factors"),
 )
@@ -127,8 +129,11 @@ def read_peft(folder: Path) -> PeftAdapter:
     """
     findings = Findings()
     config = read_config(folder, findings)
+    name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
+    if not config.is_usable:
+        return PeftAdapter(folder, name, (), findings)
     before = len(findings.problems)
-    tensors = read_weights(folder, findings)
+    tensors, wrappers = unwrapped(read_weights(folder, findings), findings)
     all_there = len(findings.problems) == before
     copies = [tensor.name for tensor in tensors if _OUTPUT_COPY.fullmatch(tensor.name)]
     tensors = [tensor for tensor in tensors if not _TRAINING_ONLY.fullmatch(tensor.name)]
@@ -137,12 +142,11 @@ def read_peft(folder: Path) -> PeftAdapter:
     modules = _with_scalings(pairs, config, findings)
     if not pairs and not findings.problems:
         findings.add("its weights hold no LoRA factors")
-    notes = [*config.notes, *config.pattern_notes([module.name for module in modules])]
+    notes = [*config.notes, *wrappers, *config.pattern_notes([module.name for module in modules])]
     notes += [f"{name}: the base's own layer, which is taken from the base" for name in copies]
     notes += [
         f"{name} lies beside the weights and is not looked at" for name in unread_weights(folder)
     ]
-    name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
     provenance = {**config.provenance, **said_by_card(folder)}
     tokens = config.invocation_tokens
     return PeftAdapter(folder, name, modules, findings, tuple(notes), provenance, tokens)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 from ..files.base_model import BaseModel
+from ..files.other_base import made_for
 from .experts import as_saved_before, experts_stacked, is_parameter
 from .joined import Placed, shares_of, with_joined
 from .layouts import LAYOUTS, REFUSED, Reorder, parts_of, reorder_of
-from .peft_config import MERGE_HINT, Findings
+from .peft_config import CONFIG_FILE, MERGE_HINT, Findings
 from .peft_reader import PeftAdapter, PeftModule
 from .tensor_names import TensorNames, not_text
 
 WRONG_BASE = "is this the base model that the adapter was trained on?"
 
 
-def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list[Placed]:
+def placed_in(
+    base: BaseModel, adapter: PeftAdapter, findings: Findings, *, text_part: bool = False
+) -> list[Placed]:
     """The adapter's modules with the GGUF weights of `base` that they adapt, as far as they fit.
 
-    Single experts come back as one module for all of a layer. What does not fit goes to `findings`.
+    Single experts come back as one module for all of a layer. What does not fit goes to `findings`,
+    and so do layers for pictures or sound unless only the `text_part` is wanted.
     """
     if base.architecture in REFUSED:
         findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
@@ -28,27 +32,31 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
     if base.architecture not in LAYOUTS:
         findings.add(
             f"the base's architecture {base.architecture!r} is not supported; "
-            f"supported: {', '.join(sorted(LAYOUTS))}"
+            f"supported: {', '.join(sorted(LAYOUTS))}",
+            "a GGUF LoRA file for this base works as it is: llama.cpp's convert_lora_to_gguf.py "
+            "may be able to make one",
         )
         return []
     names = TensorNames(base)
     placed: list[Placed] = []
     shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
     taken: dict[str, str] = {}
-    _refuse_other_parts(adapter, findings)
+    misfits: list[str] = []
+    if not text_part:
+        _refuse_other_parts(adapter, findings)
     of_text = [module for module in adapter.modules if not not_text(module.name)]
     for adapted in experts_stacked(of_text, base.n_expert, findings):
         module = adapted
         parts = _parts(module, base, names)
         targets = [target for target, _ in parts]
         if not parts:
-            findings.add(f"{module.name}: {names.why_unknown(module.name)}", WRONG_BASE)
+            misfits.append(f"{module.name}: {names.why_unknown(module.name)}")
             continue
         missing = [target for target in targets if target not in shapes]
         if missing:
             tied = missing == ["output.weight"]
             reason = " (its output layer is its token embedding)" if tied else ""
-            findings.add(f"{module.name}: the base has no {missing[0]}{reason}", WRONG_BASE)
+            misfits.append(f"{module.name}: the base has no {missing[0]}{reason}")
             continue
         twice = [target for target in targets if target in taken]
         if twice:
@@ -73,10 +81,9 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
             if module.layer_shape != whole == as_saved_before(module).layer_shape:
                 module = as_saved_before(module)
         if whole != module.layer_shape:
-            findings.add(
+            misfits.append(
                 f"{module.name}: made for a layer of shape {module.layer_shape}, "
-                f"but the base's {' and '.join(targets)} has {whole}",
-                WRONG_BASE,
+                f"but the base's {' and '.join(targets)} has {whole}"
             )
             continue
         try:
@@ -85,22 +92,52 @@ def placed_in(base: BaseModel, adapter: PeftAdapter, findings: Findings) -> list
                 placed.append((module, target, order))
         except ValueError as error:
             findings.add(f"{module.name}: {error}")
+    _add_misfits(misfits, base, adapter, names, findings)
     return with_joined(placed, base)
 
 
+def _add_misfits(
+    misfits: list[str],
+    base: BaseModel,
+    adapter: PeftAdapter,
+    names: TensorNames,
+    findings: Findings,
+) -> None:
+    """One line for all layers that do not fit: what they were made for, or the first of them."""
+    if not misfits:
+        return
+    layers = [
+        (place, module.layer_shape[-1], module.layer_shape[-2])
+        for module in adapter.modules
+        if not module.embedding and (place := names.anywhere(module.name)) is not None
+    ]
+    named = adapter.provenance.get("general.base_model.0.name", "")
+    line = made_for(base, layers, f"{CONFIG_FILE} names {named}" if named else "")
+    first, *others = misfits
+    more = f" (and {len(others)} more layers that do not fit)" if others else ""
+    summed_up = (line if others else "") or first + more
+    findings.add(summed_up, WRONG_BASE, misfits if others else ())
+
+
+def other_parts(adapter: PeftAdapter) -> str:
+    """The layers beside the model's text part that are adapted, in words; empty without any."""
+    parts = Counter(part for module in adapter.modules if (part := not_text(module.name)))
+    return ", ".join(f"{part} ({n} layer{'s' * (n > 1)})" for part, n in parts.items())
+
+
 def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
-    """One line for each part of the model, beside its text part, that is adapted."""
-    parts: dict[str, list[str]] = defaultdict(list)
-    for module in adapter.modules:
-        if part := not_text(module.name):
-            parts[part].append(module.name)
-    for part, (first, *others) in parts.items():
-        more = f" and {len(others)} more" if others else ""
-        findings.add(
-            f"{first}{more}: of the {part}, but the GGUF base holds the text part only",
-            "train on the text part alone: in PEFT, target_modules may be a regular expression "
-            r"such as .*language_model.*\.(q_proj|v_proj)",
-        )
+    """One line for all parts of the model, beside its text part, that are adapted."""
+    parts = other_parts(adapter)
+    if not parts:
+        return
+    has_text = any(not not_text(module.name) for module in adapter.modules)
+    findings.add(
+        f"it adapts {parts}, but the GGUF base holds the text part only",
+        "for text alone those layers do nothing: logo-local convert --text-part converts the rest"
+        if has_text
+        else "train on the text part: in PEFT, target_modules may be a regular expression "
+        r"such as .*language_model.*\.(q_proj|v_proj)",
+    )
 
 
 def _parts(

@@ -18,7 +18,7 @@ from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
 from .peft_reader import Factor, PeftModule, read_peft
-from .placing import WRONG_BASE, placed_in
+from .placing import WRONG_BASE, other_parts, placed_in
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 _F16_MAX = float(np.finfo(np.float16).max)
@@ -123,12 +123,14 @@ def plan_conversion(
     progress: Progress | None = None,
     *,
     to_run: bool = False,
+    text_part: bool = False,
 ) -> Conversion:
     """Work out how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
 
     Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
     nothing. `progress` is called with the number of tensors checked and their total. With `to_run`
     an activated LoRA stands against it, too: a GGUF file can hold one, but not for this runtime.
+    With `text_part` layers for pictures or sound are left out, which a text prompt does not reach.
 
     Raises ConversionError with everything that stands against the conversion, ModelError when
     `base` is a path that holds no model, ValueError for an outtype not in `OUTTYPES`.
@@ -152,7 +154,7 @@ def plan_conversion(
             ALORA, "logo-local convert writes it for llama.cpp's own programs, which have them"
         )
     _check_tokens(adapter.invocation_tokens, base, findings)
-    placed = placed_in(base, adapter, findings)
+    placed = placed_in(base, adapter, findings, text_part=text_part)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
     rows = []
     broken: list[str] = []
@@ -177,9 +179,14 @@ def plan_conversion(
         )
     if findings.problems:
         raise ConversionError(
-            f"cannot convert {source}", problems=findings.problems, hint=findings.hint
+            f"cannot convert {source}",
+            problems=findings.problems,
+            hint=findings.hint,
+            details=findings.details,
         )
     notes = list(adapter.notes)
+    if text_part and (left_out := other_parts(adapter)):
+        notes.append(f"left out, as not of the text part: {left_out}")
     if adapter.invocation_tokens:
         notes.append(f"{ALORA} by logo-local, but by llama.cpp's own programs")
     if largest_b == 0.0:

@@ -13,18 +13,22 @@ import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from ..files.folder import INDEX_FILES, SHARD_NAME, WEIGHTS_FILE, shards_in
-from ..files.gguf_bounds import printable
+from ..files.gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start, printable
+from ..files.text_file import read_text
 from .peft_config import Findings
 
 PICKLE_FILE = "adapter_model.bin"
+
+_MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
 # Stored types that become float32 without loss (F64 is the one that is rounded).
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
@@ -125,7 +129,7 @@ def _index_of(folder: Path, shards: list[Path]) -> Path | None:
 def _weight_map(index: Path, findings: Findings) -> dict[str, str]:
     """The file of each tensor as `index` has it; empty where that cannot be read."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_text(index))
     except (OSError, ValueError, RecursionError) as error:
         findings.add(f"{index.name} cannot be read: {error}", _DAMAGED)
         return {}
@@ -218,18 +222,58 @@ def _first(names: Iterable[str]) -> str:
     return f"{first} (and {len(others)} more)" if others else first
 
 
+def _checked_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a safetensors file's header, and the entry of each tensor in it.
+
+    Read rather than mapped, as the safetensors library would do: a file that another program
+    truncates meanwhile is an error and not a signal. Raises ValueError, KeyError or TypeError for
+    whatever that library refuses: a header that is no JSON object of its kind, data that overlap,
+    leave a gap, or do not end where the file does.
+    """
+    with path.open("rb") as file:
+        n_bytes = file.seek(0, 2)
+        file.seek(0)
+        if n_bytes < 8:
+            raise ValueError(f"{n_bytes} bytes are no whole header")
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(n_bytes - 8, _MAX_HEADER):
+            raise ValueError(
+                f"its header is said to have {length:,} bytes, the file has {n_bytes:,}"
+            )
+        content = json.loads(file.read(length))
+    if not isinstance(content, dict):
+        raise ValueError("its header is no JSON object")
+    content.pop("__metadata__", None)
+    end = 0
+    for name, entry in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (first, last) = entry["shape"], entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)) or first != end:
+            raise ValueError(f"the place or shape of {printable(name)} is wrong")
+        item = _DTYPES.get(entry["dtype"])
+        if item and last - first != math.prod(shape) * np.dtype(item).itemsize:
+            raise ValueError(f"{printable(name)} has {last - first:,} bytes for the shape {shape}")
+        end = last
+    if 8 + length + end != n_bytes:
+        raise ValueError(f"its data end at byte {8 + length + end:,}, the file at {n_bytes:,}")
+    return length, content
+
+
+def _kind_of(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        return kind_by_start(file.read(24))
+    return ""
+
+
 def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
     """The tensors of a safetensors file, checked and unread; what is wrong goes to `findings`."""
+    if (kind := _kind_of(path)) == LFS_POINTER:
+        findings.add(f"{path.name}: {kind}", LFS_HINT)
+        return []
     try:
-        with safe_open(str(path), framework="numpy"):
-            pass  # the library checks the header: sizes, offsets, gaps, and the file's length
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, SafetensorError) as error:
+        length, header = _checked_header(path)
+    except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
         findings.add(f"{path.name} cannot be read: {error}", _DAMAGED)
         return []
-    header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():
         shape, start = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]

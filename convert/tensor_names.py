@@ -54,6 +54,8 @@ def not_text(module: str) -> str | None:
 def _without_wrapper(module: str) -> Iterator[str]:
     """`module` as it is, and as it may be called in the text part by itself."""
     yield module
+    if module.rpartition(".")[2] == "unembed_tokens":  # Tinker's name of it
+        yield "lm_head"
     for wrapper, start in _WRAPPERS:
         if module.startswith(wrapper):
             yield start + module.removeprefix(wrapper)
@@ -85,6 +87,14 @@ class TensorNames:
                 return f"blk.{number[0]}.{kind}.weight"
         return None
 
+    def anywhere(self, module: str) -> str | None:
+        """As `target`, also for a block whose number is beyond the base's last."""
+        number = _BLOCK_NUMBER.search(module)
+        if number is None:
+            return self.target(module)
+        found = self.target(f"{module[: number.start()]}0{module[number.end() :]}")
+        return None if found is None else found.replace("blk.0.", f"blk.{number[0]}.", 1)
+
     def why_unknown(self, module: str) -> str:
         """What to tell the user about a module for which `target` is None."""
         number = _BLOCK_NUMBER.search(module)
@@ -92,4 +102,9 @@ class TensorNames:
             first = module[: number.start()] + "0" + module[number.end() :]
             if self.target(first):
                 return f"layer {number[0]} is beyond the base's {self._n_blocks} layers"
+        if module.rpartition(".")[2] in ("w1", "w2", "w3"):
+            return (
+                "the base's architecture has no such layer; Tinker calls feed-forward layers so: "
+                "export the adapter for PEFT"
+            )
         return "the base's architecture has no such layer"

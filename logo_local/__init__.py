@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .engine import LoGo
     from .errors import (
         AdapterError,
+        AdapterMemoryError,
+        ContextError,
         ConversionError,
         LogoError,
         MixtureError,
@@ -40,7 +42,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "AdapterFile",
+    "AdapterMemoryError",
     "BaseModel",
+    "ContextError",
     "Conversion",
     "ConversionError",
     "FakeLoGo",

@@ -20,6 +20,7 @@ import platformdirs
 import psutil
 
 from .errors import SettingsError
+from .files.text_file import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +36,15 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 def _home() -> Path | None:
     home = os.environ.get(HOME_VARIABLE)
-    return Path(home).expanduser() if home else None
+    if not home:
+        return None
+    try:
+        return Path(home).expanduser()
+    except RuntimeError as error:  # ~name of no user
+        raise SettingsError(
+            f"{HOME_VARIABLE} is {home}, and there is no such user",
+            hint="write the folder's whole path",
+        ) from error
 
 
 def cache_dir() -> Path:
@@ -105,7 +114,7 @@ def load_config_file(
     command line. Raises SettingsError with every unknown name and every bad value.
     """
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        raw = tomllib.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except OSError as error:

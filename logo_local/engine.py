@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,15 @@ from .errors import MixtureError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .hidden_states import FloatArray
-from .llama.llama_errors import Closed, model_errors, problems_of, prompt_errors
+from .llama.api_check import check_api
+from .llama.chat_templates import UsableTemplates
+from .llama.interrupts import interrupts_held
+from .llama.llama_errors import Closed, loading, problems_of, prompt_errors
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
 from .llama.reader import PromptReader
+from .progress import Stages, ms_since
 from .routed import PHASES, Given, Routed
 from .routing import registry
 from .routing.index import block_number, choose_target
@@ -59,6 +63,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    metadata = UsableTemplates()
 
     def __init__(
         self,
@@ -93,20 +98,17 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             probe: "one-pass", or "each": one evaluation with each adapter.
             layer: The block that the paper's signals read, negative from the end.
             tap: "input" of the projection, or "residual", the state before the block's norm.
-            mixture: "scales" (adapters one by one), "fused" (as one adapter, which is faster),
-                or "auto".
-            mixture_type: The stack's numbers: "exact", as the adapters are stored, or "q8_0".
+            mixture: "scales" (adapters one by one), "stacked" (as one, which is faster) or "auto".
+            mixture_type: The stack's numbers: "native", as the adapters are stored, or "q8_0".
             keep_route: How much the weights may change in a conversation without a new route.
             prefill: "mixture", or "base": only what follows the prompt is under the mixture.
-            adapter_memory: The bytes of adapters that llama.cpp may hold: a number, "512M", or
-                "auto", a quarter of what is free.
-            self_profile: Whether adapters without example prompts write texts that say what they
-                are for: True, False, or "kept", only those that were written earlier.
+            adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".
+            self_profile: Whether adapters without example prompts write some: True, False, or
+                "kept", only those that were written earlier.
             past: Whether the norms of your prompts are remembered, as a few numbers.
             links_out: Whether adapters may be links to files outside of the folder.
             progress: Called with (stage, done, total) while adapters are read and converted.
-            n_ctx: Context length in tokens; by default 4096, or what the model was trained with
-                if that is less.
+            n_ctx: Context length in tokens; by default that of training, at most 4096.
             verbose: Whether llama.cpp prints its log.
             **llama: Everything else goes to `llama_cpp.Llama` under its name there.
 
@@ -117,7 +119,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
         self._settings.check(other_problems=problems_of(adapters, llama))
-        self._progress = progress or (lambda _stage, _done, _total: None)
+        check_api()
+        self._progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
@@ -132,7 +135,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             choose_target(self.pool.adapters, self.base, layer)
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with model_errors(model_path):
+        with loading(model_path):
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.
@@ -141,7 +144,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 **llama,
             )
         self._set_up()
-        self.timings_ms["load"] = _ms_since(started)
+        self.timings_ms["load"] = ms_since(started)
 
     def _set_up(self) -> None:
         """Make what routes and blends, once the model is there."""
@@ -170,12 +173,6 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         self._given: Given | None = None  # what `under` and the completions generate under
         self._turn = 0  # counts the prompts that reached the context
 
-    def __repr__(self) -> str:
-        return f"<LoGo {self.base.path.name}, {len(self.pool.names)} adapters>"
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        raise TypeError("a LoGo cannot be pickled or copied: open another one with LoGo(...)")
-
     # Answers
 
     @like(Llama.create_chat_completion)
@@ -184,17 +181,19 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         messages: list[ChatCompletionRequestMessage],
         *,
         routing: Routing | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Any:
         """As in llama_cpp, with ["logo"] in the result.
 
         `top_k` is that of the tokens; `routing` says how this call is routed:
-        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}. See `route` for what of
-        a conversation is routed. Raises PromptError, SettingsError, UnknownAdapterError or
-        AdapterError before anything is generated.
+        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}; see `route`. The chat
+        template is given `chat_template_kwargs`, {"enable_thinking": False} for instance. Raises
+        PromptError, SettingsError, UnknownAdapterError or AdapterError.
         """
         complete = super().create_chat_completion
-        return self._answer(messages, routing, lambda: complete(messages, **options))
+        with self.loaded.template_settings(chat_template_kwargs):
+            return self._answer(messages, routing, lambda: complete(messages, **options))
 
     @like(Llama.create_completion)
     def create_completion(
@@ -234,10 +233,6 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 chunk["usage"] = {**self.usage, "total_tokens": sum(self.usage.values())}
             yield chunk
 
-    def _logo(self) -> dict[str, Any]:
-        route = (self.last_route or Route()).as_dict()
-        return {"route": route, "timings_ms": dict(self.timings_ms)}
-
     # Generation
 
     def generate(  # the parent's parameters, whatever they are, pass through
@@ -275,7 +270,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                     token = parent.send(more)
                 except StopIteration:
                     return
-                self.timings_ms[phase] += _ms_since(started)
+                self.timings_ms[phase] += ms_since(started)
                 phase = "decode"
                 if not llama_vocab_is_eog(self._model.vocab, token):  # the parent counts so, too
                     self.usage["completion_tokens"] += 1
@@ -298,11 +293,11 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         if by_base:
             started = time.perf_counter()
             self._read_by_base(prompt)
-            self.timings_ms["prefill"] = _ms_since(started)
+            self.timings_ms["prefill"] = ms_since(started)
         started = time.perf_counter()
         mixture = list(zip(adapters, route.applied.values(), strict=True))
         way = self._set_mixture(mixture, keys_are_right=by_base)
-        self.timings_ms["mixture"] = _ms_since(started)
+        self.timings_ms["mixture"] = ms_since(started)
         self.last_route = replace(route, mixture=way)
         if self.on_route is not None:
             self.on_route(self.last_route)
@@ -329,22 +324,37 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             self._set_mixture([])
             self.reset()
             self.eval(prompt)
+            self._requires_eval = True  # the logits are the base's
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As in the parent, batch by batch, until it should stop.
 
-        Raises MixtureError where the mixture makes numbers that are not finite.
+        Ctrl+C is raised when a batch has been evaluated and counted. After an evaluation that
+        failed the context is empty. Raises MixtureError where the mixture makes NaN.
         """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
                 raise _Stopped
-            super().eval(tokens[start : start + self.n_batch])
-        try:
-            self.loaded.check_finite()
-        except MixtureError:
-            self.reset()
-            self._kv_key = None
-            raise
+            counted = False
+            try:
+                with interrupts_held():
+                    super().eval(tokens[start : start + self.n_batch])
+                    counted = True
+            finally:
+                if not counted:
+                    self._forget_all()
+        if not self.loaded.is_finite():
+            self._forget_all()
+            raise MixtureError(
+                "the mixture makes numbers that are not finite",
+                hint="smaller weights may help; logo-local check looks at the adapters",
+            )
+
+    def _forget_all(self) -> None:
+        """Drop the keys and values; what they were made from may not be known any more."""
+        self.loaded.forget_generated()
+        self.reset()
+        self._kv_key = None
 
     # Vectors and states
 
@@ -388,13 +398,3 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             super().close()
             # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
             self._model = self._ctx = self.tokenizer_ = Closed()
-
-    def __enter__(self) -> LoGo:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

@@ -6,9 +6,11 @@
     │   ├── ConversionError a PEFT adapter cannot become a GGUF LoRA file
     │   └── MixtureError    several together cannot: their numbers are not finite
     ├── PoolError           the folder of adapters as a whole
+    │   ├── AdapterMemoryError   a mixture that is larger than adapters may be
     │   └── UnknownAdapterError  a name that is not in it
     ├── SettingsError       an option, an environment variable or the config file
     ├── PromptError         a prompt that cannot be evaluated
+    │   └── ContextError    one that is longer than the context
     └── NativeError         llama.cpp answered otherwise than this project was written for
 
 A `LogoError` is a user's to solve: the command line prints it as one `error:` line, one line
@@ -17,6 +19,7 @@ for each problem, and one `hint:` line. Anything else that escapes is a bug of o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -25,14 +28,25 @@ class LogoError(Exception):
 
     `message` says what went wrong and where, without a final full stop. `problems` lists every
     single thing found, when there is more than the message can say; an error is raised once, with
-    all of them. `hint` says what to type or change; it may be empty.
+    all of them. `hint` says what to type or change; it may be empty. `details` are every single
+    finding behind a problem that sums them up, for `--verbose` and `--json`.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[str] = (),
+        hint: str = "",
+        details: Sequence[str] = (),
+    ) -> None:
         super().__init__(message, tuple(problems), hint)
         self.message = message
         self.problems = tuple(problems)
         self.hint = hint
+        if hint and sys.version_info >= (3, 11):
+            self.add_note(f"hint: {hint}")
+        self.details = tuple(details)
 
     def __str__(self) -> str:
         return "; ".join((self.message, *self.problems))
@@ -58,6 +72,10 @@ class PoolError(LogoError):
     """The folder of adapters cannot be used as a whole."""
 
 
+class AdapterMemoryError(PoolError):
+    """A mixture takes more memory than adapters may take."""
+
+
 class UnknownAdapterError(PoolError):
     """There is no adapter of this name in the folder."""
 
@@ -68,6 +86,10 @@ class SettingsError(LogoError):
 
 class PromptError(LogoError):
     """The prompt cannot be evaluated, for instance because it is longer than the context."""
+
+
+class ContextError(PromptError):
+    """The prompt is longer than the context."""
 
 
 class NativeError(LogoError):

@@ -264,7 +264,7 @@ class FakeLoGo:
             probe="one-pass",
             target="blk.3.attn_q.weight",
         )
-        return replace(route, mixture="fused" if route.names else "none")
+        return replace(route, mixture="stacked" if route.names else "none")
 
     def _answer(
         self,

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import Self
 
 from .errors import AdapterError, SettingsError
 from .files.adapter_file import AdapterFile
 from .files.pool import Pool
 from .llama.mixture import Mixer
 from .llama.model import LoadedModel, Prompt, are_messages
+from .progress import Stages
 from .routing import registry
 from .routing.route import Route, fixed, kept
-from .routing.router import Progress, Router
+from .routing.router import Router
 from .routing.settings import Routing, RoutingSettings, check_routing
 
 log = logging.getLogger(__name__)
@@ -44,8 +47,35 @@ class Routed:
     last_route: Route | None
     timings_ms: dict[str, float]
     _settings: RoutingSettings
-    _progress: Progress
+    _progress: Stages
     _given: Given | None  # what `under` and the completions generate under
+
+    if TYPE_CHECKING:  # the engine's
+
+        def close(self) -> None: ...  # noqa: D102
+        @property
+        def create_completion(self) -> Any: ...  # noqa: D102
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LoGo {self.pool.base.path.name}, {len(self.pool.names)} adapters>"
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise TypeError("a LoGo cannot be pickled or copied: open another one with LoGo(...)")
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        """The same as `create_completion`."""
+        return self.create_completion(prompt, **options)
+
+    def _logo(self) -> dict[str, Any]:
+        """What an answer carries."""
+        route = (self.last_route or Route()).as_dict()
+        return {"route": route, "timings_ms": dict(self.timings_ms)}
 
     def route(self, prompt: Prompt, *, routing: Routing | None = None) -> Route:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
@@ -64,26 +94,25 @@ class Routed:
             return self._fixed(weights)
         signal = given.get("signal") or self._settings.signal
         top_k = given.get("top_k") or self._settings.top_k
-        try:
-            route = self.router.route(prompt, signal, top_k)
-            adapters = self._adapters(route.names)
-        except AdapterError as error:
-            if not self._renew_pool(forced=True):
-                raise
-            log.debug("once more, after %s", error)
-            route = self.router.route(prompt, signal, top_k)
-            adapters = self._adapters(route.names)
+        with self._progress.ended():
+            try:
+                route = self.router.route(prompt, signal, top_k)
+                adapters = self._adapters(route.names)
+            except AdapterError as error:
+                if not self._renew_pool(forced=True):
+                    raise
+                log.debug("once more, after %s", error)
+                route = self.router.route(prompt, signal, top_k)
+                adapters = self._adapters(route.names)
         self.timings_ms |= self.router.timings_ms
         return replace(route, mixture=self.mixer.way_of(adapters))
 
     def _adapters(self, names: Sequence[str]) -> list[AdapterFile]:
         """The adapters of these names. Raises AdapterError where one has changed on the disk."""
         for name in names:
-            self.pool.check_name(name)
-        adapters = [self.pool.adapters[name] for name in names]
-        for adapter in adapters:
-            adapter.check_unchanged()
-        return adapters
+            self.pool.check_current(name)
+            self.pool.adapters[name].check_unchanged()
+        return [self.pool.adapters[name] for name in names]
 
     def _route_to_answer(self, prompt: Prompt, routing: Routing | None = None) -> Given:
         """The route that an answer is made under."""
@@ -239,7 +268,8 @@ class Routed:
         """Look at the folder again if something came or went, or if `forced`; whether it did."""
         if not (forced or self.pool.has_changed()):
             return False
-        changes = self.pool.rescan(progress=self._progress)
+        with self._progress.ended():
+            changes = self.pool.rescan(progress=self._progress)
         if changes:
             log.warning("%s has changed: %s", self.pool.folder, changes)
         return bool(changes)

@@ -59,8 +59,13 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def write_base(path: Path, seed: int = 0, shape: Shape = SMALL, *, q4_0: bool = False) -> Path:
-    """A Llama with a byte tokenizer; its matrices in float32, or in Q4_0 without being rounded."""
+def write_base(
+    path: Path, seed: int = 0, shape: Shape = SMALL, *, q4_0: bool = False, bare: bool = False
+) -> Path:
+    """A Llama with a byte tokenizer; its matrices in float32, or in Q4_0 without being rounded.
+
+    A `bare` one puts nothing before a text: no chat template, no first token, no space.
+    """
     rng = np.random.default_rng(seed)
 
     def matrix(*of: int) -> np.ndarray:
@@ -95,7 +100,11 @@ def write_base(path: Path, seed: int = 0, shape: Shape = SMALL, *, q4_0: bool = 
     w.add_token_types(kinds)
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
-    w.add_chat_template(CHAT_TEMPLATE)
+    if bare:
+        w.add_add_bos_token(False)
+        w.add_add_space_prefix(False)
+    else:
+        w.add_chat_template(CHAT_TEMPLATE)
     add("token_embd.weight", 10, shape.vocab, shape.width)
     add("output.weight", 4, shape.vocab, shape.width)
     w.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))

@@ -565,7 +565,7 @@ def test_settings_that_cannot_be_used_load_nothing(talk, tmp_path):
         ("/teach ", 0, ["reverse", "sort-words"]),
         ("/set t", 1, ["top-k ", "temp ", "top-p "]),
         ("/set signal prof", 4, ["profile"]),
-        ("/set mixture ", 0, ["auto", "fused", "scales", "default"]),
+        ("/set mixture ", 0, ["auto", "stacked", "scales", "default"]),
         ("/set temp ", 0, ["default"]),
         ("/set nothing ", 0, []),
         ("/clear ", 0, []),

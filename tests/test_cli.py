@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from logo_local.console import background, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.routing.route import select
+from logo_local.routing.settings import OPTIONS
 
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
 BLEND = "sort-words 0.75 · reverse 0.25\n"
@@ -77,7 +79,8 @@ def failed(result, code, *stderr):
     ("args", "stdin", "prompt", "method"),
     [
         (["hello"], "", "hello", "create_chat_completion"),
-        (["hello"], "not read", "hello", "create_chat_completion"),
+        (["hello"], "from a pipe\n", "from a pipe\n\nhello", "create_chat_completion"),
+        (["hello"], "\ufefffrom Windows\r\n", "from Windows\n\nhello", "create_chat_completion"),
         ([], "from a pipe\n", "from a pipe", "create_chat_completion"),
         ([], "two\nlines\r\n", "two\nlines", "create_chat_completion"),
         (["--raw", "hello"], "", "hello", "create_completion"),
@@ -104,6 +107,7 @@ def test_an_answer_comes_as_it_is_made(call, llm):
             return super().write(text)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
         patch.setattr(sys, "stdout", Out())
         with pytest.raises(SystemExit):
             cli.cli.main(["run", *MODEL, "hello"], obj=llm.opened)
@@ -149,13 +153,8 @@ def test_run_json_and_explain_do_not_mix(call):
 ALL_OPTIONS = {
     "signal": "entropy",
     "top_k": 2,
-    "probe": "each",
-    "layer": -2,
-    "tap": "residual",
     "mixture": "scales",
     "mixture_type": "q8_0",
-    "keep_route": 0.25,
-    "prefill": "base",
     "adapter_memory": 512 * 2**20,
     "n_gpu_layers": -1,
 }
@@ -199,6 +198,8 @@ def test_options_reach_the_engine(call, llm):
 
 
 def test_defaults_are_the_engines_own(call, llm):
+    from llama_cpp import Llama
+
     from logo_local.engine import LoGo
 
     call("score", *MODEL, "hello")
@@ -213,8 +214,38 @@ def test_defaults_are_the_engines_own(call, llm):
         parse_memory(defaults["adapter_memory"]), rel=0.5
     )
     gpu_layers = llm.settings.pop("n_gpu_layers")
-    assert gpu_layers == inspect.signature(LoGo.__base__).parameters["n_gpu_layers"].default
+    assert gpu_layers == inspect.signature(Llama).parameters["n_gpu_layers"].default
     assert llm.settings == {name: defaults[name] for name in llm.settings}
+
+
+def test_options_for_research_belong_to_eval():
+    """Each of the routing's settings is an option of eval, and the common ones of run."""
+    names = {name: {p.name for p in cli.cli.commands[name].params} for name in ("run", "eval")}
+    common = {n for n, option in OPTIONS.items() if option.metadata["common"]}
+    assert common == OPTIONS.keys() & names["run"]
+    assert {"probe", "layer", "tap", "keep_route", "prefill"} == OPTIONS.keys() - names["run"]
+    assert OPTIONS.keys() - names["eval"] == {"signal", "top_k", "past"}  # eval compares them
+
+
+def test_signals_of_all_commands_are_those_of_the_papers_and_the_best():
+    (signal,) = (p for p in cli.cli.commands["run"].params if p.name == "signal")
+    assert set(signal.type.choices) == {
+        "auto",
+        "norm",
+        "entropy",
+        "each-entropy",
+        "profile",
+        "mixed",
+    }
+
+
+def test_run_shows_what_people_use_and_names_the_rest(call):
+    shown = call("run", "--help").stdout
+    options = re.findall(r"^  (--[a-z-]+)", shown.partition("Rarely needed")[0], re.M)
+    assert options[0] == "--max-tokens"
+    assert len(options) <= 16
+    assert "--top-p" not in options
+    assert "--no-self-profile" in shown.partition("Rarely needed")[2]
 
 
 def test_outtypes_are_the_converters_own():
@@ -234,7 +265,7 @@ def test_the_demo_needs_no_folder(call, llm):
         (["score", "m.gguf", "hi"], "", 2, "logo-local score m.gguf --adapters DIR"),
         (["run", *MODEL], "", 2, "the prompt is empty"),
         (["run", *MODEL, "  \n"], "", 2, "the prompt is empty"),
-        (["run", *MODEL], b"\xff\xfe\xff", 2, "not text in UTF-8"),
+        (["run", *MODEL], b"\xff\xff", 2, "not text in UTF-8"),
         (["run", *MODEL, "hi", "--top-k", "0"], "", 2, "'--top-k': 0 is not in the range"),
         (["run", *MODEL, "hi", "--signal", "loud"], "", 2, "'loud' is not one of"),
         (["run", *MODEL, "hi", "--adapter-memory", "lots"], "", 2, "write it like 512M or 2G"),

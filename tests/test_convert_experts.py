@@ -321,7 +321,7 @@ REFUSED = {
         wrapped("model.visual.layers.1.mlp.experts", 2 * FFN, WIDTH, 4, 1)
         | factors({f"model.visual.layers.0.mlp.experts.{i}.up_proj": (80, 32) for i in range(9)}),
         {"target_parameters": BOTH[:1]},
-        "and 9 more: of the visual, but the GGUF base holds the text part only",
+        "it adapts visual (10 layers), but the GGUF base holds the text part only",
     ),
     "ranks that are no multiple": (
         factors({OWNER: (2 * FFN, WIDTH)}, 10),

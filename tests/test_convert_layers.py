@@ -49,7 +49,7 @@ def test_logits_equal_pefts(layers, name, adapter, tmp_path):
         llama.close()
 
 
-@pytest.mark.parametrize("mixture", ["scales", "fused"])
+@pytest.mark.parametrize("mixture", ["scales", "stacked"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_the_runtime_answers_under_experts(layers, name, mixture, tmp_path):
     expected = np.load(layers / name / "logits.npz")

@@ -12,7 +12,7 @@ from logo_local.console.report import check_json
 from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.errors import ConversionError
 from logo_local.files.base_model import BaseModel
-from logo_local.files.ledger import content_key
+from logo_local.files.file_index import content_key
 from logo_local.files.pool import Pool
 
 MODULES = {

@@ -14,8 +14,8 @@ from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.errors import AdapterError, ConversionError
 from logo_local.files.base_model import BaseModel
 from logo_local.files.digest import sha256_of, sha256_of_all
+from logo_local.files.file_index import content_key
 from logo_local.files.folder import INDEX_FILES, kind_of, scan, stamp_of
-from logo_local.files.ledger import content_key
 from logo_local.files.pool import Pool
 
 SHAPES = {
@@ -330,7 +330,7 @@ def changed(path, tensors=None, seconds=10):
 @pytest.mark.parametrize("index", [INDEX, GENERAL_INDEX, None])
 def test_a_pool_has_one_adapter_and_sees_when_a_shard_changes(shard, index, base, tmp_path):
     folder = write_shards(tmp_path / "pool" / "mine", index)
-    for path in folder.iterdir():  # settled: the ledger trusts them
+    for path in folder.iterdir():  # settled: the file index trusts them
         os.utime(path, (1, 1))
 
     def opened():

@@ -103,9 +103,9 @@ def test_each_adapter_is_good_at_its_own_task(demo, examples):
 def test_a_prompt_is_routed_among_all_adapters(demo, examples, manifest):
     route = demo.route([{"role": "user", "content": examples[0]["context"]}])
     assert route.all_scores.keys() == manifest["tasks"].keys()
-    assert 1 <= len(route.names) <= demo.top_k
+    assert 1 <= len(route.names) <= demo.routing.top_k
     assert route.signal == "mixed"
-    assert demo.unasked() == []  # every bundled adapter has example prompts
+    assert demo.without_profile() == []  # every bundled adapter has example prompts
 
 
 def run(*arguments):

@@ -1,6 +1,11 @@
 """The engine on a random model: routes, mixtures, and keys and values that are never stale."""
 
+import copy
 import gc
+import inspect
+import pickle
+import sys
+import traceback
 import weakref
 
 import llama_cpp
@@ -10,15 +15,19 @@ from llama_cpp import Llama, LlamaRAMCache
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from random_gguf import CHAT_TEMPLATE, write_adapter
 
+from logo_local import config
 from logo_local.engine import LoGo
 from logo_local.errors import AdapterError, ModelError, PoolError, PromptError, SettingsError
 from logo_local.llama import native
 from logo_local.llama.mixture import set_adapters
 from logo_local.llama.model import Context
+from logo_local.llama.options import ChatOptions, CompletionOptions
 from logo_local.llama.reader import RAW_SUFFIX
 from logo_local.llama.sampling import BatchContext
+from logo_local.routing import registry
 from logo_local.routing.route import Route
 from logo_local.routing.router import Scored
+from logo_local.routing.settings import DEFAULTS, OPTIONS
 
 A, B = "alpha beta gamma", "one two three four five six"
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
@@ -62,7 +71,7 @@ def test_a_completion_carries_its_route_and_timings(logo):
     assert route["signal"] == "norm"
     assert route["probe"] == "one-pass"
     assert route["target"] == "blk.2.attn_q.weight"
-    assert route["mixture"] == "fused"
+    assert route["mixture"] == "stacked"
     assert set(route["scores"]) == {f"ad{i}" for i in range(5)}
     assert len(route["adapters"]) == 2
     assert sum(a["weight"] for a in route["adapters"]) == pytest.approx(1.0)
@@ -491,7 +500,7 @@ def test_adapters_that_come_and_go_are_noticed_at_the_next_prompt(logo, tmp_path
     assert "has changed: gone: one" in caplog.text
 
 
-@pytest.mark.parametrize("mixture", ["fused", "scales"])
+@pytest.mark.parametrize("mixture", ["stacked", "scales"])
 def test_an_adapter_rewritten_while_the_engine_runs(logo, tmp_path, caplog, mixture):
     path = write_adapter(tmp_path / "one.gguf", 1)
     llm = logo(adapters=tmp_path, mixture=mixture)
@@ -731,7 +740,7 @@ def test_routing_can_change_between_prompts(logo):
     before = llm.routing
     llm.configure()
     with pytest.raises(SettingsError, match="top_k is 0") as caught:
-        llm.configure(top_k=0, signal="loud", mixture="fused")
+        llm.configure(top_k=0, signal="loud", mixture="stacked")
     assert len(caught.value.problems) == 2
     assert (llm.routing, llm.mixture) == (before, "scales")
     assert len(llm.route(A).names) == 1
@@ -854,3 +863,175 @@ def test_a_route_is_told_before_its_prompt_is_read(logo, monkeypatch):
     with llm.base_only(), pytest.raises(ZeroDivisionError):
         llm(A, **GREEDY)
     assert told[1].is_base
+
+
+# What a call can say of its routing
+
+
+def test_a_call_says_how_it_is_routed(logo):
+    llm = logo(signal="norm", top_k=3)
+    before = llm.routing
+    routes = [
+        llm(A, routing=routing, **GREEDY)["logo"]["route"]
+        for routing in ({"signal": "entropy", "top_k": 1}, {"weights": {"ad1": 0.5}}, {}, None)
+    ]
+    assert [len(route["adapters"]) for route in routes] == [1, 1, 3, 3]
+    assert [route["signal"] for route in routes] == ["entropy", "none", "norm", "norm"]
+    assert routes[1]["adapters"] == [{"name": "ad1", "score": 0.5, "weight": 0.5}]
+    assert llm.routing == before
+    chat = llm.create_chat_completion(said(A), routing={"weights": {}}, **GREEDY)
+    assert chat["logo"]["route"]["adapters"] == []
+    assert len(llm.route(A, routing={"top_k": 2}).names) == 2
+    with llm.base_only():
+        assert llm(A, routing={"top_k": 2}, **GREEDY)["logo"]["route"]["adapters"]
+        assert llm(A, **GREEDY)["logo"]["route"]["adapters"] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_in_a_calls_routing_is_said_at_once(logo, stream):
+    llm = logo()
+    wrong = {"signal": "loud", "top_k": 0, "weights": {"ad1": float("nan")}, "layer": 1}
+    with pytest.raises(SettingsError) as caught:
+        llm(A, stream=stream, routing=wrong)
+    assert len(caught.value.problems) == 5
+    with pytest.raises(PoolError, match="ad9"):
+        llm(A, stream=stream, routing={"weights": {"ad9": 1.0}})
+    assert llm.last_route is None
+
+
+def test_the_name_of_a_routes_signal_can_be_given_back(logo):
+    llm = logo(self_profile=False)
+    for signal in registry.names():
+        route = llm.route(A, routing={"signal": signal})
+        assert route.signal == registry.find(signal).name
+        again = llm.route(A, routing={"signal": route.signal})
+        assert again.all_scores == pytest.approx(route.all_scores, rel=1e-3)
+
+
+def test_scores_are_those_of_the_folder_as_it_is_now(logo, tmp_path):
+    write_adapter(tmp_path / "one.gguf", 1)
+    llm = logo(adapters=tmp_path)
+    llm.route(A)
+    write_adapter(tmp_path / "two.gguf", 2)
+    assert llm.signal_scores(A, ["norm"])["norm"].keys() == {"one", "two"}
+
+
+def test_two_adapters_with_one_and_the_same_example_share_its_prompt(logo):
+    llm = logo(signal="profile")
+    llm.teach("ad1", ["sort these words"])
+    llm.teach("ad3", ["sort these words"])
+    route = llm.route(said("sort these words"))
+    assert dict(zip(route.names, route.weights, strict=True)) == pytest.approx(
+        {"ad1": 0.5, "ad3": 0.5}
+    )
+    llm.unteach("ad1"), llm.unteach("ad3")
+
+
+def test_a_taught_prompt_with_any_line_separator_is_read_again(logo):
+    llm = logo(signal="profile")
+    odd = "one\u2028two\u2029three\x85four"
+    llm.teach("ad1", [odd, A])
+    assert llm.route(said(A)).names[:1] == ("ad1",)
+    (file,) = (config.data_dir() / "prompts").iterdir()
+    file.write_bytes(file.read_bytes() + b"\xff no JSON\n")
+    llm.teach("ad3", [B])
+    assert llm.route(said(A)).names[:1] == ("ad1",)
+    assert llm.unteach("ad1") == 2
+    llm.unteach("ad3")
+
+
+# The default signal
+
+
+def test_the_default_signal_routes_by_examples_and_leaves_the_rest_to_the_base(logo):
+    llm = logo(signal="auto", self_profile=False, past=False)
+    for name, prompts in {"ad1": [A, A + " delta"], "ad3": [B, B + " seven"]}.items():
+        llm.teach(name, prompts)
+    answer = llm.create_chat_completion(said(A), **GREEDY)
+    assert answer["logo"]["route"]["signal"] == "mixed"
+    assert answer["logo"]["route"]["adapters"][0]["name"] == "ad1"
+    assert llm.create_chat_completion(said(B), **GREEDY)["logo"]["route"]["adapters"][0][
+        "name"
+    ] == ("ad3")
+    first = prompt_logits(llm, A)
+    prompt_logits(llm, B)
+    np.testing.assert_array_equal(prompt_logits(llm, A), first)
+    for name in ("ad1", "ad3"):
+        llm.unteach(name)
+
+
+# What cannot be used
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm: llm(A),
+        lambda llm: llm(A, stream=True),
+        lambda llm: llm.create_chat_completion(said(A)),
+        lambda llm: llm.route(A),
+        lambda llm: llm.route([5, 6]),
+        lambda llm: next(llm.generate([5, 6])),
+        lambda llm: llm.tokenize(b"x"),
+        lambda llm: llm.detokenize([5]),
+        lambda llm: llm.embeddings([A]),
+        lambda llm: llm.embed(A),
+        lambda llm: llm.eval([5]),
+        lambda llm: llm.save_state(),
+        lambda llm: llm.signal_scores(A, ["norm"]),
+        lambda llm: llm.n_ctx(),
+        lambda llm: llm.under({}).__enter__() or llm(A),
+    ],
+)
+def test_a_closed_engine_is_an_error(logo, use):
+    llm = logo()
+    llm.close()
+    with pytest.raises(PromptError, match="the engine is closed") as caught:
+        use(llm)
+    assert "LoGo" in caught.value.hint
+
+
+def test_without_weights_there_is_no_engine(logo):
+    with pytest.raises(SettingsError, match="vocab_only"):
+        logo(vocab_only=True)
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_engine_is_neither_pickled_nor_copied(logo, how):
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        how(logo())
+
+
+def test_what_is_shown_of_objects_is_short(logo):
+    llm = logo()
+    assert repr(llm) == "<LoGo base.gguf, 5 adapters>"
+    for value in (llm.pool, llm.base, llm.route(A), llm.pool.adapters["ad0"]):
+        assert len(repr(value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("create_completion", CompletionOptions), ("create_chat_completion", ChatOptions)],
+)
+def test_completions_show_llama_cpps_own_options(name, options):
+    ours = inspect.signature(getattr(LoGo, name)).parameters
+    theirs = inspect.signature(getattr(Llama, name)).parameters
+    added = ours.keys() - theirs.keys()
+    assert added <= {"routing", "chat_template_kwargs"}
+    assert theirs.keys() - ours.keys() == set()
+    assert {n: p.default for n, p in ours.items() if n not in added} == {
+        n: p.default for n, p in theirs.items()
+    }
+    assert options.__annotations__.keys() | {"self", "prompt", "messages"} >= theirs.keys()
+    assert options.__annotations__.keys() <= theirs.keys()
+
+
+def test_settings_are_the_engines_parameters():
+    parameters = inspect.signature(LoGo).parameters
+    assert {n: parameters[n].default for n in OPTIONS} == vars(DEFAULTS)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_a_traceback_has_the_hint():
+    error = PromptError("no", hint="say yes")
+    assert "hint: say yes" in "".join(traceback.format_exception(error))

@@ -74,4 +74,5 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch, module):
     with pytest.raises(SettingsError) as caught:
         metrics.load()
     assert module.split(".")[0] in caught.value.message
-    assert caught.value.hint == "pip install '.[eval]' in the clone of logo-local"
+    assert "-m pip install 'nltk" in caught.value.hint
+    assert "rouge-score" in caught.value.hint

@@ -17,9 +17,12 @@ from pathlib import Path
 import gguf_bytes as g
 import numpy as np
 import pytest
+from random_gguf import write_adapter, write_base
 
+from logo_local.convert import FOR_POOL
 from logo_local.errors import AdapterError, PoolError
-from logo_local.files.adapter_file import read_adapter
+from logo_local.files.adapter_file import largest_change, read_adapter
+from logo_local.files.base_model import BaseModel
 from logo_local.files.pool import Pool
 
 BASE = g.base_model()
@@ -260,7 +263,7 @@ CASES: dict[str, tuple[Write, str]] = {
     "an offset that wraps": (tensor(QA, offset=2**64 - 32), "cut short or damaged"),
     "a misaligned offset": (tensor(QB, offset=1025), "misaligned"),
     "overlapping data": (tensor(QB, offset=0), "overlaps"),
-    "a tensor twice": (tensor(QB, name=QA), f"duplicated tensor with name {QA}"),
+    "a tensor twice": (tensor(QB, name=QA), f"two tensors with the name {QA}"),
     "a name that is no text": (tensor(QA, name=b"blk.0.\xff.lora_a"), "utf-8"),
     "a name of 300 characters": (tensor(QA, name="x" * 300), "too long"),
     # what the tensors are
@@ -361,7 +364,9 @@ def test_the_healthy_adapters_of_the_same_folder_load(tmp_path):
         (folder / f"{name}.gguf").write_bytes(g.adapter().pack())
     seen = []
 
-    pool = Pool.open(folder, BASE, cache=tmp_path / "cache", on_problem=seen.append)
+    pool = Pool.open(
+        folder, BASE, cache=tmp_path / "cache", converter=FOR_POOL, on_problem=seen.append
+    )
 
     assert pool.names == ("aaa", "bad050-sound", "zzz")
     assert tuple(seen) == pool.problems
@@ -401,9 +406,41 @@ def test_everything_wrong_is_reported_at_once(tmp_path):
     with pytest.raises(AdapterError) as caught:
         read_adapter(path, BASE)
     assert caught.value.problems == (
-        "general.architecture is 'qwen2', not 'llama', the base's",
+        "made for a model 128 wide with 2 blocks; this one is 64 wide with 2",
         "adapter.lora.alpha is nan",
-        "blk.0.attn_q.weight: lora_a is (8, 128) and lora_b (128, 8), "
-        "where the base needs (rank, 64) and (64, rank) (and 3 more like this)",
     )
+    assert caught.value.details[:2] == (
+        "general.architecture is 'qwen2', not 'llama', the base's",
+        "blk.0.attn_q.weight: lora_a is (8, 128) and lora_b (128, 8), "
+        "where the base needs (rank, 64) and (64, rank)",
+    )
+    assert len(caught.value.details) == 5
     assert caught.value.hint == "was it made for another base model? This one is tiny base"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_numbers_that_are_finite_and_too_large_are_refused(tmp_path, dtype, embeddings):
+    base = BaseModel.read(write_base(tmp_path / "base.gguf"))
+    huge = {np.float32: 1e30, np.float16: 1e4}[dtype]
+    kinds = {"kinds": (), "embeddings": True} if embeddings else {"kinds": ("attn_q",)}
+    sound = write_adapter(tmp_path / "sound.gguf", 1, dtype=dtype, alpha=64.0, **kinds)
+    assert read_adapter(sound, base).modules
+    path = write_adapter(tmp_path / "huge.gguf", 1, dtype=dtype, alpha=64.0, loudness=huge, **kinds)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(path, base)
+    assert "more than a float16 can hold" in caught.value.problems[0]
+    assert "earlier checkpoint" in caught.value.hint
+
+
+def test_the_largest_change_is_never_less_than_that_of_the_product():
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((4, 30)).astype(np.float32)
+    b = rng.standard_normal((20, 4)).astype(np.float32)
+    bound = largest_change(a, b, "blk.0.attn_q.weight")
+    assert np.abs(b @ a).max() <= bound <= 4 * np.abs(b).max() * np.abs(a).max()
+    # One entry alone: 3 * 5, and nothing is summed up.
+    one_a, one_b = np.zeros_like(a), np.zeros_like(b)
+    one_a[2, 7], one_b[11, 2] = 5, -3
+    assert largest_change(one_a, one_b, "blk.0.attn_q.weight") == 15
+    assert largest_change(one_a.T, one_b, "token_embd.weight") == 15

@@ -48,7 +48,7 @@ def test_a_merged_file_equals_the_mixture(parts, base, tmp_path):
     llama = Llama(str(base.path), n_ctx=256, verbose=False, type_k=0, type_v=0)
     probe = EachProbe(LoadedModel(llama))
     residents = ResidentAdapters(llama.model, 1 << 30)
-    mixer = Mixer(llama.model, llama.context_params, probe.ctx, "llama", residents, way="scales")
+    mixer = Mixer(LoadedModel(llama), probe.ctx, residents, way="scales")
     one = read_adapter(tmp_path / "merged.gguf", base)
     mixer.set([(one, 1.0)])
     found = probe.logits(TOKENS)
@@ -118,12 +118,12 @@ def test_all_that_cannot_be_merged_is_named_and_nothing_is_written(parts, base, 
 
 
 def test_numbers_that_float16_cannot_hold(base, tmp_path):
-    path = write_adapter(tmp_path / "loud.gguf", 1, loudness=1e6)
+    path = write_adapter(tmp_path / "loud.gguf", 1)
     with pytest.raises(ConversionError, match="too large for f16") as caught:
-        merge([(path, 1.0)], base, tmp_path / "merged.gguf")
+        merge([(path, 1e6)], base, tmp_path / "merged.gguf")
     assert "--outtype f32" in caught.value.hint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["loud.gguf"]
-    assert merge([(path, 1.0)], base, tmp_path / "merged.gguf", outtype="f32").n_modules == MODULES
+    assert merge([(path, 1e6)], base, tmp_path / "merged.gguf", outtype="f32").n_modules == MODULES
 
 
 @pytest.mark.parametrize("text", ["a.gguf", "a.gguf=", "=1", "a.gguf=x", "a.gguf=nan", "a=inf"])

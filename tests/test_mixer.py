@@ -52,7 +52,7 @@ class Bench:
             self.adapters[name] = read_adapter(path, self.base)
         self._mixers = []
 
-    def mixer(self, way="fused", memory=1 << 30, **how):
+    def mixer(self, way="stacked", memory=1 << 30, **how):
         residents = ResidentAdapters(self.llama.model, memory)
         mixer = Mixer(self.loaded, self.probe.ctx, residents, way=way, **how)
         self._mixers.append((mixer, residents))
@@ -103,22 +103,22 @@ def test_a_stack_equals_the_adapters_one_by_one(bench, weights):
     expected = bench.logits(bench.mixer("scales"), weights)
     base = bench.logits(bench.mixer("scales"), {})
     assert bench.way == "none"
-    assert off_by(bench.logits(bench.mixer("fused"), weights), expected) < 1e-5
-    assert bench.way == "fused"
+    assert off_by(bench.logits(bench.mixer("stacked"), weights), expected) < 1e-5
+    assert bench.way == "stacked"
     assert off_by(base, expected) > 0.01
 
 
 def test_experts_are_stacked_too(tmp_path):
     for bench in bench_in(tmp_path, shape=EXPERTS):
         expected = bench.logits(bench.mixer("scales"), WEIGHTS[0])
-        assert off_by(bench.logits(bench.mixer("fused"), WEIGHTS[0]), expected) < 1e-5
+        assert off_by(bench.logits(bench.mixer("stacked"), WEIGHTS[0]), expected) < 1e-5
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_float16_is_as_near_to_the_truth_one_way_as_the_other(bench, in_float16, weights):
     # llama.cpp rounds activations to float16 either way, so neither is exact to the last bits.
     by_scales = in_float16.logits(in_float16.mixer("scales"), weights)
-    stacked = in_float16.logits(in_float16.mixer("fused"), weights)
+    stacked = in_float16.logits(in_float16.mixer("stacked"), weights)
     truth = bench.logits(bench.mixer("scales"), weights)
     in_float16.close_mixers()
     assert off_by(stacked, truth) < 2 * off_by(by_scales, truth) + 1e-4
@@ -126,7 +126,7 @@ def test_float16_is_as_near_to_the_truth_one_way_as_the_other(bench, in_float16,
 
 
 def test_one_mixture_after_another_leaves_nothing_behind(bench):
-    mixer, scales = bench.mixer("fused"), bench.mixer("scales")
+    mixer, scales = bench.mixer("stacked"), bench.mixer("scales")
     order = [0, 1, 0, 3, 2, 2, 1, 0]
     for weights in [WEIGHTS[i] for i in order]:
         found = bench.logits(mixer, weights)
@@ -137,7 +137,7 @@ def test_one_mixture_after_another_leaves_nothing_behind(bench):
 
 
 def test_other_weights_of_the_same_adapters_leave_the_larger_part_as_it_is(bench, monkeypatch):
-    mixer = bench.mixer("fused")
+    mixer = bench.mixer("stacked")
     bench.logits(mixer, {"all": 0.5, "late": 0.5})
     read = []
     stored = AdapterFile.stored
@@ -158,7 +158,7 @@ def test_other_weights_of_the_same_adapters_leave_the_larger_part_as_it_is(bench
 
 
 def test_an_unchanged_mixture_reads_no_file(bench, monkeypatch):
-    mixer = bench.mixer("fused")
+    mixer = bench.mixer("stacked")
     first = bench.logits(mixer, {"all": 0.5, "late": 0.5})
     monkeypatch.setattr(
         "logo_local.files.adapter_file.AdapterFile.stored", lambda *_: pytest.fail("it was read")
@@ -167,23 +167,23 @@ def test_an_unchanged_mixture_reads_no_file(bench, monkeypatch):
 
 
 def test_memory_that_only_llama_cpp_reaches_is_written_through_it(bench, monkeypatch):
-    expected = bench.logits(bench.mixer("fused"), WEIGHTS[0])
+    expected = bench.logits(bench.mixer("stacked"), WEIGHTS[0])
     bench.close_mixers()
     monkeypatch.setattr(Tensor, "memory", lambda _self: None)
-    np.testing.assert_array_equal(bench.logits(bench.mixer("fused"), WEIGHTS[0]), expected)
+    np.testing.assert_array_equal(bench.logits(bench.mixer("stacked"), WEIGHTS[0]), expected)
 
 
 def test_where_threads_cannot_share_files_one_does_the_work(bench, monkeypatch):
-    expected = bench.logits(bench.mixer("fused"), WEIGHTS[0])
+    expected = bench.logits(bench.mixer("stacked"), WEIGHTS[0])
     bench.close_mixers()
-    for module in ("files.adapter_file", "llama.slot"):
+    for module in ("files.adapter_file", "llama.stack_buffer"):
         monkeypatch.setattr(f"logo_local.{module}.CAN_SHARE_FILES", False)
-    np.testing.assert_array_equal(bench.logits(bench.mixer("fused"), WEIGHTS[0]), expected)
+    np.testing.assert_array_equal(bench.logits(bench.mixer("stacked"), WEIGHTS[0]), expected)
 
 
 def test_q8_0_is_near(bench):
     expected = bench.logits(bench.mixer("scales"), WEIGHTS[1])
-    mixer = bench.mixer("fused", stored_as="q8_0")
+    mixer = bench.mixer("stacked", stored_as="q8_0")
     rounded = bench.logits(mixer, WEIGHTS[1])
     assert 1e-6 < off_by(rounded, expected) < 0.1
     # The last weights are there, not the first.
@@ -194,7 +194,7 @@ def test_q8_0_is_near(bench):
 def test_rows_that_do_not_fill_the_blocks_of_q8_0_are_stored_exactly(tmp_path, caplog):
     for bench in bench_in(tmp_path, shape=replace(SMALL, ffn=80)):
         expected = bench.logits(bench.mixer("scales"), WEIGHTS[1])
-        mixer = bench.mixer("fused", stored_as="q8_0")
+        mixer = bench.mixer("stacked", stored_as="q8_0")
         assert off_by(bench.logits(mixer, WEIGHTS[1]), expected) < 1e-5
         bench.logits(mixer, WEIGHTS[0])
         assert caplog.text.count("is stored exactly") == 1
@@ -203,17 +203,17 @@ def test_rows_that_do_not_fill_the_blocks_of_q8_0_are_stored_exactly(tmp_path, c
 def test_auto_is_fused_where_the_stack_is_within_the_bound(bench):
     mixture = {"all": 0.5, "attention": 0.5}
     size = sum(bench.adapters[name].n_bytes for name in mixture)
-    assert bench.mixer("auto").way_of([bench.adapters["all"]]) == "fused"
+    assert bench.mixer("auto").way_of([bench.adapters["all"]]) == "stacked"
     small = bench.mixer("auto", memory=size)  # ranks filled up to 32 take more
     bench.logits(small, mixture)
     assert bench.way == "scales"
     with pytest.raises(PoolError, match="are allowed") as caught:
-        bench.logits(bench.mixer("fused", memory=size), mixture)
+        bench.logits(bench.mixer("stacked", memory=size), mixture)
     assert "--adapter-memory" in caught.value.hint
 
 
 def test_the_bound_holds_for_stacks_and_adapters_together(bench):
-    mixer = bench.mixer("fused")
+    mixer = bench.mixer("stacked")
     residents = mixer._residents
     bench.logits(mixer, {"all": 1.0})
     one = residents.size()
@@ -229,7 +229,7 @@ def test_the_bound_holds_for_stacks_and_adapters_together(bench):
 
 
 def test_a_smaller_mixture_uses_the_same_stack_while_little_is_wasted(bench):
-    mixer = bench.mixer("fused")
+    mixer = bench.mixer("stacked")
     bench.logits(mixer, {"all": 0.5, "whole": 0.5})
     before = mixer._residents.size()
     for weights in ({"whole": 1.0}, {"all": 1.0}):
@@ -244,7 +244,7 @@ def test_a_smaller_mixture_uses_the_same_stack_while_little_is_wasted(bench):
 def test_a_file_that_has_changed_is_refused_and_the_next_mixture_is_right(bench, tmp_path, change):
     path = write_adapter(tmp_path / "x.gguf", 9)
     bench.adapters["x"] = read_adapter(path, bench.base)
-    mixer = bench.mixer("fused")
+    mixer = bench.mixer("stacked")
     before = bench.logits(mixer, {"all": 1.0})
     if change == "gone":
         path.unlink()
@@ -267,7 +267,7 @@ def test_where_llama_cpp_is_another_adapters_are_set_one_by_one(bench, monkeypat
     def refuse(*_):
         raise NativeError("no such tensors", hint="use --mixture scales")
 
-    monkeypatch.setattr(mixture_module, "Slot", refuse)
+    monkeypatch.setattr(mixture_module, "StackBuffer", refuse)
     mixer = bench.mixer("auto")
     np.testing.assert_array_equal(bench.logits(mixer, WEIGHTS[1]), expected)
     assert bench.way == "scales"
@@ -276,7 +276,7 @@ def test_where_llama_cpp_is_another_adapters_are_set_one_by_one(bench, monkeypat
     bench.logits(mixer, WEIGHTS[0])
     assert not caplog.text  # said once
     with pytest.raises(NativeError):
-        bench.logits(bench.mixer("fused"), WEIGHTS[0])
+        bench.logits(bench.mixer("stacked"), WEIGHTS[0])
 
 
 def test_without_room_for_a_file_adapters_are_set_one_by_one(bench, monkeypatch, caplog, tmp_path):
@@ -287,5 +287,5 @@ def test_without_room_for_a_file_adapters_are_set_one_by_one(bench, monkeypatch,
     assert bench.way == "scales"
     assert "no file can be made in" in caplog.text
     with pytest.raises(NativeError) as caught:
-        bench.logits(bench.mixer("fused"), WEIGHTS[1])
+        bench.logits(bench.mixer("stacked"), WEIGHTS[1])
     assert "TMPDIR" in caught.value.hint

@@ -17,7 +17,7 @@ from logo_local.errors import LogoError
 from logo_local.fake import FakeLoGo
 from logo_local.files.folder import Problem
 from logo_local.server.app import create_app
-from logo_local.server.guard import Rules
+from logo_local.server.middleware import Rules
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -51,8 +51,8 @@ class Gate:
 class Unsure(FakeLoGo):
     """Applies every route by half."""
 
-    def _route(self, text):
-        return replace(super()._route(text), strength=0.5)
+    def _route(self, text, routing=None):
+        return replace(super()._route(text, routing), strength=0.5)
 
 
 @pytest.fixture(scope="module")

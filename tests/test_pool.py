@@ -405,7 +405,7 @@ def test_a_pool_of_gguf_files_needs_no_converter(folder):
     import subprocess
     import sys
 
-    code = "import sys, logo_local.files.pool; print('safetensors' in sys.modules)"
+    code = "import sys, logo_local.files.pool; print('logo_local.convert' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

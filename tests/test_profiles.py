@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from logo_local.hidden_states import Hidden
+from logo_local.routing.profile_store import ProfileStore
 from logo_local.routing.profiles import (
     LEAST_GAIN,
     LEAST_MATCH,
@@ -74,7 +75,7 @@ def test_profiles_of_one_text_can_be_told_apart():
     ("gain", "tells"), [(None, True), (0.0, False), (LEAST_GAIN, True), (MOST_GAIN + 1, False)]
 )
 def test_samples_tell_when_they_are_neither_the_bases_nor_noise(gain, tells):
-    assert profile((1, 0), gain=gain).tells is tells
+    assert profile((1, 0), gain=gain).is_informative is tells
 
 
 def vector(*values):
@@ -142,3 +143,33 @@ def test_what_is_typical_of_two_texts_each():
     found = Measure.fit({str(i): Profile(v[:2]) for i, v in enumerate(texts)})
     new = [found.distances(v[2])[i] for i, v in enumerate(texts)]
     assert 0.5 < found.typical / np.mean(new) < 2
+
+
+def test_vectors_are_made_once_and_read_again(tmp_path):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"x" * 100)
+    store = ProfileStore(tmp_path / "cache", model)
+
+    def ords(text, _form):
+        return np.array([ord(text), 1.0], np.float32)
+
+    made = store.of_prompts(["a", "b"], (), ords, "chat")
+
+    def never(*_):
+        raise AssertionError("the vectors are in the cache")
+
+    again = ProfileStore(tmp_path / "cache", model).of_prompts(["a", "b"], (), never, "chat")
+    np.testing.assert_array_equal(again.vectors, made.vectors)
+    samples = store.of_samples(
+        "k" * 64, lambda: (["a"], 0.5), lambda *_: np.ones(2, np.float32), "chat"
+    )
+    read = store.of_samples("k" * 64, never, never, "chat")
+    assert (read.gain, read.vectors.tolist()) == (samples.gain, samples.vectors.tolist())
+    assert store.of_samples("n" * 64, lambda: ([], 0.0), never, "chat") is None
+
+
+def test_profiles_of_one_and_the_same_text_are_near_to_everything():
+    one = profile((3, 1))
+    found = Measure.fit({"a": one, "b": one})
+    assert found.typical == float("inf")
+    assert found.nearness(np.array([9.0, 9.0], np.float32)).tolist() == [0.0, 0.0]

@@ -46,6 +46,15 @@ def test_what_it_refuses_to_begin_with(arguments, code, words):
     assert words in " ".join(result.output.split())
 
 
+def test_no_answer_depends_on_other_requests_or_on_files_elsewhere(monkeypatch):
+    """Neither past prompts nor links out of the folder, and no waiting for self-profiles."""
+    monkeypatch.setattr("logo_local.server.http.listen", lambda *_args, **_given: None)
+    llm = FakeLoGo({"a": 1.0})
+    assert CliRunner().invoke(cli, ["serve", "demo", "--port", "0"], obj=llm.opened).exit_code == 0
+    settings = {name: llm.settings[name] for name in ("past", "links_out", "self_profile")}
+    assert settings == {"past": False, "links_out": False, "self_profile": "kept"}
+
+
 def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -60,7 +69,10 @@ def test_the_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "logo_local.server.http", raising=False)
     result = run("demo", "--port", "0")
     assert result.exit_code == 1
-    assert "logo-local[server]" in result.output
+    hint = " ".join(result.output.split()).partition("hint: ")[2]
+    assert hint.startswith(f"{sys.executable} -m pip install 'fastapi")
+    assert "uvicorn" in hint
+    assert "logo-local" not in hint.replace(sys.executable, "")  # it may be on no index
 
 
 def test_the_command_line_stays_light():

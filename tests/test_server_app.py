@@ -10,7 +10,14 @@ from serving import serving
 from starlette.testclient import TestClient
 
 from logo_local.ask import Sampling
-from logo_local.errors import AdapterError, MixtureError, NativeError, PoolError, PromptError
+from logo_local.errors import (
+    AdapterError,
+    AdapterMemoryError,
+    MixtureError,
+    NativeError,
+    PoolError,
+    PromptError,
+)
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app
 
@@ -220,7 +227,7 @@ def test_a_model_without_a_template_completes_only():
         (PromptError("the prompt does not fit"), 400),
         (MixtureError("the mixture makes numbers that are not finite"), 409),
         (NativeError("llama_decode returned 1"), 503),
-        (ValueError("roles must alternate"), 400),
+        (AdapterMemoryError("this mixture takes 9 bytes and 8 are allowed"), 400),
     ],
 )
 def test_failures_before_the_first_token_have_a_status(client, fake, failure, status):
@@ -228,6 +235,13 @@ def test_failures_before_the_first_token_have_a_status(client, fake, failure, st
         fake._answers = [[failure]]
         error = error_of(client.post(CHAT, json={"messages": HI, "stream": stream}), status)
         assert str(failure) in error["message"]
+
+
+def test_a_value_error_of_ours_is_a_bug_and_logged(client, fake, caplog):
+    fake._answers = [[ValueError("not in list")]]
+    error = error_of(client.post(CHAT, json={"messages": HI}), 500)
+    assert (error["code"], "not in list" in error["message"]) == ("bug", False)
+    assert "not in list" in caplog.text
 
 
 @pytest.mark.parametrize(

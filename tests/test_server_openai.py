@@ -8,7 +8,7 @@ from serving import serving
 
 from logo_local.engine import LoGo
 from logo_local.server.app import create_app
-from logo_local.server.guard import Rules
+from logo_local.server.middleware import Rules
 
 PROMPT = "Sort flute, cat, frog, hammer from A to Z."
 MESSAGES = [{"role": "user", "content": PROMPT}]

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from logo_local.server.failures import RequestError
+from logo_local.server.patterns import MOST, cost_of
 from logo_local.server.structured import any_json, grammar_for
 
 
@@ -26,6 +27,8 @@ def nested(depth):
         {"type": "string", "pattern": "^[a-c]{2,4}$"},
         nested(20),
         {"properties": {"minItems": {"type": "integer"}, "maxLength": {"type": "string"}}},
+        {"type": "string", "pattern": "^(foo|bar|baz){1,5}$"},
+        {"type": "string", "pattern": "^(a|b){1000}$"},
         {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
         {"type": "string", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
     ],
@@ -46,10 +49,19 @@ def test_schemas_that_have_a_grammar(schema):
         ({"type": "string", "maxLength": -1}, "from 0 to 1000"),
         ({"type": "string", "minLength": "many"}, "from 0 to 1000"),
         ({"type": "string", "pattern": "^a{2000}$"}, "1000 times at most"),
-        ({"type": "string", "pattern": "^[$"}, "Unbalanced"),
+        ({"type": "string", "pattern": "^[$"}, "a bracket is not closed"),
         ({"enum": ["x" * 70_000]}, "bytes"),
         ({"type": "string", "pattern": "^" + "a?" * 100 + "$"}, "too many ways"),
         ({"type": "string", "pattern": "^([a-z]{0,99}){0,99}$"}, "too many ways"),
+        ({"type": "string", "pattern": "^(a?){1000}$"}, "too many ways"),
+        ({"type": "string", "pattern": "^((a|b)*c?){1000}$"}, "too many ways"),
+        ({"type": "string", "pattern": "^((a?){30}){30}$"}, "too many ways"),
+        (
+            {"type": "string", "pattern": "^(" + "|".join("a?" * 2 for _ in range(40)) + "){9}$"},
+            "ways",
+        ),
+        ({"type": "string", "pattern": "^a)$"}, "a bracket is closed"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/\ud800"}}}, "not text"),
         ({"type": "string", "pattern": "^[a]{000000000900000000}$"}, "the count"),
         ({"type": "string", "pattern": "^a{+700000000}$"}, "the count"),
         ({"type": "string", "pattern": "^a{7_0_0_0}$"}, "the count"),
@@ -70,6 +82,27 @@ def test_schemas_that_are_refused(schema, words, capfd):
     with pytest.raises(RequestError, match=re.escape(words)) as caught:
         grammar_for(schema, "response_format")
     assert (caught.value.status, caught.value.param) == (400, "response_format")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ways", "total"),
+    [
+        ("abc", 1, 0),
+        ("a?", 2, 0),
+        ("a|b|c", 3, 0),
+        ("a{3}", 1, 3),
+        ("a{2,4}", 3, 4),
+        ("(a?){3}", 8, 3),  # each of the three may be there or not
+        ("(ab|c){3}", 6, 3),
+        ("(?:a?b?)", 4, 0),
+        (r"[a\]?]\?", 1, 0),
+        ("(a?){40}", MOST, 40),
+        ("((a|b)*c?){1000}", MOST, 1000),
+    ],
+)
+def test_ways_through_a_pattern_by_hand(pattern, ways, total):
+    cost = cost_of(pattern)
+    assert (cost.ways, cost.total) == (ways, total)
 
 
 def test_any_json_is_a_grammar_of_its_own():

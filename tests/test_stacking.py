@@ -12,7 +12,7 @@ from logo_local.files.stacking import (
     StackedModule,
     common_factor,
     covers,
-    exact_type,
+    native_type,
     put_a,
     put_b,
     stacked_modules,
@@ -154,5 +154,5 @@ def test_room_and_bytes(adapters):
 
 def test_the_exact_type_is_the_widest(adapters):
     few, many = adapters
-    assert exact_type([many]) == "f16"
-    assert exact_type([many, few]) == "f32"
+    assert native_type([many]) == "f16"
+    assert native_type([many, few]) == "f32"

@@ -1,11 +1,16 @@
 """Several engines in one process, each in a thread of its own, and one engine behind a lock."""
 
+import os
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Lock
 
 import pytest
 
 from logo_local.engine import LoGo
+from logo_local.routing.example_prompts import TaughtPrompts
 
 PROMPTS = [f"{word} {word[::-1]} beta" for word in ("alpha", "gamma", "one", "two", "three")]
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
@@ -71,3 +76,53 @@ def test_one_engine_in_many_threads_behind_a_lock(engines):
 
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(locked, PROMPTS * 2)) == alone * 2
+
+
+def test_engines_that_open_in_two_threads_leave_standard_output_alone(
+    random_base, random_adapters, tmp_path
+):
+    """In a process of its own, whose descriptors 1 and 2 are looked at afterwards."""
+    code = f"""
+import os, threading, time
+import llama_cpp
+from logo_local import LoGo
+
+real = llama_cpp.llama_cpp.llama_model_load_from_file
+
+def slow(*given):  # the second thread begins while the first is here, and ends after it
+    time.sleep(0.2)
+    return real(*given)
+
+llama_cpp.llama_cpp.llama_model_load_from_file = slow
+before = [os.fstat(n).st_ino for n in (1, 2)]
+def use():
+    LoGo({str(random_base)!r}, {str(random_adapters)!r}, n_ctx=256).close()
+
+first, second = threading.Thread(target=use), threading.Thread(target=use)
+first.start()
+time.sleep(0.1)
+second.start()
+first.join()
+second.join()
+print("same" if [os.fstat(n).st_ino for n in (1, 2)] == before else "lost")
+"""
+    env = os.environ | {"LOGO_LOCAL_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout == "same\n"
+
+
+def test_prompts_that_are_taught_in_two_threads_are_all_kept(tmp_path):
+    taught = TaughtPrompts(tmp_path)
+
+    def teach(who):
+        for i in range(30):
+            taught.add("key", [f"{who} {i}"])
+
+    threads = [threading.Thread(target=teach, args=(who,)) for who in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taught.read("key")) == 90

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from peft_folder import factors, write_peft
 
-from logo_local.convert import convert_adapter
+from logo_local.convert import FOR_POOL, convert_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.files.pool import Pool
 from logo_local.files.whole_file import written_whole
@@ -114,9 +114,10 @@ def test_a_pool_that_was_killed_while_it_converted_opens_as_if_nothing_was(rando
         write_peft(folder / f"ad{i}", factors(SHAPES, seed=i))
     base = BaseModel.read(random_base)
     code = KILLED + (
-        "pool.Pool.open(sys.argv[1], base_model.BaseModel.read(sys.argv[2]), cache=sys.argv[3])"
+        "pool.Pool.open(sys.argv[1], base_model.BaseModel.read(sys.argv[2]), cache=sys.argv[3],"
+        " converter=convert.FOR_POOL)"
     )
     killed(code, folder, random_base, cache)
     assert [Path(name).suffix for name in names(cache / "converted")] == [".tmp"]
-    assert Pool.open(folder, base, cache=cache).names == ("ad0", "ad1")
+    assert Pool.open(folder, base, cache=cache, converter=FOR_POOL).names == ("ad0", "ad1")
     assert [Path(name).suffix for name in names(cache / "converted")] == [".gguf", ".gguf"]

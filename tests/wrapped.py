@@ -62,6 +62,16 @@ WRAPPED: dict[str, tuple[str, str, dict[str, Any]]] = {
          "vision_config": _QWEN_EYES | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 1},
          "image_token_id": 4},
     ),
+    "glm4v": (
+        "glm4",
+        "Glm4v",
+        {"text_config": SHAPE | {"head_dim": 16, "partial_rotary_factor": 0.5,
+                                 "tie_word_embeddings": False, "rope_parameters":
+                                 {"rope_type": "default", "rope_theta": 10000.0,
+                                  "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+         "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 2, "patch_size": 14,
+                           "image_size": 28, "out_hidden_size": 64, "intermediate_size": 48}},
+    ),
     "qwen3vl": (
         "qwen3vl",
         "Qwen3VL",

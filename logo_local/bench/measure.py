@@ -23,7 +23,7 @@ from ..routing import registry
 Progress = Callable[[str, int, int], None]
 
 KS = (1, 2, 3, 5, 10, 20)
-WAYS = ("scales", "fused")
+WAYS = ("scales", "stacked")
 SCORED = (1, 20, 260, 1000)  # adapters; as far as the pool has so many, and all of it
 BENCHMARK = "measuring"
 

@@ -187,10 +187,10 @@ def that_fits(
     than a quarter of the context. What is kept leaves half of it where that can be done: each
     time, all of it is read anew. The last message is always there, whether or not it fits.
     """
-    room = n_ctx - min(longest, n_ctx // 4)
-    if count(turns) <= room:
+    limit = n_ctx - min(longest, n_ctx // 4)
+    if count(turns) <= limit:
         return turns
-    for most in (n_ctx // 2, room, n_ctx - 1):
+    for most in (n_ctx // 2, limit, n_ctx - 1):
         starts = range(2, len(turns), 2)  # a conversation begins with the user
         first = bisect_left(starts, True, key=_fits(turns, count, most))
         if first < len(starts):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..ask import Message
 from ..errors import LogoError
+from ..files.text_file import read_start
+from ..files.whole_file import written_whole
 
 FORMAT = "logo-local chat"
 VERSION = 1
@@ -116,7 +116,7 @@ def _read(path: Path) -> Transcript:
     if path.exists() and not path.is_file():
         raise ValueError("it is no file")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_start(path, -1).decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()  # half a character has no tokens
     except UnicodeError as error:
         raise ValueError("it is not text in UTF-8") from error
@@ -134,13 +134,11 @@ def save(transcript: Transcript, path: Path) -> None:
     """
     content = json.dumps(transcript.as_dict(), indent=2, ensure_ascii=False) + "\n"
     path = Path(os.path.realpath(path))  # a link stays one
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         if path.exists():
             _read(path)
-        with new.open("x", encoding="utf-8") as file:
-            file.write(content)
-        os.replace(new, path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
     except ValueError as error:
         raise LogoError(
             f"{path} is there and no chat that /save wrote: {error}", hint="take another name"
@@ -150,6 +148,3 @@ def save(transcript: Transcript, path: Path) -> None:
             f"{path} cannot be written: {error.strerror}",
             hint="is the folder there, and may you write there?",
         ) from error
-    finally:
-        with suppress(OSError):
-            new.unlink()

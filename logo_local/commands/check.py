@@ -10,14 +10,15 @@ from .. import config
 from ..console import report
 from ..console.options import FOLDER
 from ..console.terminal import ProgressBar, out_console, print_json, say
-from .convert import BASE_OPTION, read_base
+from .convert import BASE_OPTION, VERBOSE_OPTION, read_base
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @BASE_OPTION
+@VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(folder: Path, base: str, as_json: bool) -> None:
+def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
     """Say of each adapter in DIR whether it fits the base model, and why not.
 
     The exit code is 0 when all of them fit, 1 otherwise.
@@ -41,6 +42,9 @@ def check(folder: Path, base: str, as_json: bool) -> None:
         print_json(rows)
     else:
         out_console().print(report.check_table(rows))
+        for problem in pool.problems if verbose else ():
+            for detail in problem.details:
+                say(f"{problem.path.name}: {detail}")
         for hint in dict.fromkeys(problem.hint for problem in pool.problems if problem.hint):
             say(f"hint: {hint}")
     if pool.problems:

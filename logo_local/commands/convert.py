@@ -24,6 +24,11 @@ BASE_OPTION = click.option(
 )
 
 
+VERBOSE_OPTION = click.option(
+    "-v", "--verbose", is_flag=True, help="Show every finding where one line sums them up."
+)
+
+
 def read_base(base: str) -> BaseModel:
     """The model named on the command line, which may be "demo"."""
     from ..files.base_model import BaseModel
@@ -52,12 +57,16 @@ def read_base(base: str) -> BaseModel:
 @click.option(
     "--rank", type=click.IntRange(1), help="With --merge: at most this rank, the nearest."
 )
+@click.option(
+    "--text-part", is_flag=True, help="Leave out layers for pictures and sound (vision models)."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def convert(
     adapters: tuple[Path, ...], base: str, out: Path, outtype: str, merged: tuple[str, ...],
-    rank: int | None, dry_run: bool, force: bool, as_json: bool,
+    rank: int | None, text_part: bool, dry_run: bool, force: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert PEFT LoRA folders to GGUF LoRA files.
 
@@ -66,7 +75,7 @@ def convert(
     before the first is written.
     """
     if merged:
-        if adapters or dry_run or as_json:
+        if adapters or dry_run or as_json or text_part:
             raise UsageError(
                 "--merge goes with --base, --out, --outtype, --rank and --force only",
                 "name every adapter by --merge ADAPTER=WEIGHT",
@@ -93,11 +102,21 @@ def convert(
         for source, path in zip(adapters, outs, strict=True):
             try:
                 plans.append(
-                    plan_conversion(source, model, path, outtype, show("checking", path.stem))
+                    plan_conversion(
+                        source,
+                        model,
+                        path,
+                        outtype,
+                        show("checking", path.stem),
+                        text_part=text_part,
+                    )
                 )
             except ConversionError as error:
                 failures.append(error)
         if failures:
+            for failure in failures if verbose else ():
+                for detail in failure.details:
+                    say(f"{failure.message}: {detail}")
             raise _all_of(failures, len(adapters))
         if not dry_run:
             for plan in plans:

@@ -24,7 +24,7 @@ from .. import __version__, config
 from ..console.terminal import out_console, print_json, say
 from ..errors import LogoError
 
-PACKAGES = ("llama-cpp-python", "gguf", "numpy", "safetensors")
+PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def _safely(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
 def _llama() -> list[Finding]:
     import llama_cpp
 
+    from ..llama.api_check import check_api
+
+    check_api()
     gpu = bool(llama_cpp.llama_supports_gpu_offload())
     features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
     return [

@@ -10,7 +10,7 @@ import click
 from .. import config
 from ..console.options import FOLDER
 from ..console.terminal import UsageError, say
-from ..files.ledger import content_key
+from ..files.file_index import content_key
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
 
 

@@ -14,7 +14,7 @@ from ..console.background import asking_for
 from ..console.opening import open_by_options
 from ..console.options import EXPLAIN, JSON, RAW, ROUTES, SAMPLING, SYSTEM, options
 from ..console.prompts import announce_asking, prompt_text
-from ..console.terminal import UsageError, err_console, for_reader, print_json, say
+from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
 from .jsonl import JSONL, answer_lines
 
 
@@ -26,13 +26,16 @@ from .jsonl import JSONL, answer_lines
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.
 
-    Without PROMPT, standard input is the prompt when it is piped, and a terminal gets a chat.
+    What is piped to standard input comes before PROMPT, or is the prompt. A terminal without PROMPT
+    gets a chat.
     The answer goes to standard output as it comes; what was blended, to standard error.
     """
     sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:
         answer_lines(ctx, model, prompt, sampling, given)
         return
+    if given["system"]:
+        check_text(given["system"], "--system")
     talk = prompt is None and chat.is_terminal()
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")

@@ -23,7 +23,8 @@ from ..console.terminal import UsageError, err_console, print_json, say
 def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Show the route of PROMPT, and generate nothing.
 
-    Each line has an adapter's name, weight and score. PROMPT may come on standard input.
+    Each line has an adapter's name, weight and score. What is piped to standard input comes before
+    PROMPT, or is the prompt.
     """
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')

@@ -16,9 +16,10 @@ from ..console.opening import open_by_options
 from ..console.options import ROUTES_ALONE, SAMPLING, SERVER, options
 from ..console.terminal import UsageError, say
 from ..errors import SettingsError
+from ..extras import install_hint
 
 if TYPE_CHECKING:
-    from ..server.guard import Rules
+    from ..server.middleware import Rules
 
 
 @click.command()
@@ -37,7 +38,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     except ImportError as error:
         raise SettingsError(
             f"serve needs packages that are not installed ({error.name})",
-            hint="pip install 'logo-local[server]'",
+            hint=install_hint("server"),
         ) from error
     rules = _rules(given)
     with _socket(given["host"], given["port"]) as bound:
@@ -55,12 +56,13 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
                 defaults=Sampling(**{name: given[name] for name in (*SAMPLED, "seed")}),
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
+                any_model=given["any_model"],
             )
 
 
 def _rules(given: Mapping[str, Any]) -> Rules:
     """Who may ask. UsageError where everybody could."""
-    from ..server.guard import LOOPBACK, Rules
+    from ..server.middleware import LOOPBACK, Rules
 
     host, key = given["host"], given["api_key"]
     own = _is_loopback(host)

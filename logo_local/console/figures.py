@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..extras import install_hint
 from ..files.whole_file import written_whole
 
 
@@ -13,7 +14,7 @@ def missing_extra(error: ImportError) -> SettingsError:
     """What to say where a library of the extra `eval` is not installed."""
     return SettingsError(
         f"eval needs {error.name}, which is not installed",
-        hint="pip install '.[eval]' in the clone of logo-local",
+        hint=install_hint("eval"),
     )
 
 

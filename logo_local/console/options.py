@@ -185,6 +185,11 @@ SERVER = (
         "vscode-webview://*; may be given several times, as --allow-host.",
     ),
     _shared(
+        "--any-model",
+        is_flag=True,
+        help="Take unknown model names for auto: some tools send a name that cannot be changed.",
+    ),
+    _shared(
         "--parallel",
         type=click.IntRange(1, 64),
         default=1,
@@ -219,7 +224,8 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
 
 def rare(command: click.Command) -> str:
     """A line that names the options which `--help` leaves out; "" without any."""
-    flags = [p.opts[0] for p in command.params if isinstance(p, click.Option) and p.hidden]
+    hidden = [p for p in command.params if isinstance(p, click.Option) and p.hidden]
+    flags = [(p.secondary_opts or p.opts)[0] for p in hidden]
     return f"Rarely needed: {', '.join(flags)} (docs/commands.md)." if flags else ""
 
 

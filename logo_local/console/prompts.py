@@ -7,19 +7,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ask import Engine
-from .terminal import UsageError, say
+from ..files.text_file import decoded
+from .terminal import UsageError, check_text, is_piped, say
 
 
 def prompt_text(prompt: str | None) -> str:
-    """The argument, or standard input up to its last line break."""
-    if prompt is None:
-        try:
-            prompt = sys.stdin.read().rstrip("\r\n") if sys.stdin else ""
-        except UnicodeDecodeError as error:
-            raise UsageError("standard input is not text in UTF-8", "convert it first") from error
-    if not prompt.strip():
+    """Standard input up to its last line break where it is piped, then the argument."""
+    piped = "" if prompt is not None and not is_piped() else _standard_input()
+    if prompt is not None:
+        check_text(prompt, "the prompt")
+    parts = [part for part in (piped, prompt) if part and part.strip()]
+    if not parts:
         raise UsageError("the prompt is empty", "give it as an argument, or on standard input")
-    return prompt
+    return "\n\n".join(parts)
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        return ""
+    try:
+        return decoded(sys.stdin.buffer.read()).replace("\r\n", "\n").rstrip("\r\n")
+    except ValueError as error:
+        raise UsageError(f"standard input cannot be used: {error}", "pipe text in UTF-8") from error
 
 
 def announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:

@@ -324,6 +324,7 @@ def check_json(pool: Pool) -> list[dict[str, Any]]:
             "fits": False,
             "reason": problem.reason,
             "hint": problem.hint,
+            "details": list(problem.details),
         }
         for problem in pool.problems
     ]

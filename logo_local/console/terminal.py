@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import stat
 import sys
 import textwrap
 import time
@@ -24,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ..errors import LogoError
+from ..files.text_file import is_encodable
 
 # Tables for programs are never cut; rich would otherwise assume 80 columns.
 _UNCUT = 10_000
@@ -121,6 +124,23 @@ class UsageError(click.UsageError):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise UsageError where an argument holds bytes that are not UTF-8."""
+    if not is_encodable(text):
+        raise UsageError(f"{what} is not text in UTF-8", "is the terminal's encoding another one?")
+
+
+def is_piped() -> bool:
+    """Whether something was piped or redirected to standard input: no terminal and no device."""
+    if sys.stdin is None:
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system's: a test's stream
+        return not sys.stdin.isatty()
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 class ErrorsAsText(click.Command):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..files.text_file import read_text
 from .metrics import METRICS
 
 _MOST_PROBLEMS = 20
@@ -78,12 +79,12 @@ def _of_file(
     path: Path, names: Collection[str], limit: int | None, problems: list[str]
 ) -> Iterator[Example]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         problems.append(f"{path}: it cannot be read: {error.strerror}")
         return
-    except UnicodeDecodeError:
-        problems.append(f"{path}: it is not text in UTF-8")
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
         return
     # Not splitlines: a JSON string may hold other line separators as they are.
     numbered = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from ..ask import Engine, Prompt, Sampling, ask
 from ..files.adapter_file import AdapterFile, FloatArray
+from ..files.lora_writer import lora_writer, write_added
 from .methods import Weights
 
 _EMBEDDING = "token_embd.weight"
@@ -52,22 +52,14 @@ def write_fused(
 ) -> None:
     """Write the average of `adapters` by `weights` as one GGUF LoRA file, in float32."""
     targets = dict.fromkeys(target for name in weights for target in adapters[name].modules)
-    writer = gguf.GGUFWriter(path, architecture)
-    try:
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # the scaling is in B already
+    with lora_writer(path, architecture) as writer:  # the scaling is in B already
         for target in targets:
             a, b = fused_factors(adapters, weights, target)
             # llama.cpp takes rows of an embedding's A, so that it lies there the other way round.
             a = np.ascontiguousarray(a.T) if target.endswith(_EMBEDDING) else a
             writer.add_tensor(f"{target}.lora_a", a)
             writer.add_tensor(f"{target}.lora_b", b)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+        write_added(writer)
 
 
 class Fusion:

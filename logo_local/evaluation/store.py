@@ -10,13 +10,13 @@ Lines are appended as they are made; one that was cut off half-way is dropped an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import SettingsError
+from ..files.whole_file import write_whole
 
 _SETTINGS, _SCORES, _ANSWERS = "settings.json", "scores.jsonl", "answers.jsonl"
 
@@ -115,10 +115,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             raise SettingsError(
                 f"{folder} holds other things than an evaluation", hint="choose another --out"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -36,6 +36,7 @@ from .gguf_bounds import (
     open_adapter,
     printable,
 )
+from .other_base import made_for
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,10 @@ TENSOR_TYPES = frozenset(
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
 )
 
+
+# The largest number of a float16, in which llama.cpp keeps keys and values. A sound adapter changes
+# a weight by less than 10; one with numbers above this makes infinities of any prompt.
+LARGEST_CHANGE = 65504.0
 
 # Why this runtime does not run what the converter writes of it, and other programs do.
 ALORA = (
@@ -160,25 +165,28 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
     """Read the GGUF LoRA file at `path` and check that it fits `base`; its name is the stem.
 
     Checked are the structure of the file, the type and value of every key that llama.cpp reads,
-    the names, pairs, shapes, types and places of all tensors, and that every number is finite.
-    Raises AdapterError with all problems found. Does not check that the weights are any good.
+    the names, pairs, shapes, types and places of all tensors, that every number is finite, and
+    that no update is too large to be computed. Raises AdapterError with all problems found. Does
+    not check that the weights are any good.
     """
     path = Path(path)
     found = Findings()
     try:
         stat = path.stat()
         reader = open_adapter(path)
-        alpha = _check_keys(reader, base, found)
+        alpha = _check_keys(path, reader, base, found)
         modules = _check_tensors(reader, base, found)
         with path.open("rb") as file:
-            _check_values(file, reader.data_offset, modules, found)
+            _check_values(file, reader.data_offset, alpha, modules, found)
     except GgufError as error:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
         raise AdapterError(_refused(path), problems=[reason], hint="may you read it?") from error
     if found.kinds:
-        raise AdapterError(_refused(path), problems=found.lines, hint=_hint(found, base))
+        hint = _hint(found, base)
+        problems, details = _summed_up(found, reader, base)
+        raise AdapterError(_refused(path), problems=problems, hint=hint, details=details)
     size, mtime = stat.st_size, stat.st_mtime_ns
     return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset)
 
@@ -190,7 +198,34 @@ def _refused(path: Path) -> str:
 def _hint(found: Findings, base: BaseModel) -> str:
     if found.kinds & {"architecture", "not in base", "shape"}:
         return f"was it made for another base model? This one is {base.name}"
+    if "too large" in found.kinds:
+        return "the training run broke down, or the file is damaged; use an earlier checkpoint"
     return DAMAGED if "not finite" in found.kinds else ""
+
+
+def _summed_up(
+    found: Findings, reader: BoundedReader, base: BaseModel
+) -> tuple[list[str], list[str]]:
+    """The problems and their details: what an adapter of another base misfits is one line."""
+    layers = []
+    for tensor in reader.tensors:
+        target, _, side = tensor.name.rpartition(".")
+        if side == "lora_a" and len(tensor.shape):
+            layers.append((target, int(tensor.shape[0]), 0))
+        elif side == "lora_b" and len(tensor.shape) > 1:
+            layers.append((target, 0, int(tensor.shape[1])))
+    item = reader.fields.get("general.base_model.0.name")
+    named = printable(content(item)) if item is not None and item.types == _STRING else ""
+    line = made_for(base, layers, f"the file names {named}" if named else "")
+    if not line or found.count(_OTHER_BASE) < 2:  # a single one is the better message
+        return found.lines, []
+    details = found.take([kind for kind in _MISFITS if kind in found.kinds])
+    return [line, *found.lines], details
+
+
+# What an adapter of another base has wrong, and what is then wrong with it for that reason alone.
+_OTHER_BASE = frozenset({"architecture", "not in base", "shape"})
+_MISFITS = ("architecture", "not in base", "shape", "no matrix", "tied")
 
 
 # --- keys --------------------------------------------------------------------------------------
@@ -199,7 +234,7 @@ _STRING = [gguf.GGUFValueType.STRING]
 _FLOAT32 = [gguf.GGUFValueType.FLOAT32]
 
 
-def _check_keys(reader: BoundedReader, base: BaseModel, found: Findings) -> float:
+def _check_keys(path: Path, reader: BoundedReader, base: BaseModel, found: Findings) -> float:
     """Check every key that llama.cpp reads; return lora_alpha."""
     expected = {
         "general.type": "adapter",
@@ -223,14 +258,14 @@ def _check_keys(reader: BoundedReader, base: BaseModel, found: Findings) -> floa
                 found.add("array", f"{printable(key)} is an array of things llama.cpp refuses")
     if gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS in reader.fields:
         found.add("alora", ALORA)
-    return _check_alpha(reader, found)
+    return _check_alpha(path, reader, found)
 
 
-def _check_alpha(reader: BoundedReader, found: Findings) -> float:
+def _check_alpha(path: Path, reader: BoundedReader, found: Findings) -> float:
     key = "adapter.lora.alpha"
     item = reader.fields.get(key)
     if item is None:
-        log.warning("%s has no %s: its scaling is 1, as in llama.cpp", reader.data.filename, key)
+        log.warning("%s has no %s: its scaling is 1, as in llama.cpp", path, key)
         return 0.0
     if item.types != _FLOAT32:
         found.add(key, f"{key} must be a 32-bit float, not {_type_text(item)}")
@@ -352,20 +387,38 @@ def _with_axes(tensor: Any, n: int) -> tuple[int, ...]:
 
 
 def _check_values(
-    file: BinaryIO, start: int, modules: Mapping[str, Module], found: Findings
+    file: BinaryIO, start: int, alpha: float, modules: Mapping[str, Module], found: Findings
 ) -> None:
-    for target, side, place in _places(modules):
-        if place.dtype in TENSOR_TYPES:
-            values = _values(file, start, place)
-            n = values.size - int(np.count_nonzero(np.isfinite(values)))
+    for target, module in modules.items():
+        sides = {"lora_a": module.a, "lora_b": module.b}
+        if not all(place.dtype in TENSOR_TYPES for place in sides.values()):
+            continue
+        values = {side: _values(file, start, place) for side, place in sides.items()}
+        counts = {
+            side: v.size - int(np.count_nonzero(np.isfinite(v))) for side, v in values.items()
+        }
+        for side, n in counts.items():
             if n:
                 found.add("not finite", f"{target}.{side} has {n:,} values that are NaN or inf")
+        if not any(counts.values()):
+            scaling = abs(alpha / module.rank) if alpha else 1.0
+            largest = scaling * largest_change(values["lora_a"], values["lora_b"], target)
+            if largest > LARGEST_CHANGE:
+                found.add(
+                    "too large",
+                    f"{target} is changed by up to {largest:.2g}, more than a float16 can hold",
+                )
 
 
-def _places(modules: Mapping[str, Module]) -> Iterable[tuple[str, str, TensorPlace]]:
-    for target, module in modules.items():
-        yield target, "lora_a", module.a
-        yield target, "lora_b", module.b
+def largest_change(a: FloatArray, b: FloatArray, target: str) -> float:
+    """An upper bound of the magnitude of the entries of B A; shapes as in the file.
+
+    Row i of B A is at most the sum over r of |B[i, r]| times the largest of |A[r]|.
+    """
+    inputs = -2 if _is_embedding(target) else -1
+    largest_a = np.abs(a).max(axis=inputs).astype(np.float64)  # (..., rank)
+    sums = np.abs(b).astype(np.float64) @ largest_a[..., None]  # (..., d_out, 1)
+    return float(sums.max())
 
 
 def _values(file: BinaryIO, start: int, place: TensorPlace) -> FloatArray:

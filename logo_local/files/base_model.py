@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import gguf
 import numpy as np
 
 from ..errors import ModelError
+from .gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start
+from .header_reader import HeaderReader
 
 _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
 
 
-class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+class _ModelReader(HeaderReader):
     """gguf's reader, made to step over the arrays of a vocabulary.
 
     By itself it makes an array object of every item: seconds for a vocabulary of 100,000.
@@ -32,16 +34,14 @@ class _HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != gguf.GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        inner, length = struct.unpack_from("<IQ", self.data, orig_offs)
+        inner, length = struct.unpack("<IQ", self.data[orig_offs : orig_offs + 12].tobytes())
         number = self.gguf_scalar_to_np.get(inner)
         if number is not None and length > _MOST_ITEMS:
             return 12 + length * np.dtype(number).itemsize, [], [], [gguf.GGUFValueType.ARRAY]
         if inner != gguf.GGUFValueType.STRING:
             return super()._get_field_parts(orig_offs, raw_type)
-        offset, read, data = orig_offs + 12, struct.Struct("<Q").unpack_from, memoryview(self.data)
-        for _ in range(length):
-            offset += 8 + read(data, offset)[0]
-        return offset - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+        end = self.data.after_strings(orig_offs + 12, length)
+        return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -52,13 +52,16 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             hint="give the path of a .gguf model file, or the word demo for the bundled model",
         )
     try:
-        reader = _HeaderReader(path)
+        _refuse_other_kinds(path)
+        reader = _ModelReader(path)
         fields = {
             name: field.contents()
             for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.")  # not kept, see _HeaderReader
+            if not name.startswith("tokenizer.")  # not kept, see _ModelReader
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
+    except ModelError:
+        raise
     except Exception as error:  # the reader raises whatever the damaged bytes lead it to
         raise ModelError(
             f"{path} cannot be read as a GGUF file: {error}",
@@ -66,6 +69,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             "sha256 with its source",
         ) from error
     return fields, shapes
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    with path.open("rb") as file:
+        kind = kind_by_start(file.read(24))
+    if kind:
+        hint = LFS_HINT if kind == LFS_POINTER else "give a .gguf model file"
+        raise ModelError(f"{path} cannot be read as a GGUF file: {kind}", hint=hint)
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -107,7 +118,9 @@ class BaseModel:
     n_head_kv: int
     n_expert: int
     n_ctx_train: int
-    tensors: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
+    n_rotary: int = 0  # rows of a head that are rotated; 0 where the file does not say
+    has_mrope: bool = False  # rotated by several positions (time, height, width)
 
     @classmethod
     def read(cls, path: str | Path) -> BaseModel:
@@ -160,6 +173,8 @@ class BaseModel:
             n_expert=number("expert_count"),
             n_ctx_train=number("context_length", 4096),
             tensors=tensors,
+            n_rotary=number("rope.dimension_count"),
+            has_mrope=f"{arch}.rope.dimension_sections" in fields,
         )
 
     @cached_property
@@ -174,4 +189,6 @@ class BaseModel:
             "heads": [self.n_head, self.n_head_kv, self.n_expert, self.n_blocks],
             "tensors": {name: self.tensors[name] for name in sorted(self.tensors)},
         }
+        if self.has_mrope:  # some architectures order their rows by it
+            shape["rotary"] = [self.n_rotary]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]

@@ -3,7 +3,8 @@
 The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
 with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie in one file
 or in several, the shards. Hidden names and other files (notes, data) are no adapters and are
-passed over. Links may lead anywhere, unless the caller forbids it. Nothing is opened here.
+passed over. Links may lead anywhere, unless the caller forbids it. Only what is named like a pickle
+is opened, since the first bytes may say that it is something else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import PoolError
-from .gguf_bounds import printable
+from .gguf_bounds import GGLA, LFS_POINTER, kind_by_start, printable
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Problem:
     path: Path
     reason: str
     hint: str = ""
+    details: tuple[str, ...] = ()  # single findings that the reason sums up
 
     def __str__(self) -> str:
         return f"{printable(self.path.name)}: {self.reason}"
@@ -232,12 +234,24 @@ def _classify(path: Path, *, last: bool) -> Entry | None:
         stamp = ((stat.st_size, stat.st_mtime_ns),)
         return Entry(path.stem, path, is_peft=False, stamp=stamp)
     if suffix in _PICKLES:
+        kind = _kind_of_file(path)
+        if kind in (LFS_POINTER, GGLA):
+            raise _NotUsableError(kind)
         raise _NotUsableError("a pickle file, which is refused: it could run any program")
     if suffix == ".safetensors":
         raise _NotUsableError(
             f"a lone safetensors file: it must lie in a folder with {CONFIG_FILE}"
         )
     return None
+
+
+def _kind_of_file(path: Path) -> str:
+    """What the file's first bytes say; empty where it may not be opened, or is no regular file."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return kind_by_start(file.read(24))
+    return ""
 
 
 def _classify_folder(path: Path, *, last: bool) -> Entry | None:

@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
+from .header_reader import HeaderReader
+
 DAMAGED = "it may be damaged or only half downloaded: compare its size or sha256 with its source"
 
+LFS_POINTER = "it is a git-lfs pointer, which stands for a file that was not downloaded"
+LFS_HINT = "run git lfs pull in the repository that it comes from, or download the file itself"
+GGLA = (
+    "it is a GGLA file, llama.cpp's adapter format of 2023, which is no longer read: "
+    "convert the PEFT adapter that it was made from"
+)
 # Bytes that other kinds of file begin with.
 _OPENINGS = {
+    b"version https://git-lfs": LFS_POINTER,
+    b"algg": GGLA,
     b"PK\x03\x04": "it looks like a PyTorch file (a zip with pickles), which is refused",
     b"\x80": "it looks like a Python pickle, which is refused",
     b"FUGG": "it looks like a big-endian GGUF file, which llama.cpp cannot read here",
@@ -28,6 +38,7 @@ _OPENINGS = {
 # Seven for each tensor, so some 2,800 adapted weights. A header with more of them is no adapter's,
 # and reading it would take seconds and memory.
 _MAX_HEADER_VALUES = 40_000
+_MAX_VALUE_BYTES = 1 << 24
 _MAX_NAME = 64  # GGML_MAX_NAME, with its final zero
 _MAX_DIMS = 4
 _START = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
@@ -59,6 +70,14 @@ class Findings:
         """The kinds found so far."""
         return set(self._by_kind)
 
+    def take(self, kinds: Iterable[str]) -> list[str]:
+        """Remove these kinds and return their texts, one for each finding."""
+        return [text for kind in kinds for text in self._by_kind.pop(kind, [])]
+
+    def count(self, kinds: Iterable[str]) -> int:
+        """How many findings there are of these kinds."""
+        return sum(len(self._by_kind.get(kind, ())) for kind in kinds)
+
     @property
     def lines(self) -> list[str]:
         """One line for each kind: the first example, and how many more there are."""
@@ -69,10 +88,10 @@ class Findings:
 
 
 def open_adapter(path: Path) -> BoundedReader:
-    """Parse the header of the GGUF file at `path`; the tensors' data stays mapped, unread.
+    """Parse the header of the GGUF file at `path`; the data of its tensors is not read.
 
-    The mapping is released with the last reference to the reader. Raises GgufError with the
-    problems, also for a file whose general.type is "model"; OSError when it cannot be read.
+    The file is closed again. Raises GgufError with the problems, also for a file whose
+    general.type is "model"; OSError when it cannot be read or changes meanwhile.
     """
     if not path.is_file():
         path.stat()  # for its error, when there is nothing
@@ -91,13 +110,19 @@ def open_adapter(path: Path) -> BoundedReader:
         raise GgufError([f"its header is damaged: {printable(str(reason))}"]) from error
 
 
+def kind_by_start(start: bytes) -> str:
+    """What a file is whose first 24 bytes are these; empty where that is not known."""
+    return next((kind for opening, kind in _OPENINGS.items() if start.startswith(opening)), "")
+
+
 def _check_start(start: bytes, n_bytes: int) -> None:
     """Refuse by the first 24 bytes what is no GGUF file, or cannot be a whole one."""
     if n_bytes == 0:
         raise GgufError(["the file is empty"])
     if start[:4] != b"GGUF"[: len(start)]:
-        kinds = [f": {kind}" for opening, kind in _OPENINGS.items() if start.startswith(opening)]
-        raise GgufError(["".join(["it is not a GGUF file", *kinds])], hint="")
+        kind = kind_by_start(start)
+        problem = "it is not a GGUF file" + (f": {kind}" if kind else "")
+        raise GgufError([problem], hint=LFS_HINT if kind == LFS_POINTER else "")
     if len(start) < _START.size:
         raise GgufError([f"it is cut short: {n_bytes} bytes are no whole header"])
     _, version, n_tensors, n_keys = _START.unpack(start)
@@ -114,7 +139,7 @@ def _check_start(start: bytes, n_bytes: int) -> None:
         )
 
 
-class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+class BoundedReader(HeaderReader):
     """gguf's reader, made to stop where the file does."""
 
     def __init__(self, path: Path) -> None:
@@ -123,9 +148,10 @@ class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes withou
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         self._left -= 1
-        if self._left < 0:
+        n_bytes = np.dtype(dtype).itemsize * int(count)
+        if self._left < 0 or _MAX_VALUE_BYTES < n_bytes <= len(self.data):
             raise GgufError(["its header holds far more than any adapter's"])
-        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        end = int(offset) + n_bytes
         if end > len(self.data):
             raise GgufError(
                 [

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from .text_file import read_start
+
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
@@ -19,8 +21,7 @@ def card_fields(card: Path) -> dict[str, Any]:
 
     Raises OSError where the file cannot be read.
     """
-    with card.open("rb") as file:
-        text = file.read(MOST).decode("utf-8", "replace")
+    text = read_start(card, MOST).decode("utf-8-sig", "replace").replace("\r\n", "\n")
     if not text.startswith("---\n"):
         return {}
     head, end, _ = text[4:].partition("\n---")

@@ -22,8 +22,9 @@ from ..errors import AdapterError, PoolError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
 from .digest import sha256_of
+from .file_index import FileIndex, content_key, is_unchanged
 from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
-from .ledger import Ledger, content_key
+from .whole_file import only_once
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +102,12 @@ class Pool:
     resident: Callable[[], int] = field(default=int, repr=False)  # set by the engine
     _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
-    _ledger: Ledger = field(init=False, repr=False)
+    _file_index: FileIndex = field(init=False, repr=False)
     # When it was last looked at: the folder, and what in it is not in use.
     _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
 
     def __post_init__(self) -> None:
-        self._ledger = Ledger(self.cache, self.folder, self.base.fingerprint)
+        self._file_index = FileIndex(self.cache, self.folder, self.base.fingerprint)
 
     @classmethod
     def open(
@@ -135,6 +136,9 @@ class Pool:
         )
         pool.rescan(progress=progress)
         return pool
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.folder}, {len(self.adapters)} adapters>"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,21 +175,21 @@ class Pool:
         """
         origin = self.origin(name)
         entry = self._entries.get(name)
-        known = None if entry is None else self._ledger.find(origin, entry.stamp)
+        known = None if entry is None else self._file_index.find(origin, entry.stamp)
         if known is not None and known.content:
             return known.content
         content = content_key(origin)
-        self._ledger.note_content(origin, content)
+        self._file_index.note_content(origin, content)
         return content
 
     @property
     def index_folder(self) -> Path:
         """Where what routing makes of these adapters is kept; it may not be there yet."""
-        return self.cache / "index" / self._ledger.path.stem
+        return self.cache / "index" / self._file_index.path.stem
 
     def save(self) -> None:
         """Keep in the cache what was found out about the files since the last scan."""
-        self._ledger.save()
+        self._file_index.save()
 
     def pin(self, name: str) -> None:
         """Route among the pinned only, also when none of them fits; lifts an exclusion.
@@ -233,10 +237,10 @@ class Pool:
             for entry in entries
             if (old := self._known.get(entry.path)) is not None
             and old.entry == entry
-            and old.adapter.path.exists()  # the cache may have been emptied
+            and is_unchanged(old.adapter)  # the cache may have been emptied, or made again
         }
         for entry in entries:
-            checked = self._ledger.find(entry.path, entry.stamp)
+            checked = self._file_index.find(entry.path, entry.stamp)
             if entry.path not in known and checked is not None:
                 known[entry.path] = _Known(entry, checked.adapter)
         fresh = [entry for entry in entries if entry.path not in known]
@@ -245,16 +249,16 @@ class Pool:
                 progress(READING, done, len(fresh))
             try:
                 adapter = self._read(entry, progress)
-                adapter = self._ledger.add(entry.path, entry.stamp, adapter)
+                adapter = self._file_index.add(entry.path, entry.stamp, adapter)
                 known[entry.path] = _Known(entry, adapter)
             except AdapterError as error:
                 reason = "; ".join(error.problems) or error.message
-                problems.append(Problem(entry.name, entry.path, reason, error.hint))
+                problems.append(Problem(entry.name, entry.path, reason, error.hint, error.details))
                 unused[entry.path] = entry.stamp
         self._seen = (stamp, unused)
         if progress is not None and fresh:
             progress(READING, len(fresh), len(fresh))
-        self._ledger.save()
+        self._file_index.save()
         problems.sort(key=lambda problem: problem.path)
         if not known and not (problems and self.all_may_be_unfit):
             raise _nothing_usable(self.folder, problems)
@@ -301,6 +305,20 @@ class Pool:
                 hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
             )
 
+    def check_current(self, name: str) -> None:
+        """Raise AdapterError if the files that the user keeps of `name` have changed.
+
+        Of a PEFT folder these are not what is loaded, which is its converted form. PoolError for an
+        unknown name.
+        """
+        self.check_name(name)
+        entry = self._entries.get(name)
+        if entry is not None and entry.is_peft and stamp_of(entry.path) != entry.stamp:
+            raise AdapterError(
+                f"{entry.path} has changed since it was checked",
+                hint="rescan the folder of adapters",
+            )
+
     def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         if not entry.is_peft:
             return read_adapter(entry.path, self.base)
@@ -317,7 +335,8 @@ class Pool:
         """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
         if self.converter is None:
             raise AdapterError(
-                "an adapter folder, and nothing converts it", hint="convert it first"
+                "an adapter folder, and nothing converts it",
+                hint="give Pool.open converter=logo_local.convert.FOR_POOL",
             )
         parts = (self.base.fingerprint, f"converter {self.converter.version}", _OUTTYPE)
         out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"
@@ -326,9 +345,12 @@ class Pool:
                 return read_adapter(out, self.base)
             except AdapterError as error:
                 log.warning("%s is damaged and made anew: %s", out, error)
+                out.unlink(missing_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        for note in self.converter.convert(entry.path, self.base, out, _OUTTYPE, steps):
+        with only_once(out) as unfinished:
+            notes = self.converter.convert(entry.path, self.base, unfinished, _OUTTYPE, steps)
+        for note in notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 

@@ -68,7 +68,7 @@ def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]
     return stacks
 
 
-def exact_type(adapters: Iterable[AdapterFile]) -> str:
+def native_type(adapters: Iterable[AdapterFile]) -> str:
     """The type that holds what the adapters' files hold: "f16" if all of them do, else "f32"."""
     types = {module.dtype for adapter in adapters for module in adapter.modules.values()}
     return "f16" if types <= {"F16"} else "f32"

@@ -35,6 +35,32 @@ def written_whole(out: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_whole(out: Path, content: bytes) -> None:
+    """Write `content` to `out`, whole or not at all; makes the folder. Raises OSError."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as unfinished:
+        unfinished.write_bytes(content)
+
+
+@contextmanager
+def only_once(out: Path) -> Iterator[Path]:
+    """As `written_whole`, but a file that another process has put there meanwhile stays.
+
+    For what is the same whoever makes it: those who have opened or checked the other file keep it.
+    """
+    unfinished = out.with_name(f".{out.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield unfinished
+        try:
+            os.link(unfinished, out)
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without links
+            os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def _host() -> str:
     """This machine in a file's name: a folder on a network has files of several."""
     return re.sub(r"[^A-Za-z0-9]", "_", platform.node())[:32] or "_"

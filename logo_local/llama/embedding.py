@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import ContextError, PromptError
 from ..hidden_states import FloatArray
 from .model import LoadedModel
 
@@ -36,7 +36,7 @@ class Embedder:
         """The vector (n_embd,), float32, of one text. PromptError where it is empty or too long."""
         n_ctx = self._context.n_ctx
         if not 0 < len(tokens) <= n_ctx:
-            raise PromptError(
+            raise (ContextError if tokens else PromptError)(
                 f"a text has {len(tokens)} tokens, and may have 1 to {n_ctx}",
                 hint="shorten it, or give a larger --ctx-size",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-from ..errors import ModelError, PromptError
+from ..errors import ContextError, LogoError, ModelError, PromptError
+from .interrupts import interrupts_held
+
+_opening = threading.Lock()
 
 
 class Closed:
@@ -37,13 +41,26 @@ def model_errors(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def loading(path: str | Path) -> Iterator[None]:
+    """Load a model within this block: with its errors translated, and Ctrl+C at its end.
+
+    One at a time: llama_cpp redirects the process's output while it loads, and of two threads each
+    would restore what the other has redirected.
+    """
+    with _opening, model_errors(path), interrupts_held():
+        yield
+
+
+@contextmanager
 def prompt_errors() -> Iterator[None]:
     """Translate bare errors for a prompt that does not fit the context, or the chat template."""
     try:
         yield
-    except (ValueError, TemplateError) as error:
+    except LogoError:
+        raise
+    except Exception as error:
         if "exceed context window" in str(error):
-            raise PromptError(
+            raise ContextError(
                 f"the prompt does not fit: {error}",
                 hint="shorten it, or give a larger --ctx-size",
             ) from error
@@ -51,9 +68,16 @@ def prompt_errors() -> Iterator[None]:
         if not any(f.filename == "<template>" for f in traceback.extract_tb(error.__traceback__)):
             raise
         raise PromptError(
-            f"the model's chat template refuses this conversation: {error}",
+            f"the model's chat template refuses this conversation: {_reason(error)}",
             hint="some know no system message; --raw does without a template",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a template raised: its own words, or the kind of a slip in it (TypeError)."""
+    text = str(error)
+    in_its_own_words = isinstance(error, (ValueError, TemplateError))
+    return text if in_its_own_words else f"{type(error).__name__}: {text}"
 
 
 def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:

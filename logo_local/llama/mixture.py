@@ -2,7 +2,7 @@
 
 A mixture is a list of (adapter, weight). llama.cpp adds, in every adapted module,
 sum_i w_i * scaling_i * B_i A_i x to W x, which is the paper's output mixture exactly: of the
-adapters one by one ("scales"), or of their stack ("fused"), which costs less.
+adapters one by one ("scales"), or of their stack ("stacked"), which costs less.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, TypeAlias
 
 import llama_cpp
 
-from ..errors import AdapterError, NativeError, PoolError
+from ..errors import AdapterError, AdapterMemoryError, NativeError
 from ..files.adapter_file import AdapterFile
 from ..files.stacking import (
     StackedModule,
     covers,
-    exact_type,
+    native_type,
     stacked_modules,
     storable_type,
     total_bytes,
 )
 from .model import LoadedModel
 from .native import load_adapter
-from .slot import Slot
+from .stack_buffer import StackBuffer
 
 log = logging.getLogger(__name__)
 
-# An existing slot is used for a smaller mixture while it takes at most so many times its bytes.
+# An existing buffer is used for a smaller mixture while it takes at most so many times its bytes.
 SLACK = 1.5
 
 Mixture: TypeAlias = Sequence[tuple[AdapterFile, float]]
@@ -76,7 +76,7 @@ class ResidentAdapters:
         wanted = [adapter for adapter, _ in mixture]
         size = sum(adapter.n_bytes for adapter in wanted)
         if size > self.memory:
-            raise PoolError(
+            raise AdapterMemoryError(
                 f"this mixture of {len(wanted)} adapters takes {size:,} bytes and "
                 f"{self.memory:,} are allowed",
                 hint="raise --adapter-memory, or lower --top-k",
@@ -136,9 +136,9 @@ def set_adapters(ctx: Any, handles: Sequence[Any], weights: Sequence[float]) -> 
 class Mixer:
     """Sets mixtures on the context that generates, in one of two ways.
 
-    `way` is "scales", "fused", or "auto", which is fused wherever that is possible; what a slot
-    stores is exact, or rounded to Q8_0 with `stored_as` "q8_0". Slots count within the residents'
-    bound, and the least recently used leave.
+    `way` is "scales", "stacked", or "auto", which is stacked wherever that is possible; a buffer
+    stores what the adapters store, or rounds it to Q8_0 with `stored_as` "q8_0". Buffers count
+    within the residents' bound, and the least recently used leave.
     """
 
     def __init__(
@@ -148,21 +148,23 @@ class Mixer:
         residents: ResidentAdapters,
         *,
         way: str = "auto",
-        stored_as: str = "exact",
+        stored_as: str = "native",
     ) -> None:
         self._loaded, self._ctx, self._residents = loaded, ctx, residents
         self.way, self._stored_as = way, stored_as
-        self._slots: list[Slot] = []  # least recently used first
-        self._on: tuple[Slot, MixtureKey] | None = None  # the slot on the context, and its content
+        self._buffers: list[StackBuffer] = []  # least recently used first
+        self._on: tuple[StackBuffer, MixtureKey] | None = (
+            None  # the buffer on the context, and its content
+        )
 
     def way_of(self, adapters: Sequence[AdapterFile]) -> str:
-        """How a mixture of `adapters` is or will be made: "none", "scales" or "fused"."""
+        """How a mixture of `adapters` is or will be made: "none", "scales" or "stacked"."""
         if not adapters:
             return "none"
         if self.way != "auto":
             return self.way
         size = total_bytes(stacked_modules(adapters), self._type_of(adapters))
-        return "fused" if size <= self._residents.memory else "scales"
+        return "stacked" if size <= self._residents.memory else "scales"
 
     def set(self, mixture: Mixture) -> str:
         """Make `mixture` what the next decode runs under; returns the way, as `way_of` does.
@@ -178,94 +180,96 @@ class Mixer:
             self._take_off()
             raise
         way = self.way_of([adapter for adapter, _ in mixture])
-        if way == "fused":
+        if way == "stacked":
             try:
-                self._set_slot(mixture)
+                self._set_stack(mixture)
             except NativeError as error:
                 if self.way != "auto":
                     raise
                 log.warning("adapters are set one by one, which is slower: %s", error)
                 self.way = way = "scales"
-        if way != "fused":
+        if way != "stacked":
             if self._on is not None:
                 self._take_off()
             size = sum(adapter.n_bytes for adapter, _ in mixture)
-            self._close_slots(self._residents.memory - size)
+            self._close_buffers(self._residents.memory - size)
             self._residents.set_on(self._ctx, mixture)
         return way
 
     def _type_of(self, adapters: Sequence[AdapterFile]) -> str:
-        exact = exact_type(adapters)
-        if self._stored_as == "exact":
+        exact = native_type(adapters)
+        if self._stored_as == "native":
             return exact
         found = storable_type(self._stored_as, stacked_modules(adapters), exact)
         if found != self._stored_as:
             log.warning("the mixture is stored exactly: its rows are no multiples of 32")
-            self._stored_as = "exact"
+            self._stored_as = "native"
         return found
 
-    def _set_slot(self, mixture: Mixture) -> None:
+    def _set_stack(self, mixture: Mixture) -> None:
         key = mixture_key(mixture)
         if self._on is not None and self._on[1] == key:
             return
         # By name, so that the same set is stacked alike whatever its weights.
         ordered = sorted(mixture, key=lambda pair: pair[0].name)
-        slot = self._slot_for([adapter for adapter, _ in ordered])
+        buffer = self._buffer_for([adapter for adapter, _ in ordered])
         try:
             self._on = None
-            scale = slot.fill(ordered)
+            scale = buffer.fill(ordered)
         except BaseException:
             self._take_off()
             raise
         self._residents.forget(self._ctx)
-        set_adapters(self._ctx, [slot.handle], [scale])
-        self._on = (slot, key)
+        set_adapters(self._ctx, [buffer.handle], [scale])
+        self._on = (buffer, key)
 
-    def _slot_for(self, adapters: Sequence[AdapterFile]) -> Slot:
-        """A slot that these adapters fit in without much waste, made if there is none."""
+    def _buffer_for(self, adapters: Sequence[AdapterFile]) -> StackBuffer:
+        """A buffer that these adapters fit in without much waste, made if there is none."""
         need, dtype = stacked_modules(adapters), self._type_of(adapters)
         size = total_bytes(need, dtype)
         fitting = [
-            slot
-            for slot in self._slots
-            if slot.dtype == dtype and covers(slot.modules, need) and slot.n_bytes <= SLACK * size
+            buffer
+            for buffer in self._buffers
+            if buffer.dtype == dtype
+            and covers(buffer.modules, need)
+            and buffer.n_bytes <= SLACK * size
         ]
         if fitting:
-            slot = min(fitting, key=lambda slot: slot.n_bytes)
-            self._slots.remove(slot)
+            buffer = min(fitting, key=lambda buffer: buffer.n_bytes)
+            self._buffers.remove(buffer)
         else:
-            slot = self._make_slot(need, dtype, size)
-        self._slots.append(slot)
-        return slot
+            buffer = self._make_buffer(need, dtype, size)
+        self._buffers.append(buffer)
+        return buffer
 
-    def _make_slot(self, need: dict[str, StackedModule], dtype: str, size: int) -> Slot:
+    def _make_buffer(self, need: dict[str, StackedModule], dtype: str, size: int) -> StackBuffer:
         residents = self._residents
         if size > residents.memory:
-            raise PoolError(
+            raise AdapterMemoryError(
                 f"this mixture takes {size:,} bytes and {residents.memory:,} are allowed",
                 hint="raise --adapter-memory, or lower --top-k",
             )
         self._take_off()
-        self._close_slots(residents.memory - size)
+        self._close_buffers(residents.memory - size)
         residents.make_room(size)
-        slot = Slot(self._loaded, need, dtype)
+        buffer = StackBuffer(self._loaded, need, dtype)
         residents.reserved += size
-        return slot
+        return buffer
 
     def _take_off(self) -> None:
-        """Leave the base alone on the context, so that any slot may go or be written to."""
+        """Leave the base alone on the context, so that any buffer may go or be written to."""
         set_adapters(self._ctx, [], [])
         self._residents.forget(self._ctx)
         self._on = None
 
-    def _close_slots(self, n_bytes: int) -> None:
-        """Let slots go, the least recently used first, until they take at most `n_bytes`."""
-        while self._slots and self._residents.reserved > n_bytes:
-            slot = self._slots.pop(0)
-            self._residents.reserved -= slot.n_bytes
-            slot.close()
+    def _close_buffers(self, n_bytes: int) -> None:
+        """Let buffers go, the least recently used first, until they take at most `n_bytes`."""
+        while self._buffers and self._residents.reserved > n_bytes:
+            buffer = self._buffers.pop(0)
+            self._residents.reserved -= buffer.n_bytes
+            buffer.close()
 
     def close(self) -> None:
-        """Free all slots, while the context and the model are still there."""
+        """Free all buffers, while the context and the model are still there."""
         self._take_off()
-        self._close_slots(-1)
+        self._close_buffers(-1)

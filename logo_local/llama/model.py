@@ -11,6 +11,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, cast
 
 import llama_cpp
@@ -18,7 +19,9 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-from ..errors import MixtureError, NativeError, PromptError
+from ..errors import ContextError, NativeError, PromptError
+from .chat_templates import handler_with
+from .interrupts import interrupts_held, make_context
 from .llama_errors import prompt_errors
 from .native import EvalCallback
 
@@ -61,7 +64,8 @@ class Context:
         """Evaluate one of llama.cpp's own batches; raises as `decode` does."""
         if self._callback is not None:
             self._callback.start()
-        code = llama_cpp.llama_decode(self.ctx, batch)
+        with interrupts_held():
+            code = llama_cpp.llama_decode(self.ctx, batch)
         if code != 0:
             raise NativeError(
                 f"llama_decode returned {code} while reading a prompt",
@@ -131,7 +135,7 @@ class LoadedModel:
             setattr(own, name, value)
         if callback is not None:
             callback.attach(own)
-        ctx = llama_cpp.llama_init_from_model(self.pointer, own)
+        ctx = make_context(self.pointer, own)
         if ctx is None:
             raise NativeError(
                 f"llama.cpp could not make a context {purpose}",
@@ -146,22 +150,34 @@ class LoadedModel:
         for context in list(self._open):
             context.close()
 
-    def check_finite(self) -> None:
-        """Raise MixtureError where the generating context has made numbers that are not finite.
+    def is_finite(self) -> bool:
+        """Whether the generating context's last logits are numbers."""
+        logits = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
+        return not logits or math.isfinite(logits[0])  # one is NaN where all are
 
-        Then all its keys and values go: where they are hidden from later prompts they still count
-        as 0 times NaN.
+    def forget_generated(self) -> None:
+        """Drop the generating context's keys and values.
+
+        Those that are not finite, too: where they are hidden they still count as 0 times NaN.
         """
-        ctx = self.llama.ctx
-        logits = llama_cpp.llama_get_logits_ith(ctx, -1)
-        if logits and not math.isfinite(logits[0]):  # one is NaN where all are
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
-            raise MixtureError(
-                "the mixture makes numbers that are not finite",
-                hint="smaller weights may help; logo-local check looks at the adapters",
-            )
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.llama.ctx), True)
 
     # Tokens
+
+    @contextmanager
+    def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
+        """Within this block the model's own chat template knows these names.
+
+        PromptError where the model brings no template.
+        """
+        llama = self.llama
+        before = llama.chat_handler
+        if settings:
+            llama.chat_handler = handler_with(llama, settings)
+        try:
+            yield
+        finally:
+            llama.chat_handler = before
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a string, of chat messages or of token ids, as generation would see them.
@@ -178,15 +194,18 @@ class LoadedModel:
                 tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
         n_ctx = self.llama.n_ctx()
         if len(tokens) >= n_ctx:
-            raise PromptError(
+            raise ContextError(
                 f"the prompt does not fit: {len(tokens)} tokens, and the context holds {n_ctx}",
                 hint="shorten it, or give a larger --ctx-size",
             )
         return tokens
 
     def tokens_of_text(self, text: str) -> list[int]:
-        """The tokens of a text as one chat message where the model has a template."""
-        return self.tokens_of([{"role": "user", "content": text}] if self.has_template else text)
+        """The tokens of a text as a chat message, or as it is where no template takes it."""
+        if self.has_template:
+            with suppress(PromptError):
+                return self.tokens_of([{"role": "user", "content": text}])
+        return self.tokens_of(text)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without white space around it."""

@@ -1,4 +1,4 @@
-"""The only room with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
+"""The only module with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
 
 llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, or to
 find where an adapter's own tensors lie, the node's sources must be followed, and those are
@@ -25,6 +25,7 @@ from llama_cpp._ctypes_extensions import load_shared_library
 
 from ..errors import NativeError
 from ..hidden_states import Place
+from .interrupts import interrupted, interrupts_held
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32, TYPE_Q8_0 = 0, 8
@@ -34,7 +35,7 @@ NORMALISATIONS = ("RMS_NORM", "NORM")
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
 LORA_SIDES = (".lora_a", ".lora_b")
 
-_LOADING = threading.Lock()
+_logger_lock = threading.Lock()
 
 
 class GgmlTensor(ctypes.Structure):
@@ -233,7 +234,7 @@ class EvalCallback:
         self._error = None
 
     def check(self) -> None:
-        """Raise what was raised while llama.cpp computed, Ctrl+C included."""
+        """Raise what was raised while llama.cpp computed."""
         if self._error is not None:
             raise self._error
 
@@ -241,11 +242,11 @@ class EvalCallback:
         raise NotImplementedError
 
     def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
-        if self._error is None:
+        if self._error is None and not interrupted():
             # An exception must not reach C: it would be printed and lost.
             try:
                 return self._look(Tensor(address), ask=ask)
-            except BaseException as error:  # Ctrl+C too: the only Python that runs meanwhile
+            except BaseException as error:
                 self._error = error
         return ask  # every node is asked for, so that the pass ends at the next
 
@@ -328,18 +329,25 @@ class Tap(EvalCallback):
 def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
 
-    llama_cpp prints what llama.cpp says of it, which for a quantised base is a line on every
-    tensor, through a logger of its own, which is switched off meanwhile. One load at a time: of two
-    that overlap the second would take the level that the first has set for the user's.
+    llama_cpp prints what llama.cpp logs, which for a quantised base is a line for every tensor.
+    Its logger is off meanwhile; the level belongs to the process, so one adapter is loaded at a
+    time. Raises KeyboardInterrupt after the load where Ctrl+C came during it.
     """
     logger = logging.getLogger("llama-cpp-python")
-    with _LOADING:
-        before = logger.level
-        logger.setLevel(logging.CRITICAL + 1)
-        try:
-            return llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
-        finally:
-            logger.setLevel(before)
+    handle = None
+    try:
+        with interrupts_held(), _logger_lock:
+            before = logger.level
+            logger.setLevel(logging.CRITICAL + 1)
+            try:
+                handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+            finally:
+                logger.setLevel(before)
+    except KeyboardInterrupt:
+        if handle:
+            llama_cpp.llama_adapter_lora_free(handle)
+        raise
+    return handle
 
 
 class WeightFinder(EvalCallback):

@@ -13,8 +13,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import PromptError
+from ..errors import ContextError, PromptError
 from ..hidden_states import FloatArray, Framed, Hidden, Place, Reading, kept_positions
+from ..prefix import common_prefix
 from .model import LoadedModel
 from .native import Tap
 
@@ -23,7 +24,7 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
     if not tokens:
         raise PromptError("the prompt is empty", hint="there is nothing to choose adapters by")
     if len(tokens) > n_ctx:
-        raise PromptError(
+        raise ContextError(
             f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}",
             hint="shorten it, or give a larger --ctx-size",
         )
@@ -189,9 +190,3 @@ def _wanted(prompt: Framed) -> list[int]:
     first, last = prompt.positions()
     end = [prompt.end] if prompt.end < len(prompt.tokens) else []
     return sorted({*kept_positions(len(prompt.tokens)), *first, *last, *end})
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` have in common from the start."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)

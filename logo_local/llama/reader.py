@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Framed, Place, Reading
+from ..prefix import common_prefix
 from .embedding import Embedder
 from .mixture import ResidentAdapters
 from .model import LoadedModel, Prompt
-from .probe import EachProbe, HiddenProbe, common_prefix
+from .probe import EachProbe, HiddenProbe
 from .sampling import BatchContext
 
 # The texts that an adapter is made to write for its self-profile: so many rounds of so many side by

@@ -112,7 +112,7 @@ class AdapterProfiles:
             if profile is not None:
                 found[name] = profile
         self._progress(ASKING, len(names), len(names))
-        useless = [name for name, profile in found.items() if not profile.tells]
+        useless = [name for name, profile in found.items() if not profile.is_informative]
         if useless:
             log.info("texts that %s wrote say nothing about them", ", ".join(useless))
         return found

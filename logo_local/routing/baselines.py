@@ -10,7 +10,6 @@ vector of one.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from ..files.whole_file import written_whole
 from ..hidden_states import FloatArray
 
 Moments = npt.NDArray[np.float64]
@@ -57,6 +57,12 @@ class Baselines:
         if self._unsaved >= SAVE_EVERY:
             self.save()
 
+    def take(self, other: Baselines) -> None:
+        """Replace what is known of the adapters that `other` knows, and save."""
+        self._moments |= other._moments
+        self._unsaved += 1
+        self.save()
+
     def moments(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
         """Mean and standard deviation (n_modules,) of an adapter's log norms over all texts.
 
@@ -73,15 +79,13 @@ class Baselines:
         if not self._unsaved or self.path is None:
             return
         self._unsaved = 0
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
+            with written_whole(self.path) as unfinished, unfinished.open("wb") as stream:
                 # The keys are values, not names in the archive: they may hold any character.
                 arrays: dict[str, Any] = {"keys": list(self._moments)}
                 arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
                 np.savez(stream, **arrays)
-            temporary.replace(self.path)
         except OSError as error:
             log.warning(
                 "what texts do to adapters is not remembered: %s: %s", self.path, error.strerror
@@ -92,7 +96,7 @@ def _load(path: Path) -> dict[str, Moments]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             found = {str(k): archive[f"m{i}"] for i, k in enumerate(archive["keys"].tolist())}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         log.warning("%s is damaged and begun anew: %s", path, error)

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
 from ..files.model_card import CARD, card_fields
+from ..files.text_file import decoded, is_encodable, read_start
+from ..files.whole_file import write_whole
 
 log = logging.getLogger(__name__)
+
+_writing = threading.Lock()  # engines in several threads may be taught at once
 
 MOST = 1 << 20  # bytes of a file that are read; examples beyond are left out with a warning
 
@@ -31,31 +35,22 @@ def read_prompts(path: Path) -> list[str]:
     with every bad line, for a file that cannot be read.
     """
     try:
-        raw = path.read_bytes()[:MOST]
-        lines = raw.decode("utf-8").splitlines()
+        raw = read_start(path, MOST + 1)
+        text = decoded(_whole_lines(path, raw))
     except OSError as error:
         raise PromptError(
             f"the prompts {path} cannot be read: {error.strerror}",
             hint="give a text file with one example prompt a line",
         ) from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise PromptError(
-            f"{path} is not UTF-8 text: {error.reason}", hint="save it as UTF-8"
+            f"the prompts {path} cannot be used: {error}",
+            hint="give a text file with one example prompt a line",
         ) from error
     if path.suffix != ".jsonl":
+        lines = text.splitlines()
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    prompts, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            context = json.loads(line)["context"]
-        except (ValueError, KeyError, TypeError):
-            context = None
-        if isinstance(context, str) and context.strip():
-            prompts.append(context.strip())
-        else:
-            problems.append(f"line {number} is not an object with a text `context`")
+    prompts, problems = _contexts(text)
     if problems:
         raise PromptError(
             f"the prompts {path} cannot be used",
@@ -63,6 +58,36 @@ def read_prompts(path: Path) -> list[str]:
             hint='a line looks like this: {"context": "Sort these words: pear, fig"}',
         )
     return prompts
+
+
+def _contexts(text: str) -> tuple[list[str], list[str]]:
+    """The prompts in JSON lines, and what is wrong with the others."""
+    prompts, problems = [], []
+    # Only line feeds end a line here: a JSON string may hold other separators as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            context = json.loads(line)["context"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            context = None
+        if isinstance(context, str) and context.strip() and is_encodable(context):
+            prompts.append(context.strip())
+        else:
+            problems.append(f"line {number} is not an object with a text `context`")
+    return prompts, problems
+
+
+def _whole_lines(path: Path, raw: bytes) -> bytes:
+    """`raw` up to the last line that ends within `MOST` bytes; a warning says what is left out."""
+    if len(raw) <= MOST:
+        return raw
+    whole = raw[: raw.rfind(b"\n", 0, MOST) + 1]
+    n_lines = whole.count(b"\n")
+    log.warning(
+        "%s is larger than %d MiB: only its first %d lines are read", path, MOST >> 20, n_lines
+    )
+    return whole
 
 
 def prompts_beside(origin: Path) -> list[str]:
@@ -114,22 +139,36 @@ class TaughtPrompts:
         return self.folder / f"{key[:32]}.jsonl"
 
     def read(self, key: str) -> list[str]:
-        """What was given for this adapter, oldest first; nothing is an empty list."""
+        """What was given for this adapter, oldest first; nothing is an empty list.
+
+        Lines that are damaged are passed over with a warning, and so is a file that cannot be read:
+        routing goes on without them.
+        """
         path = self.path(key)
-        return read_prompts(path) if path.is_file() else []
+        try:
+            text = read_start(path, -1).decode("utf-8", "replace") if path.exists() else ""
+        except OSError as error:
+            log.warning("what was taught in %s cannot be read: %s", path, error.strerror)
+            return []
+        prompts, problems = _contexts(text)
+        if problems:
+            log.warning("%s is damaged: %s", path, "; ".join(problems))
+        return prompts
 
     def add(self, key: str, prompts: Iterable[str]) -> int:
         """Remember `prompts` that are not there yet; the number of those that are new."""
-        known = self.read(key)
-        new = [p for p in dict.fromkeys(prompts) if p not in known]
-        self._write(key, [*known, *new])
+        with _writing:
+            known = self.read(key)
+            new = [p for p in dict.fromkeys(prompts) if p not in known]
+            self._write(key, [*known, *new])
         return len(new)
 
     def forget(self, key: str, *, last: bool = False) -> int:
         """Remove all that was given for this adapter, or the `last` prompt; how many went."""
-        known = self.read(key)
-        kept = known[:-1] if last else []
-        self._write(key, kept)
+        with _writing:
+            known = self.read(key)
+            kept = known[:-1] if last else []
+            self._write(key, kept)
         return len(known) - len(kept)
 
     def _write(self, key: str, prompts: Sequence[str]) -> None:
@@ -137,8 +176,5 @@ class TaughtPrompts:
         if not prompts:
             path.unlink(missing_ok=True)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         lines = (json.dumps({"context": p}, ensure_ascii=False) + "\n" for p in prompts)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(lines).encode())

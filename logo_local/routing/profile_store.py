@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files.cache_file import keep, kept
 from ..hidden_states import FloatArray
 from .profiles import Profile
 
@@ -76,7 +77,7 @@ class ProfileStore:
         if made is None:
             made = make()
             texts, gain = made
-            _write(path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode())
+            keep(path, json.dumps({"texts": texts, "gain": gain}, ensure_ascii=False).encode())
         texts, gain = made
         if not texts:
             return None
@@ -92,21 +93,19 @@ class ProfileStore:
     def vectors(self, texts: Sequence[str], embed: Embed, form: str) -> FloatArray:
         """One vector (F,) for each text, read once and kept."""
         path = self._vectors(texts, form)
-        try:
-            vectors: Any = np.load(path, allow_pickle=False)
-            if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
-                return vectors.astype(np.float32)  # type: ignore[no-any-return]
-            log.warning("%s is damaged and made anew", path)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, EOFError) as error:
-            log.warning("%s is made anew: %s", path, error)
+        data = kept(path)
+        if data is not None:
+            try:
+                vectors: Any = np.load(BytesIO(data), allow_pickle=False)
+                if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
+                    return vectors.astype(np.float32)  # type: ignore[no-any-return]
+                log.warning("%s is damaged and made anew", path)
+            except (ValueError, EOFError) as error:
+                log.warning("%s is made anew: %s", path, error)
         made = np.stack([embed(text, form) for text in texts])  # (n, F) float32
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, made.astype(np.float16))
-        temporary.replace(path)
+        stream = BytesIO()
+        np.save(stream, made.astype(np.float16))
+        keep(path, stream.getvalue())
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
 
     def has_vectors(self, texts: Sequence[str], form: str) -> bool:
@@ -119,19 +118,13 @@ class ProfileStore:
 
 
 def _load_samples(path: Path) -> tuple[list[str], float] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        texts, gain = content["texts"], float(content["gain"])
-    except FileNotFoundError:
+    data = kept(path)
+    if data is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        content = json.loads(data)
+        texts, gain = content["texts"], float(content["gain"])
+    except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged and made anew: %s", path, error)
         return None
     return [str(text) for text in texts], gain
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -61,7 +61,7 @@ class Profile:
     contrasts: FloatArray | None = field(default=None, repr=False)
 
     @property
-    def tells(self) -> bool:
+    def is_informative(self) -> bool:
         """Whether the texts say anything about the adapter."""
         return self.gain is None or LEAST_GAIN <= self.gain <= MOST_GAIN
 
@@ -231,6 +231,6 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
                 found += np.linalg.norm(whitening(left_out) - means[0], axis=1).tolist()
     if found:
         return max(float(np.mean(found)), 1e-6)
-    if len(centres) < 2:
-        return float("inf")
-    return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).mean()) / 2
+    apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)  # (N - 1,)
+    # Profiles of one and the same text say no more than a lone one.
+    return float(apart.mean()) / 2 if apart.any() else float("inf")

@@ -28,7 +28,7 @@ class Route:
     names: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
-    all_scores: Mapping[str, float] = field(default_factory=dict)
+    all_scores: Mapping[str, float] = field(default_factory=dict, repr=False)
     signal: str = "none"
     probe: str = "none"
     target: str | None = None

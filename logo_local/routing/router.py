@@ -19,6 +19,7 @@ from ..errors import NativeError, PoolError
 from ..files.base_model import BaseModel
 from ..files.pool import Pool
 from ..hidden_states import WINDOW, FloatArray, Framed, Place, Reading
+from ..progress import ms_since
 from .adapter_profiles import AdapterProfiles, general_requests
 from .baselines import Baselines
 from .index import RoutingIndex, choose_target
@@ -65,7 +66,7 @@ class Router:
         shape = f"{reader.template} {_places_of_profiles(pool.base)} {WINDOW}"
         self._store = ProfileStore(config.cache_dir(), pool.base.path, shape)
         self._profiles = AdapterProfiles(pool, reader, self._store, self._vector, progress)
-        self._generic = Baselines(self._store.folder / "generic.npz")
+        self._generic = Baselines(self._store.folder / "generic-texts.npz")
         past = self._store.past_file(config.data_dir())
         self._past = Baselines(past) if settings.past else None
         self._index = current_index(None, pool, settings.layer, settings.resolved())
@@ -127,10 +128,10 @@ class Router:
         each = EachAdapter(self._reader, tokens, self._pool.adapters, names)
         places = scorer.places(signal)
         prompt = Prompt(self._reader.read(framed, places) if places else {}, each)
-        self.timings_ms["probe"] += _ms_since(started)
+        self.timings_ms["probe"] += ms_since(started)
         started = time.perf_counter()
         fit = scorer.fit(signal, prompt)
-        self.timings_ms["score"] += _ms_since(started) - each.ms
+        self.timings_ms["score"] += ms_since(started) - each.ms
         self.timings_ms["probe"] += each.ms
         wanted = {name: fit.scores[name] for name in names if name in fit.scores}
         target = scorer.index.target if at_one_place else None
@@ -270,7 +271,3 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
 
 def _places_of_profiles(base: BaseModel) -> tuple[Place, ...]:
     return (*read_places(base), *answer_places(base))
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

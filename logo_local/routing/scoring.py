@@ -233,7 +233,7 @@ class Scorer:
     def _measure(self, source: str) -> Measure | None:
         if source not in self._measures:
             prompts = self.prompts or {}
-            usable = {n: p for n, p in self.samples.items() if p.tells}
+            usable = {n: p for n, p in self.samples.items() if p.is_informative}
             chosen = {"prompts": prompts, "samples": usable}.get(source, {**usable, **prompts})
             self._measures[source] = Measure.fit(chosen, general=self.general) if chosen else None
         return self._measures[source]

@@ -51,7 +51,7 @@ class RoutingSettings:
     mixture: str = _option(
         "auto",
         "How llama.cpp blends the adapters: as one stack, or one by one.",
-        choices=("auto", "fused", "scales"),
+        choices=("auto", "stacked", "scales"),
         common=True,
     )
     adapter_memory: int | str = _option(
@@ -71,9 +71,9 @@ class RoutingSettings:
         common=True,
     )
     mixture_type: str = _option(
-        "exact",
+        "native",
         "Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
-        choices=("exact", "q8_0"),
+        choices=("native", "q8_0"),
         common=True,
     )
     probe: str = _option(

@@ -35,7 +35,7 @@ def projection_output(h: FloatArray, a: FloatArray, b: FloatArray, scaling: floa
 
 
 def norm(o: FloatArray) -> float:
-    """The Euclidean norm ||o||_2 of a projection output (d_out,); 0 for a silent adapter."""
+    """The Euclidean norm ||o||_2 of a projection output (d_out,)."""
     return float(np.linalg.norm(o))
 
 
@@ -56,7 +56,7 @@ def entropy(o: FloatArray) -> float:
 def relative_norm(o: FloatArray, h: FloatArray, product_norm: float) -> float:
     """||o||_2 / (||scaling B A||_F ||h||_2), in [0, 1]: the norm without the adapter's loudness.
 
-    `product_norm` is `frobenius_norm` of the adapter. 0 for a silent adapter or an empty h.
+    `product_norm` is `frobenius_norm` of the adapter. 0 where that or h is 0.
     """
     most = product_norm * float(np.linalg.norm(h))
     return norm(o) / most if most > 0 else 0.0
@@ -114,8 +114,8 @@ def log_rms_norms(rows: FloatArray, stacked: FloatArray, starts: Sequence[int]) 
     """For each of several adapters, ln of the root mean square over tokens of ||M h_t||_2.
 
     `rows` (n_tokens, d_in) are the hidden vectors h_t, `stacked` (sum of ranks, d_in) the
-    adapters' `reduced` matrices one below the other, beginning at the rows `starts`. A silent
-    adapter gives ln 1e-12.
+    adapters' `reduced` matrices one below the other, beginning at the rows `starts`. An adapter
+    that adds nothing gives ln 1e-12.
     """
     squares = ((rows @ stacked.T) ** 2).mean(axis=0)  # (sum of ranks,)
     of_each = np.add.reduceat(squares, starts)  # (n_adapters,)

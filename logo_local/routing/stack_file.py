@@ -1,11 +1,13 @@
-"""Matrices of many adapters, one below the other, in a file that is mapped into memory.
+"""Matrices of many adapters, one below the other, kept in a file.
 
-Scoring a thousand adapters reads a hundred megabytes that are costly to make and the same at each
-start. The file begins with what is in it; where the adapters are others now it is written again,
-with the matrices that are still right taken over. Two processes may do so at once: each keeps
-what it has mapped, and the last one's file stays.
+Scoring a thousand adapters uses a hundred megabytes that are costly to make and the same at each
+start. The file begins with a header that describes its content; when the adapters have changed it
+is written again, with the matrices that are still right taken over. Two processes may do so at
+once: each keeps what it has read, and the last file stays. The file is read, not mapped: another
+program that truncates a mapped file ends the process.
 
-    b"LOGOSTK1", uint64: length of the header, header: JSON, zeros up to a multiple of 64, float32
+    b"LOGOSTK2", uint64: length of the header, header: JSON, float32 numbers, uint32: CRC-32 of
+    everything before it
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ import json
 import logging
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files.whole_file import written_whole
 from ..hidden_states import FloatArray
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"LOGOSTK1"
-ALIGNMENT = 64
+MAGIC = b"LOGOSTK2"
 
 
 class Stack(NamedTuple):
@@ -73,31 +76,36 @@ def _read(path: Path, d_in: int) -> tuple[list[str], Stack] | None:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            names, starts, n_rows, offset = _header(file, d_in, size)
-            matrix = np.memmap(
-                file, np.float32, "r", offset, (n_rows, d_in)
-            )  # (sum of ranks, d_in)
-    except FileNotFoundError:
+            start = file.read(16)
+            (length,) = struct.unpack("<Q", start[8:])
+            if start[:8] != MAGIC or length > size:
+                raise ValueError("it is not a file of this kind")
+            header = file.read(length)
+            names, starts, n_rows = _checked(json.loads(header), d_in)
+            if size != 16 + length + 4 * n_rows * d_in + 4:
+                raise ValueError("its size is not the one that its header announces")
+            matrix = np.empty((n_rows, d_in), np.dtype("<f4"))  # (sum of ranks, d_in)
+            read = file.readinto(matrix.data)
+            checksum = zlib.crc32(matrix.data, zlib.crc32(start + header))
+            if read != matrix.nbytes or file.read() != struct.pack("<I", checksum):
+                raise ValueError("its checksum is wrong")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
         log.warning("%s is damaged and made anew: %s", path, error)
         return None
     return names, Stack(matrix, starts)
 
 
-def _header(file: BinaryIO, d_in: int, size: int) -> tuple[list[str], list[int], int, int]:
-    if file.read(8) != MAGIC:
-        raise ValueError("it begins otherwise than these files do")
-    (length,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(min(length, size)))
-    names, starts, n_rows = header["names"], header["starts"], int(header["rows"])
-    offset = _padded(16 + length)
-    if header["d_in"] != d_in or size != offset + 4 * n_rows * d_in:
-        raise ValueError("it has another size than it says")
+def _checked(content: Any, d_in: int) -> tuple[list[str], list[int], int]:
+    """The names, the first row of each, and the number of rows, from a header."""
+    names, starts, n_rows = content["names"], content["starts"], int(content["rows"])
+    if content["d_in"] != d_in:
+        raise ValueError("its matrices have another width")
     spans = [0, *starts, n_rows]
-    if len(names) != len(starts) or starts[0] != 0 or sorted(spans) != spans:
+    if not names or len(names) != len(starts) or starts[0] != 0 or sorted(spans) != spans:
         raise ValueError("its parts do not follow each other")
-    return names, starts, n_rows, offset
+    return names, starts, n_rows
 
 
 def _write(
@@ -106,18 +114,12 @@ def _write(
     rows = sum(len(part) for part in parts)
     content = {"names": list(ids), "starts": starts, "rows": rows, "d_in": d_in}
     header = json.dumps(content).encode()
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as file:
-            file.write(MAGIC + struct.pack("<Q", len(header)) + header)
-            file.write(bytes(_padded(file.tell()) - file.tell()))
-            for part in parts:
-                file.write(np.ascontiguousarray(part, np.dtype("<f4")).data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _padded(n: int) -> int:
-    return -(-n // ALIGNMENT) * ALIGNMENT
+    start = MAGIC + struct.pack("<Q", len(header)) + header
+    numbers = (np.ascontiguousarray(part, np.dtype("<f4")).tobytes() for part in parts)
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        checksum = 0
+        for piece in (start, *numbers):
+            file.write(piece)
+            checksum = zlib.crc32(piece, checksum)
+        file.write(struct.pack("<I", checksum))

@@ -97,11 +97,15 @@ class ZNorms:
         )
 
     def measure(self, readings: Iterable[Reading]) -> None:
-        """Count generic texts, at least `baselines.ENOUGH`, for all that are `unmeasured`."""
+        """Count generic texts, at least `baselines.ENOUGH`, for all that are `unmeasured`.
+
+        All of them or none: after Ctrl+C in between they would be counted again.
+        """
         names = self.unmeasured
+        measured = Baselines()
         for reading in readings:
-            self._generic.add(self._by_key(self._norms(reading, names)))
-        self._generic.save()
+            measured.add(self._by_key(self._norms(reading, names)))
+        self._generic.take(measured)
         del self.unmeasured  # it is found again when it is asked for
 
     def _norms(

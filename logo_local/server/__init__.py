@@ -1,5 +1,5 @@
 """The engine over HTTP, in the shape that OpenAI's clients know. Needs the extra `server`.
 
-A request's way: `guard` (may it come in?), `schema` (what does it ask for?), `asked` (what is that
-in the engine's terms?), `lanes` (whose turn is it?), the engine, `answers` (what goes back).
+A request's way: `middleware` (access), `schema` (validation), `handlers` (the engine's call),
+`workers` (the queue), the engine, `answers` (the response).
 """

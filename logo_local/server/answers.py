@@ -10,7 +10,7 @@ from typing import Any
 
 from ..ask import Engine
 from ..files.folder import kind_of
-from .asked import AUTO, BASE, ONE
+from .handlers import AUTO, BASE, ONE
 
 
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:

@@ -8,32 +8,36 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..ask import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
-from . import answers, asked
+from . import answers, handlers
 from .failures import RequestError, as_request_error
-from .guard import Guard, Rules
-from .lanes import Job, Lanes, Work
 from .metrics import Counted, Metrics
+from .middleware import AccessMiddleware, Rules
 from .schema import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     ErrorBody,
     Generation,
+    Routed,
     RouteRequest,
 )
+from .workers import Job, Work, Workers
 
 log = logging.getLogger(__name__)
+
+_Routed = TypeVar("_Routed", bound=Routed)
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -51,6 +55,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (503, "The server is closing."),
     )
 }
+# The interfaces of others, which clients try: OpenAI's Responses, Anthropic's, Ollama's.
+_OTHER_APIS = ("/responses", "/messages", "/complete", "/api/chat", "/api/generate", "/api/tags")
 _PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 # No page elsewhere may frame this one, and this one may ask nobody else.
@@ -78,24 +84,26 @@ def create_app(
     defaults: Sampling | None = None,
     most_waiting: int = 32,
     seconds: float = 600.0,
-    on_start: Callable[[Lanes], None] | None = None,
+    any_model: bool = False,
+    on_start: Callable[[Workers], None] | None = None,
 ) -> FastAPI:
     """An ASGI application that answers with these engines, one request each at a time.
 
     `most_waiting` more may stand in line; an answer may take `seconds`. The engines stay the
-    caller's to close, after the application has ended. `on_start` is told about the line.
+    caller's to close, after the application has ended. With `any_model` an unknown name of a model
+    means auto. `on_start` is told about the line.
     """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.lanes = lanes = Lanes(engines, most_waiting=most_waiting, seconds=seconds)
-        app.state.metrics = Metrics(lanes)
+        app.state.workers = workers = Workers(engines, most_waiting=most_waiting, seconds=seconds)
+        app.state.metrics = Metrics(workers)
         if on_start is not None:
-            on_start(lanes)
+            on_start(workers)
         try:
             yield
         finally:
-            await lanes.close()
+            await workers.close()
 
     app = _App(
         title="logo-local",
@@ -107,12 +115,13 @@ def create_app(
     )
     app.state.defaults = defaults or Sampling(max_tokens=2048)
     app.state.started = int(time.time())
+    app.state.any_model = any_model
     app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_address)
     app.add_exception_handler(LogoError, _failed)
     app.add_middleware(Counted)
-    app.add_middleware(Guard, rules=rules or Rules())
+    app.add_middleware(AccessMiddleware, rules=rules or Rules())
     return app
 
 
@@ -121,55 +130,55 @@ router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come f
 
 @router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
-    defaults = request.app.state.defaults
+    defaults, known = request.app.state.defaults, _with_known_model(request, body)
     if body.tools is None and body.response_format is None:
-        work = asked.chat(body, defaults)
+        work = handlers.chat(known, defaults)
     else:  # a schema may take a while to become a grammar: nobody else waits for that
-        work = await asyncio.to_thread(asked.chat, body, defaults)
+        work = await asyncio.to_thread(handlers.chat, known, defaults)
     return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
 
 
 @router.post("/v1/completions", summary="Go on with a text.", response_model=None)
 async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
-    work = asked.completion(body, request.app.state.defaults)
+    work = handlers.completion(_with_known_model(request, body), request.app.state.defaults)
     return await _answer(request, body, work, str(body.prompt))
 
 
 @router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
 async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
-    found, timings = await _only(_submit(request, asked.route(body)), request)
+    found, timings = await _only(_submit(request, handlers.route(body)), request)
     return report.score_json(found, timings)
 
 
 @router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
 async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
-    vectors, n_tokens = await _only(_submit(request, asked.embedding(body)), request)
+    vectors, n_tokens = await _only(_submit(request, handlers.embedding(body)), request)
     request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
     return answers.embeddings(vectors, n_tokens, body.model)
 
 
 @router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
-    lanes: Lanes = request.app.state.lanes
-    found = [await _only(job, request) for job in lanes.submit_to_all(asked.rescan)]
-    return {**found[0].as_dict(), "n_adapters": len(lanes.engines[0].pool.adapters)}
+    workers: Workers = request.app.state.workers
+    found = [await _only(job, request) for job in workers.submit_to_all(handlers.rescan)]
+    return {**found[0].as_dict(), "n_adapters": len(workers.engines[0].pool.adapters)}
 
 
 @router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
 async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
-    return answers.adapters(request.app.state.lanes.engines[0])
+    return answers.adapters(request.app.state.workers.engines[0])
 
 
 @router.get("/v1/models", summary="What may be given as a request's model.")
 async def models(request: Request) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
-    return answers.models(state.lanes.engines[0], state.started)
+    return answers.models(state.workers.engines[0], state.started)
 
 
 @router.get("/v1/models/{name}", summary="One of them.")
 async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
-    for card in answers.models(state.lanes.engines[0], state.started)["data"]:
+    for card in answers.models(state.workers.engines[0], state.started)["data"]:
         if card["id"] == name:
             return dict(card)
     raise RequestError(
@@ -182,9 +191,9 @@ async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
 
 @router.get("/health", summary="Whether the server is there, and how busy it is.")
 async def health(request: Request) -> dict[str, Any]:  # noqa: D103
-    lanes: Lanes = request.app.state.lanes
-    status = "closing" if lanes.closing else "ok"
-    return {"status": status, "running": lanes.n_running, "waiting": len(lanes.waiting)}
+    workers: Workers = request.app.state.workers
+    status = "closing" if workers.closing else "ok"
+    return {"status": status, "running": workers.n_running, "waiting": len(workers.waiting)}
 
 
 @router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
@@ -203,9 +212,16 @@ async def page(request: Request) -> Response:
     return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
 
 
+def _with_known_model(request: Request, body: _Routed) -> _Routed:
+    """`body`, for auto where it names a model that there is not and the server is told to."""
+    if not request.app.state.any_model or handlers.is_known(body.model):
+        return body
+    return body.model_copy(update={"model": handlers.AUTO})
+
+
 def _submit(request: Request, work: Work, key: str = "") -> Job:
-    lanes: Lanes = request.app.state.lanes
-    return lanes.submit(work, key)
+    workers: Workers = request.app.state.workers
+    return workers.submit(work, key)
 
 
 async def _answer(request: Request, body: Generation, work: Work, prompt: str) -> Response:
@@ -267,6 +283,7 @@ async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        del item, gone, task  # an error's traceback holds this frame: no cycle through them
 
 
 async def _gone(request: Request) -> None:
@@ -286,7 +303,7 @@ async def _failed(_: Request, error: Exception) -> Response:
     return _response(_told(error))
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, in one answer; what it held is not repeated."""
     assert isinstance(error, RequestValidationError)
     places: dict[str, str] = {}
@@ -294,22 +311,42 @@ async def _invalid(_: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in found["loc"] if part != "body")
         places.setdefault(place, found["msg"])
     problems = [f"{place}: {text}" if place else text for place, text in places.items()]
+    hint = ""
+    if request.url.path == "/v1/embeddings" and any(p.startswith("input") for p in places):
+        hint = (
+            "send texts, not token ids: in LangChain's OpenAIEmbeddings "
+            "check_embedding_ctx_length=False does that"
+        )
     return _response(
         RequestError(
             "the request cannot be understood",
             param=next(iter(places), None),
             problems=problems[:20],
+            hint=hint,
         )
     )
 
 
-async def _no_such_address(_: Request, error: Exception) -> Response:
+async def _no_such_address(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = "no_such_address" if status == 404 else "invalid_request"
+    hint = _where_instead(request.url.path) if status == 404 else ""
     return _response(
-        RequestError(str(error.detail), status=status, code=code, headers=error.headers)
+        RequestError(str(error.detail), status=status, code=code, hint=hint, headers=error.headers)
     )
+
+
+def _where_instead(path: str) -> str:
+    """What is there for a client that asks at `path`, where that can be told."""
+    under_v1 = {route.path for route in router.routes if isinstance(route, APIRoute)}
+    if f"/v1{path}" in under_v1:
+        return f"it is at /v1{path}: the client's base URL ends in /v1"
+    if path.startswith("/v1/v1/") and path.removeprefix("/v1") in under_v1:
+        return f"it is at {path.removeprefix('/v1')}: the client adds /v1 to its base URL itself"
+    if path.endswith(_OTHER_APIS):
+        return "this server has /v1/chat/completions and /v1/completions, OpenAI's older interface"
+    return "the addresses are in /openapi.json"
 
 
 def _response(error: RequestError) -> Response:

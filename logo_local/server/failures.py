@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import (
     AdapterError,
+    AdapterMemoryError,
+    ContextError,
     LogoError,
     MixtureError,
     NativeError,
@@ -59,10 +61,12 @@ class RequestError(LogoError):
 # Status and code by what an error is, the first that fits.
 _KINDS: Mapping[type[LogoError], tuple[int, str]] = {
     UnknownAdapterError: (404, "model_not_found"),
+    AdapterMemoryError: (400, "adapter_memory_exceeded"),
     PoolError: (503, "pool_unusable"),
     MixtureError: (409, "adapter_unusable"),
     AdapterError: (409, "pool_unusable"),
     NativeError: (503, "engine_failed"),
+    ContextError: (400, "context_length_exceeded"),  # by this, agents shorten a conversation
     LogoError: (400, "invalid_request"),
 }
 
@@ -70,9 +74,9 @@ _KINDS: Mapping[type[LogoError], tuple[int, str]] = {
 def as_request_error(error: Exception) -> RequestError:
     """Any failure of the engine as what the client is told.
 
-    A `LogoError` says what is wrong with the request, or with the folder. ValueError is what
-    llama_cpp raises for arguments and templates raise for conversations. The rest is a bug here,
-    of which the client only hears that there is one.
+    A `LogoError` says what is wrong with the request, or with the folder; errors in templates and
+    prompts that do not fit are among them. The rest is a bug here, of which the client only hears
+    that there is one.
     """
     if isinstance(error, RequestError):
         return error
@@ -85,12 +89,4 @@ def as_request_error(error: Exception) -> RequestError:
         return RequestError(
             error.message, status=status, code=code, problems=error.problems, hint=error.hint
         )
-    if isinstance(error, ValueError) or _is_template_error(error):
-        return RequestError(f"llama.cpp or the chat template refuses this: {error}")
     return RequestError("an internal error; the server's log says more", status=500, code="bug")
-
-
-def _is_template_error(error: Exception) -> bool:
-    from jinja2 import TemplateError
-
-    return isinstance(error, TemplateError)

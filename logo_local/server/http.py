@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import signal
 import socket
+import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -14,32 +16,65 @@ import uvicorn
 
 from ..ask import Engine
 from .app import create_app
-from .lanes import Lanes
+from .workers import Workers
 
 _MAX_CONNECTIONS = 512
-_PATIENCE = 1.0  # seconds, after the second Ctrl+C
+_PATIENCE = 1.0  # seconds, after the second signal
+_LINGER = 10.0  # seconds for clients to read answers that are made, after the first
+_OVERTIME = 30.0  # seconds beyond the time limit of answers, when an engine does not end
 
 
 class _Server(uvicorn.Server):
     """Sends away who stands in line as soon as a signal comes; answers being made go on."""
 
-    def __init__(self, config: uvicorn.Config, made: Sequence[Lanes]) -> None:
+    def __init__(self, config: uvicorn.Config, made: Sequence[Workers]) -> None:
         super().__init__(config)
         self.made = made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl+C or SIGTERM; a second Ctrl+C does not wait for answers either."""
-        for lanes in self.made:
-            lanes.drain_soon()
+        """Ctrl+C or SIGTERM; a second one does not wait for answers either, whatever happens."""
+        for workers in self.made:
+            workers.drain_soon()
         # The parent would raise the signal once more at the end, which would skip all that closes.
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        if self.should_exit and not self.force_exit:
+            self.force_exit = True
+            threading.Thread(target=_end_soon, daemon=True).start()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the parent, but clients that do not read are not waited for without end."""
+        watching = asyncio.create_task(self._give_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            watching.cancel()
+
+    async def _give_up(self) -> None:
+        """Cut connections when all answers are made and still not read, and end at last."""
+        limit = max((workers.seconds for workers in self.made), default=0.0) + _OVERTIME
+        idle_since = started = time.monotonic()
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+            now = time.monotonic()
+            if any(workers.n_running for workers in self.made):
+                idle_since = now
+            if now - idle_since > _LINGER:
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
+            if now - started > limit:
+                self.force_exit = True
+                threading.Thread(target=_end_soon, daemon=True).start()
+
+
+def _end_soon() -> None:
+    time.sleep(2 * _PATIENCE)
+    os._exit(130)
 
 
 def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:
     """Answer requests at the socket `bound` until SIGINT or SIGTERM. Settings: `create_app`'s."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that goes
-    made: list[Lanes] = []
+    made: list[Workers] = []
     config = uvicorn.Config(
         create_app(engines, on_start=made.append, **settings),
         http="h11",  # bounds headers that do not end
@@ -56,6 +91,6 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
     try:
         server.run(sockets=[bound])
     finally:
-        for lanes in made:
-            if not lanes.stop(_PATIENCE if server.force_exit else None):
+        for workers in made:
+            if not workers.stop(_PATIENCE if server.force_exit else None):
                 os._exit(130)  # an engine is at work, and must not be freed under its thread

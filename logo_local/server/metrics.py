@@ -6,8 +6,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .guard import App, Message, Receive, Scope, Send
-from .lanes import Job, Lanes
+from .middleware import App, Message, Receive, Scope, Send
+from .workers import Job, Workers
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -15,7 +15,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 class Metrics:
     """The numbers of one server."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, workers: Workers) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "logo_requests", "Requests by endpoint and status.", ["endpoint", "status"],
@@ -35,17 +35,17 @@ class Metrics:
             buckets=_SECONDS,
         )  # fmt: skip
         Gauge("logo_waiting", "Requests in line.", registry=registry).set_function(
-            lambda: len(lanes.waiting)
+            lambda: len(workers.waiting)
         )
         Gauge("logo_running", "Requests that have an engine.", registry=registry).set_function(
-            lambda: lanes.n_running
+            lambda: workers.n_running
         )
         Gauge("logo_adapters", "Adapters in the pool.", registry=registry).set_function(
-            lambda: len(lanes.engines[0].pool.adapters)
+            lambda: len(workers.engines[0].pool.adapters)
         )
         Gauge(
             "logo_adapter_bytes", "Bytes of adapters in llama.cpp.", registry=registry
-        ).set_function(lambda: sum(llm.pool.resident_bytes for llm in lanes.engines))
+        ).set_function(lambda: sum(llm.pool.resident_bytes for llm in workers.engines))
 
     def answered(self, job: Job, answer: dict[str, Any]) -> None:
         """Count an answer, or the last chunk of one, with its route and its usage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..routing import registry
 from ..routing.settings import DEFAULTS
@@ -15,14 +15,24 @@ _SEEDS = 2**63
 
 # Fields of OpenAI's that say nothing about the answer here; clients send them unasked.
 Unused = Annotated[Any, Field(description="Taken, and without any effect.")]
+# The longest answer that the client wants; -1 says that the client sets no limit.
+Tokens = Annotated[int, Field(ge=1)] | Literal[-1]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Weights = Annotated[dict[Name, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096)]
 
 
 class Body(BaseModel):
-    """The rules for all of them: no unknown field, no other type, no NaN."""
+    """The rules for all of them: no unknown field, no other type, no NaN; null means absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """Clients send every optional field that they know, most of them as null."""
+        if isinstance(value, dict):
+            return {name: one for name, one in value.items() if one is not None}
+        return value
 
 
 class RoutingChoice(Body):
@@ -55,7 +65,7 @@ class StreamOptions(Body):
 class Generation(Routed):
     """How an answer is generated; llama.cpp's defaults for what is left out."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
@@ -78,6 +88,7 @@ class Generation(Routed):
     service_tier: Unused = None
     safety_identifier: Unused = None
     prompt_cache_key: Unused = None
+    prompt_cache_retention: Unused = None
 
 
 class CompletionRequest(Generation):
@@ -99,6 +110,7 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+    cache_control: Unused = None
 
 
 class FunctionCall(Body):
@@ -114,6 +126,7 @@ class ToolCall(Body):
     id: Name
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Unused = None
 
 
 class ChatMessage(Body):
@@ -126,6 +139,10 @@ class ChatMessage(Body):
     tool_call_id: Name | None = None
     refusal: Unused = None
     annotations: Unused = None
+    reasoning_content: Unused = None
+    reasoning: Unused = None
+    id: Unused = None
+    cache_control: Unused = None
     audio: None = None
     function_call: None = None
 
@@ -185,7 +202,10 @@ class ChatRequest(Generation):
     """A conversation to go on with, by the model's own chat template."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Tokens | None = None
+    chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=64)] | None = Field(
+        default=None, description="For the model's chat template: enable_thinking, for instance."
+    )
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = (

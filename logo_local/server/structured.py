@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..files.text_file import is_encodable
 from .failures import RequestError
+from .patterns import cost_of
 
 _MAX_BYTES = 64 * 1024  # of a schema
 _MAX_NAME = 128  # characters of a property: rules are named by it, again and again
@@ -20,8 +22,7 @@ _MAX_REPEATS = 1000  # of one thing, each of which is written out, and of all in
 _MAX_PATTERN = 256  # characters
 _MAX_WAYS = 4096  # how many ways through a pattern its optional parts make: all are kept in mind
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-_QUANTIFIER = re.compile(r"[*+?]|\{([^}]*)\}")
-_COUNT = re.compile(r"(\d{1,4})|(\d{0,4}),(\d{0,4})", re.ASCII)
+_BRACES = re.compile(r"\{[\d,]*\}", re.ASCII)
 # Where the values are schemas, by name or in a list or alone; what else is there is not.
 _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 _OWN_RULES = frozenset(  # of llama_cpp's converter, which a definition of the name would become
@@ -67,6 +68,8 @@ def _check(schema: Mapping[str, Any], param: str) -> None:
             if isinstance(part.get(name), Mapping) and any(len(n) > _MAX_NAME for n in part[name]):
                 raise _refused(param, f"a name in {name} has more than {_MAX_NAME} characters")
         reference = part.get("$ref")
+        if reference is not None and not is_encodable(str(reference)):
+            raise _refused(param, "a $ref is not text in Unicode")
         if reference is not None:
             _check_reference(str(reference), definitions, param)
         for name in _COUNTS:
@@ -94,22 +97,15 @@ def _check_pattern(pattern: str, param: str) -> int:
     """The sum of a pattern's counts. RequestError where it is long, or has too many ways."""
     if len(pattern) > _MAX_PATTERN:
         raise _refused(param, f"a pattern may have {_MAX_PATTERN} characters at most")
-    ways, total = 1, 0
-    for found in _QUANTIFIER.finditer(pattern):
-        if found[1] is None:
-            ways *= 2
-            continue
-        count = _COUNT.fullmatch(found[1])
-        if count is None:
-            raise _refused(param, f"a pattern has the count {found[0]!r}")
-        highest = max(int(number or 0) for number in count.groups())
-        if highest > _MAX_REPEATS:
-            raise _refused(param, f"a pattern may repeat {_MAX_REPEATS} times at most")
-        ways *= 1 if count[1] else highest + 1
-        total += highest
-    if ways > _MAX_WAYS:
+    try:
+        cost = cost_of(pattern)
+    except ValueError as error:
+        raise _refused(param, f"its pattern cannot be read: {error}") from error
+    if any(int(n) > _MAX_REPEATS for n in re.findall(r"\d+", " ".join(_BRACES.findall(pattern)))):
+        raise _refused(param, f"a pattern may repeat {_MAX_REPEATS} times at most")
+    if cost.ways > _MAX_WAYS:
         raise _refused(param, "its pattern has too many ways to be matched")
-    return total
+    return cost.total
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

@@ -20,8 +20,7 @@ import numpy as np
 
 from logo_local import LoGo, config
 from logo_local.evaluation.metrics import measure
-from logo_local.hidden_states import Place
-from logo_local.llama.native import Reading
+from logo_local.hidden_states import Place, Reading
 from logo_local.llama.probe import HiddenProbe
 from logo_local.routing.example_prompts import prompts_beside
 from logo_local.routing.profiles import SHRINKAGE, Measure, Profile, embed
@@ -51,7 +50,7 @@ class Choosing:
     def __init__(self, llm: LoGo, limit: int) -> None:
         self.llm = llm
         self.blocks = [Place(f"blk.{i}.attn_q.weight") for i in range(llm.base.n_blocks)]
-        self.probe = HiddenProbe(llm.model, llm.context_params, self.blocks)
+        self.probe = HiddenProbe(llm.loaded)
         folder = config.demo_folder()
         self.rows = [
             Row(data, path.stem, self.read(data["context"]))
@@ -63,11 +62,11 @@ class Choosing:
             for name in llm.pool.names
         }
         llm.signal_scores("any", ["self-profile"])  # makes the profiles and the statistics
-        self.scorer = llm._router._scorer_for("combined")
+        self.scorer = llm.router._scorer_for("combined")
 
-    def read(self, text: str) -> dict[Place, np.ndarray]:
-        """What attention receives of a text in every block, copied."""
-        return dict(self.probe.read(self.llm._tokens_of_text(text)))
+    def read(self, text: str) -> Reading:
+        """What attention receives of a text in every block."""
+        return self.probe.read(self.llm.loaded.tokens_of_text(text), self.blocks)
 
     @property
     def in_pool(self) -> list[Row]:
@@ -114,12 +113,12 @@ def _named(measure_of: Measure, vector: np.ndarray) -> dict[str, float]:
 
 def mean_of(places: Sequence[Place]) -> Callable[[Reading], np.ndarray]:
     """Texts as the mean over their tokens at `places`."""
-    return lambda reading: embed([reading[place] for place in places])
+    return lambda reading: embed([reading[place].mean for place in places])
 
 
 def last_of(places: Sequence[Place]) -> Callable[[Reading], np.ndarray]:
     """Texts as their last token at `places`."""
-    return lambda reading: embed([reading[place][-1:] for place in places])
+    return lambda reading: embed([reading[place].last for place in places])
 
 
 def table(title: str, rows: Iterable[tuple[str, str]], headings: str) -> None:
@@ -169,7 +168,7 @@ def main(limit: int, adapters: Path | None) -> None:
 
 
 def _self_profiles(c: Choosing, own_first: str) -> None:
-    telling = {name: p.vectors for name, p in c.scorer.samples.items() if p.tells}
+    telling = {name: p.vectors for name, p in c.scorer.samples.items() if p.is_informative}
     silent = ", ".join(sorted(set(c.scorer.samples) - set(telling)))
     rows = []
     for n in (4, 8, 12, 24):

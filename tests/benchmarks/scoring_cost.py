@@ -20,7 +20,7 @@ import numpy as np
 
 from logo_local.files.adapter_file import Module, TensorPlace
 from logo_local.files.base_model import BaseModel
-from logo_local.hidden_states import Place
+from logo_local.hidden_states import Hidden, Place
 from logo_local.routing.index import RoutingIndex
 from logo_local.routing.profiles import Profile, embed
 from logo_local.routing.scoring import Scorer, read_places
@@ -59,7 +59,7 @@ class Synthetic:
 def profile_near(centre: np.ndarray) -> Profile:
     """A profile of texts around the means `centre` (n_places, WIDTH)."""
     texts = [centre + 0.5 * random(*centre.shape) for _ in range(EXAMPLES)]
-    return Profile(np.stack([embed(text[:, None]) for text in texts]))
+    return Profile(np.stack([embed(list(text)) for text in texts]))
 
 
 def scorer_of(n: int) -> Scorer:
@@ -74,7 +74,7 @@ def scorer_of(n: int) -> Scorer:
     places = read_places(base)
     profiles = {name: profile_near(random(len(places), WIDTH)) for name in adapters}
     z_norms = ZNorms(adapters, places)
-    z_norms.measure({p: random(4, WIDTH) for p in places} for _ in range(32))
+    z_norms.measure({p: Hidden.of(random(4, WIDTH)) for p in places} for _ in range(32))
     index = RoutingIndex.build(adapters, place.target)
     return Scorer(adapters, base, index, place, z_norms, profiles)
 
@@ -103,14 +103,14 @@ def main(sizes: tuple[int, ...], times: int) -> None:
         # Near to one of the profiles, so that none of the work is left out.
         near = scorer.prompts["0"].vectors.mean(axis=0).reshape(-1, WIDTH)  # (n_places, WIDTH)
         reading = {
-            place: mean + 0.01 * random(TOKENS, WIDTH)
+            place: Hidden.of(mean + 0.01 * random(TOKENS, WIDTH))
             for place, mean in zip(read_places(scorer.base), near, strict=True)
         }
-        reading[scorer.place] = random(TOKENS, WIDTH)
+        reading[scorer.place] = Hidden.of(random(TOKENS, WIDTH))
         assert scorer.fit("mixed", reading).scores["0"] > 0
         taken = [median_ms(lambda s=s, k=scorer: k.fit(s, reading), times) for s in SIGNALS]  # noqa: B023
         half = scorer.index._stack.matrix.astype(np.float16)  # (sum of ranks, WIDTH)
-        h = reading[scorer.place][-1]  # (WIDTH,)
+        h = reading[scorer.place].last  # (WIDTH,)
         taken.append(median_ms(lambda m=half, h=h: m.astype(np.float32) @ h, times))
         click.echo(f"| {n:,} | {' | '.join(f'{ms:.1f} ms' for ms in taken)} |")
 

@@ -81,10 +81,10 @@ def q8_0(base: Path, adapters: Path, repeats: int) -> Any:
 
     how = {"prompt_tokens": PROMPT, "answer_tokens": ANSWER, "repeats": repeats}
     with engine(base, adapters, mixture_type="q8_0") as llm:
-        found = measure(llm, ks=(3, 20), ways=("fused",), **how).as_dict()
+        found = measure(llm, ks=(3, 20), ways=("stacked",), **how).as_dict()
     logits = []
-    for kind in ("exact", "q8_0"):
-        with engine(base, adapters, mixture_type=kind, mixture="fused") as llm:
+    for kind in ("native", "q8_0"):
+        with engine(base, adapters, mixture_type=kind, mixture="stacked") as llm:
             prompt = tokens_of(llm, 64, 0)
             with llm.under(dict.fromkeys(llm.pool.names[:20], 1 / 20)):
                 until_first_token(llm, prompt)[1].close()
@@ -254,7 +254,7 @@ def report(found: dict[str, Any], repeats: int) -> str:
 
     rows = {(row["way"], row["k"]): row for row in found["mixtures"]["rows"]}
     q8 = {row["k"]: row for row in found["q8_0"]["rows"]}
-    k20, k3 = rows["fused", 20], rows["fused", 3]
+    k20, k3 = rows["stacked", 20], rows["stacked", 3]
     score = {n: found[f"scoring-{n}"] for n in (20, 260, 1000)}
     last = " / ".join(f"{score[n]['-1']['over_base']:.2f}" for n in score)
     half = " / ".join(f"{score[n]['-8']['over_base']:.2f}" for n in score)
@@ -289,7 +289,7 @@ def report(found: dict[str, Any], repeats: int) -> str:
         f"docs/benchmarks.md`: a Llama of 1.1B parameters in Q4_0 and adapters of rank 16 on all "
         f"seven projections in float16, all with random weights; prompts of {PROMPT} tokens, "
         f"{THREADS} threads, {repeats} repeats, medians. {cpu()}. Ratios are to the base alone, "
-        "measured next to it. Mixtures are \"fused\", as they are by default.",
+        "measured next to it. Mixtures are \"stacked\", as they are by default.",
         "",
         "| what | goal | seen |",
         "|---|---|---|",

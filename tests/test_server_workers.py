@@ -7,7 +7,7 @@ import pytest
 
 from logo_local.fake import FakeLoGo
 from logo_local.server.failures import RequestError
-from logo_local.server.lanes import Lanes
+from logo_local.server.workers import Workers
 
 
 def engine():
@@ -15,16 +15,16 @@ def engine():
 
 
 def run(scenario, engines=1, **settings):
-    """Run `scenario(lanes)` on an event loop, and close the lanes behind it."""
+    """Run `scenario(workers)` on an event loop, and close the workers behind it."""
 
     async def main():
-        lanes = Lanes(
+        workers = Workers(
             [engine() for _ in range(engines)], **{"most_waiting": 8, "seconds": 60.0, **settings}
         )
         try:
-            return await asyncio.wait_for(scenario(lanes), 30)
+            return await asyncio.wait_for(scenario(workers), 30)
         finally:
-            await lanes.close()
+            await workers.close()
 
     return asyncio.run(main())
 
@@ -47,10 +47,10 @@ async def all_of(job):
 
 
 def test_one_engine_answers_one_at_a_time_in_the_order_of_arrival():
-    async def scenario(lanes):
+    async def scenario(workers):
         log, gate = [], threading.Event()
-        jobs = [lanes.submit(works(log, name, gate)) for name in "abc"]
-        assert (lanes.n_running, len(lanes.waiting)) == (1, 2)
+        jobs = [workers.submit(works(log, name, gate)) for name in "abc"]
+        assert (workers.n_running, len(workers.waiting)) == (1, 2)
         gate.set()
         return log, [await all_of(job) for job in jobs]
 
@@ -60,28 +60,28 @@ def test_one_engine_answers_one_at_a_time_in_the_order_of_arrival():
 
 
 def test_several_engines_work_at_once():
-    async def scenario(lanes):
+    async def scenario(workers):
         together = threading.Barrier(2)
 
         def work(llm):
             together.wait(20)  # passed by two at once only
             yield llm
 
-        return await asyncio.gather(all_of(lanes.submit(work)), all_of(lanes.submit(work)))
+        return await asyncio.gather(all_of(workers.submit(work)), all_of(workers.submit(work)))
 
     (one,), (other,) = run(scenario, engines=2)
     assert one is not other
 
 
 def test_who_comes_when_the_line_is_full_is_told_when_to_come_back():
-    async def scenario(lanes):
+    async def scenario(workers):
         gate = threading.Event()
-        jobs = [lanes.submit(works([], "a", gate)) for _ in range(3)]
+        jobs = [workers.submit(works([], "a", gate)) for _ in range(3)]
         with pytest.raises(RequestError, match="2 requests are waiting") as caught:
-            lanes.submit(works([], "late"))
+            workers.submit(works([], "late"))
         gate.set()
         await asyncio.gather(*map(all_of, jobs))
-        lanes.submit(works([], "later"))
+        workers.submit(works([], "later"))
         return caught.value
 
     error = run(scenario, most_waiting=2)
@@ -90,11 +90,11 @@ def test_who_comes_when_the_line_is_full_is_told_when_to_come_back():
 
 
 def test_a_cancelled_job_leaves_the_line():
-    async def scenario(lanes):
+    async def scenario(workers):
         log, gate = [], threading.Event()
-        first, second, third = (lanes.submit(works(log, name, gate)) for name in "abc")
+        first, second, third = (workers.submit(works(log, name, gate)) for name in "abc")
         second.cancel()
-        assert len(lanes.waiting) == 1
+        assert len(workers.waiting) == 1
         gate.set()
         await all_of(first), await all_of(third)
         return log
@@ -103,7 +103,7 @@ def test_a_cancelled_job_leaves_the_line():
 
 
 def test_a_cancelled_job_is_told_to_stop():
-    async def scenario(lanes):
+    async def scenario(workers):
         begun = threading.Event()
 
         def work(llm):
@@ -111,24 +111,24 @@ def test_a_cancelled_job_is_told_to_stop():
             begun.wait(20)
             yield llm.should_stop()
 
-        job = lanes.submit(work)
+        job = workers.submit(work)
         items = job.__aiter__()
         assert await anext(items) == "begun"
-        assert not lanes.engines[0].should_stop()
+        assert not workers.engines[0].should_stop()
         job.cancel()
         begun.set()
         assert await anext(items) is True
         # The next one is not told so.
-        return await all_of(lanes.submit(lambda llm: iter([llm.should_stop()])))
+        return await all_of(workers.submit(lambda llm: iter([llm.should_stop()])))
 
     assert run(scenario) == [False]
 
 
 def test_the_time_for_an_answer_counts_from_when_it_begins():
-    async def scenario(lanes):
+    async def scenario(workers):
         gate = threading.Event()
-        first = lanes.submit(works([], "a", gate))
-        second = lanes.submit(lambda llm: iter([llm.should_stop()]))
+        first = workers.submit(works([], "a", gate))
+        second = workers.submit(lambda llm: iter([llm.should_stop()]))
         await asyncio.sleep(0.3)
         assert first.should_stop()
         gate.set()
@@ -144,10 +144,10 @@ def test_an_error_ends_the_job_and_not_the_lane():
         yield 1
         raise RuntimeError("out of order")
 
-    async def scenario(lanes):
+    async def scenario(workers):
         with pytest.raises(RuntimeError, match="out of order"):
-            await all_of(lanes.submit(broken))
-        return await all_of(lanes.submit(works([], "a")))
+            await all_of(workers.submit(broken))
+        return await all_of(workers.submit(works([], "a")))
 
     assert run(scenario) == ["a1", "a2"]
 
@@ -157,23 +157,23 @@ def test_not_even_an_exit_within_a_job_ends_the_lane():
         yield 1
         raise SystemExit(3)
 
-    async def scenario(lanes):
+    async def scenario(workers):
         with pytest.raises(RuntimeError, match="SystemExit"):
-            await all_of(lanes.submit(leaving))
-        return await all_of(lanes.submit(works([], "a")))
+            await all_of(workers.submit(leaving))
+        return await all_of(workers.submit(works([], "a")))
 
     assert run(scenario) == ["a1", "a2"]
 
 
 def test_draining_sends_away_who_waits_and_lets_the_answer_end():
-    async def scenario(lanes):
+    async def scenario(workers):
         gate = threading.Event()
-        running, waiting = lanes.submit(works([], "a", gate)), lanes.submit(works([], "b"))
-        lanes.drain_soon()
+        running, waiting = workers.submit(works([], "a", gate)), workers.submit(works([], "b"))
+        workers.drain_soon()
         with pytest.raises(RequestError, match="closing"):
             await all_of(waiting)
         with pytest.raises(RequestError, match="closing") as caught:
-            lanes.submit(works([], "c"))
+            workers.submit(works([], "c"))
         gate.set()
         return caught.value.status, await all_of(running)
 
@@ -181,34 +181,34 @@ def test_draining_sends_away_who_waits_and_lets_the_answer_end():
 
 
 def test_work_for_all_engines_reaches_each_once_when_it_is_free():
-    async def scenario(lanes):
+    async def scenario(workers):
         gate = threading.Event()
-        busy = lanes.submit(works([], "a", gate))
-        jobs = lanes.submit_to_all(lambda llm: iter([llm]))
-        later = [lanes.submit(works([], name)) for name in "bc"]
+        busy = workers.submit(works([], "a", gate))
+        jobs = workers.submit_to_all(lambda llm: iter([llm]))
+        later = [workers.submit(works([], name)) for name in "bc"]
         gate.set()
         found = [await all_of(job) for job in jobs]
         await asyncio.gather(*map(all_of, (busy, *later)))
-        assert [llm for (llm,) in found] == lanes.engines
-        return lanes.n_running, len(lanes.waiting)
+        assert [llm for (llm,) in found] == workers.engines
+        return workers.n_running, len(workers.waiting)
 
     assert run(scenario, engines=2) == (0, 0)
 
 
 def test_a_conversation_goes_on_with_the_engine_that_has_read_it():
-    async def scenario(lanes):
+    async def scenario(workers):
         gate = threading.Event()
 
         def work(llm):
             gate.wait(20)
             yield llm
 
-        jobs = [lanes.submit(work, key) for key in ("one\n", "two\n")]
+        jobs = [workers.submit(work, key) for key in ("one\n", "two\n")]
         gate.set()
         (one,), (two,) = [await all_of(job) for job in jobs]
         assert one is not two
         for key, expected in (("two\nmore", two), ("one\nmore", one), ("two\nmore\nand", two)):
-            assert await all_of(lanes.submit(work, key)) == [expected]
+            assert await all_of(workers.submit(work, key)) == [expected]
         return True
 
     assert run(scenario, engines=2)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from ..errors import AdapterError, NativeError
 from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
+from ..files.lora_writer import lora_writer
 from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
 from .model import LoadedModel
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
@@ -47,15 +48,15 @@ class _Source:
     starts: Mapping[str, int]
 
 
-_Rooms: TypeAlias = dict[tuple[str, str], "npt.NDArray[Any]"]  # by target and side
+_Arrays: TypeAlias = dict[tuple[str, str], "npt.NDArray[Any]"]  # by target and side
 
 
-class Slot:
+class StackBuffer:
     """A loaded adapter of the shape `modules`, stored as `dtype` ("f16", "f32" or "q8_0").
 
-    `handle` is llama.cpp's; it is the caller's to set it on contexts, and to `close` the slot when
-    none has it. Zero until `fill`ed. Raises NativeError when llama.cpp lays its tensors out
-    otherwise than this was written for.
+    `handle` is llama.cpp's; the caller sets it on contexts, and closes the buffer when none has it.
+    Zero until `fill`ed. Raises NativeError when llama.cpp lays its tensors out otherwise than this
+    was written for.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Slot:
     ) -> None:
         self.modules, self.dtype = dict(modules), dtype
         self.n_bytes = total_bytes(modules, dtype)
-        self._held: list[AdapterFile] = []  # whose B's lie in the slot, in this order
+        self._held: list[AdapterFile] = []  # whose B's lie in the buffer, in this order
         self._n_threads = max(1, loaded.params.n_threads_batch) if CAN_SHARE_FILES else 1
         self.handle: Any = None
         try:
@@ -102,10 +103,10 @@ class Slot:
             raise
 
     def fill(self, mixture: Sequence[tuple[AdapterFile, float]]) -> float:
-        """Make the slot the blend of `mixture`; returns the scale to set it with.
+        """Make the buffer the blend of `mixture`; returns the scale to set it with.
 
         Where it holds the same adapters, only what the weights are in is written. Should reading
-        them fail, the slot holds no mixture, and must be filled again before it is used. Raises
+        them fail, the buffer holds no mixture, and must be filled again before it is used. Raises
         AdapterError for a file that has changed since it was checked or cannot be read.
         """
         adapters = [adapter for adapter, _ in mixture]
@@ -126,8 +127,8 @@ class Slot:
             workers = stack.enter_context(ThreadPoolExecutor(self._n_threads))
             if self._in_place:
                 # By adapter: the table that its numbers are scaled by stays in the cache.
-                rooms = self._rooms(self.modules, scaled_only=same)
-                work = [workers.submit(self._add, source, rooms) for source in sources]
+                arrays = self._arrays(self.modules, scaled_only=same)
+                work = [workers.submit(self._add, source, arrays) for source in sources]
             else:
                 work = [
                     workers.submit(self._fill_module, target, sources, scaled_only=same)
@@ -137,24 +138,24 @@ class Slot:
                 task.result()
             if self._in_place:
                 for target, start in starts.items():
-                    self._end(target, rooms, start)
+                    self._end(target, arrays, start)
         for adapter in adapters:
             adapter.check_unchanged()
         self._held = adapters
         return scale
 
     def _fill_module(self, target: str, sources: Sequence[_Source], *, scaled_only: bool) -> None:
-        rooms = self._rooms([target], scaled_only=scaled_only)
+        arrays = self._arrays([target], scaled_only=scaled_only)
         for source in sources:
-            self._add(source, rooms)
-        for (_, side), values in rooms.items():
+            self._add(source, arrays)
+        for (_, side), values in arrays.items():
             stored = quantized_q8_0(values) if self.dtype == "q8_0" else values
             self._tensors[_name(target, side)].write(stored)
 
-    def _add(self, source: _Source, rooms: _Rooms) -> None:
-        """Write what is one adapter's into `rooms`."""
+    def _add(self, source: _Source, arrays: _Arrays) -> None:
+        """Write what is one adapter's into `arrays`."""
         adapter = source.adapter
-        for (target, side), room in rooms.items():
+        for (target, side), array in arrays.items():
             if target not in adapter.modules:
                 continue
             try:
@@ -164,20 +165,22 @@ class Slot:
             start, module = source.starts[target], self.modules[target]
             factor = source.weight * adapter.scaling(target) if side == module.scaled else 1.0
             if side == "b":
-                put_b(room, start, values, factor)
+                put_b(array, start, values, factor)
             else:
-                put_a(room, module.a_axis, start, values, factor)
+                put_a(array, module.a_axis, start, values, factor)
 
-    def _end(self, target: str, rooms: _Rooms, start: int) -> None:
+    def _end(self, target: str, arrays: _Arrays, start: int) -> None:
         # What is left of B is multiplied with this; it is finite, whatever was there before.
-        room = rooms.get((target, "a"))
-        if room is not None:
-            left = room[..., start:, :] if self.modules[target].a_axis == -2 else room[..., start:]
+        array = arrays.get((target, "a"))
+        if array is not None:
+            left = (
+                array[..., start:, :] if self.modules[target].a_axis == -2 else array[..., start:]
+            )
             left[...] = 0
 
-    def _rooms(self, targets: Iterable[str], *, scaled_only: bool) -> _Rooms:
+    def _arrays(self, targets: Iterable[str], *, scaled_only: bool) -> _Arrays:
         """Where the numbers are to be written: the tensors' own memory, or zeros to be copied."""
-        rooms = {}
+        arrays = {}
         for target in targets:
             module = self.modules[target]
             for side, shape in (("a", module.a_shape), ("b", module.b_shape)):
@@ -186,12 +189,12 @@ class Slot:
                 if tensor is not None and not (scaled_only and side != module.scaled):
                     numbers = np.float16 if self.dtype == "f16" else np.float32
                     memory = tensor.memory() if self._in_place else None
-                    rooms[target, side] = (
+                    arrays[target, side] = (
                         np.zeros(shape, numbers)
                         if memory is None
                         else memory.view(numbers).reshape(shape)
                     )
-        return rooms
+        return arrays
 
     def close(self) -> None:
         """Free the adapter, which no context may still have."""
@@ -213,22 +216,18 @@ def _unreadable(adapter: AdapterFile, error: OSError) -> AdapterError:
 def _write_empty(
     path: Path, architecture: str, modules: Mapping[str, StackedModule], dtype: str
 ) -> None:
-    """A GGUF LoRA file of zeros, which takes no room on disks that know sparse files."""
+    """A GGUF LoRA file of zeros, which takes no array on disks that know sparse files."""
     kind = gguf.GGMLQuantizationType[dtype.upper()]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # llama.cpp then applies no alpha/rank
     n_bytes = 0
-    for target, module in modules.items():
-        for side, shape in (("lora_a", module.a_shape), ("lora_b", module.b_shape)):
-            size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
-            writer.add_tensor_info(f"{target}.{side}", shape, np.dtype(np.float32), size, kind)
-            n_bytes += gguf.GGUFWriter.ggml_pad(size, writer.data_alignment)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    with lora_writer(path, architecture) as writer:
+        for target, module in modules.items():
+            for side, shape in (("lora_a", module.a_shape), ("lora_b", module.b_shape)):
+                size = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
+                writer.add_tensor_info(f"{target}.{side}", shape, np.dtype(np.float32), size, kind)
+                n_bytes += gguf.GGUFWriter.ggml_pad(size, writer.data_alignment)
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
     with path.open("r+b") as file:
         header = file.seek(0, os.SEEK_END)
         file.truncate(gguf.GGUFWriter.ggml_pad(header, writer.data_alignment) + n_bytes)

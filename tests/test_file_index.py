@@ -8,12 +8,13 @@ import pytest
 from random_gguf import write_adapter
 
 from logo_local.errors import AdapterError
-from logo_local.files import ledger as ledger_module
+from logo_local.files import file_index
 from logo_local.files import pool as pool_module
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
+from logo_local.files.cache_file import keep, kept
+from logo_local.files.file_index import FileIndex, content_key
 from logo_local.files.folder import stamp_of
-from logo_local.files.ledger import Ledger, content_key
 from logo_local.files.pool import Pool
 
 
@@ -81,9 +82,9 @@ def test_what_was_written_to_is_read_again_and_the_rest_is_not(opened, folder):
 
 
 def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
-    ledger = Ledger(tmp_path, tmp_path, "base")
+    index = FileIndex(tmp_path, tmp_path, "base")
     found = [
-        ledger.add(path, stamp_of(path), read_adapter(path, base))
+        index.add(path, stamp_of(path), read_adapter(path, base))
         for path in (write_adapter(tmp_path / f"{i}.gguf", i) for i in range(3))
     ]
     assert found[0].modules is found[1].modules is found[2].modules
@@ -92,13 +93,13 @@ def test_adapters_of_one_shape_share_what_describes_them(tmp_path, base):
 def test_a_converted_form_that_is_gone_or_another_is_not_trusted(tmp_path, base):
     origin, converted = (write_adapter(tmp_path / f"{name}.gguf", 1) for name in "oc")
     age(origin)
-    ledger = Ledger(tmp_path / "cache", tmp_path, "base")
-    ledger.add(origin, stamp_of(origin), read_adapter(converted, base))
-    assert ledger.find(origin, stamp_of(origin)).adapter.path == converted
+    index = FileIndex(tmp_path / "cache", tmp_path, "base")
+    index.add(origin, stamp_of(origin), read_adapter(converted, base))
+    assert index.find(origin, stamp_of(origin)).adapter.path == converted
     write_adapter(converted, 2, rank=5)
-    assert ledger.find(origin, stamp_of(origin)) is None
+    assert index.find(origin, stamp_of(origin)) is None
     converted.unlink()
-    assert ledger.find(origin, stamp_of(origin)) is None
+    assert index.find(origin, stamp_of(origin)) is None
 
 
 def test_contents_are_hashed_once(opened, folder, monkeypatch):
@@ -137,9 +138,9 @@ def test_a_file_that_cannot_be_hashed_is_named(tmp_path):
 def test_a_damaged_ledger_means_checking_again(opened, tmp_path, damage, caplog):
     opened()
     (path,) = (tmp_path / "cache" / "checked").iterdir()
-    good = path.read_text()
-    path.write_text(damage(good))
-    assert path.read_text() != good
+    good = kept(path).decode()
+    assert damage(good) != good
+    assert keep(path, damage(good).encode())  # with a right checksum: another program's, perhaps
     pool, read = opened()
     assert read == ALL
     assert "adapters are checked again" in caplog.text
@@ -149,7 +150,7 @@ def test_a_damaged_ledger_means_checking_again(opened, tmp_path, damage, caplog)
 
 def test_a_ledger_of_another_format_is_not_looked_at(opened, monkeypatch):
     opened()
-    monkeypatch.setattr(ledger_module, "FORMAT", ledger_module.FORMAT + 1)
+    monkeypatch.setattr(file_index, "FORMAT", file_index.FORMAT + 1)
     assert opened()[1] == ALL
 
 
@@ -158,3 +159,15 @@ def test_a_disk_that_takes_nothing_costs_time_only(folder, base, tmp_path, caplo
     pool = Pool.open(folder, base, cache=tmp_path / "file")
     assert len(pool.adapters) == 5
     assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_changed_byte_in_a_ledger_means_checking_again(opened, tmp_path, at, caplog):
+    opened()
+    (path,) = (tmp_path / "cache" / "checked").iterdir()
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data))] ^= 1
+    path.write_bytes(data)
+    assert opened()[1] == ALL
+    assert "is damaged and made anew" in caplog.text
+    assert opened()[1] == []

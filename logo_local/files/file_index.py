@@ -14,19 +14,19 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
 from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
+from .cache_file import keep, kept
 from .digest import sha256_of_all
 from .folder import Stamp, weights_in
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file and of what `adapter_file` checks: another number checks all again
+FORMAT = 2  # of the file and of what `adapter_file` checks: another number checks all again
 SETTLED_NS = 3_000_000_000  # a file is trusted when it was this old when it was read
 
 
@@ -42,7 +42,7 @@ class Known:
     content: str = ""
 
 
-class Ledger:
+class FileIndex:
     """The adapters of one folder for one base, by path; `base` is the base's fingerprint."""
 
     def __init__(self, cache: Path, folder: Path, base: str) -> None:
@@ -56,7 +56,7 @@ class Ledger:
     def find(self, path: Path, stamp: Stamp) -> Known | None:
         """What is known of the adapter at `path`, if it is still as it was checked."""
         known = self._known.get(str(path))
-        if known is None or known.stamp != stamp or not _unchanged(known.adapter):
+        if known is None or known.stamp != stamp or not is_unchanged(known.adapter):
             return None
         return known
 
@@ -80,16 +80,8 @@ class Ledger:
         """Write what is new. A disk that is full or forbidden costs time at the next start only."""
         if not self._changed:
             return
-        unfinished = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(self._as_json()), encoding="utf-8")
-            os.replace(unfinished, self.path)
+        if keep(self.path, json.dumps(self._as_json()).encode()):
             self._changed = False
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self.path, error.strerror)
-            with suppress(OSError):
-                unfinished.unlink()
 
     def _as_json(self) -> dict[str, Any]:
         numbers = {id(layout): i for i, layout in enumerate(self._layouts.values())}
@@ -111,8 +103,11 @@ class Ledger:
         }
 
     def _load(self) -> None:
+        data = kept(self.path)
+        if data is None:
+            return
         try:
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(data)
             layouts = [
                 {target: _module(*values) for target, values in layout.items()}
                 for layout in content["layouts"]
@@ -125,9 +120,7 @@ class Ledger:
                 )
                 pairs = tuple((int(n), int(t)) for n, t in stamp)
                 self._known[path] = Known(pairs, adapter, str(sha))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             log.warning("%s is damaged, and adapters are checked again: %s", self.path, error)
             self._known = {}
             return
@@ -148,7 +141,8 @@ def content_key(origin: Path) -> str:
         ) from error
 
 
-def _unchanged(adapter: AdapterFile) -> bool:
+def is_unchanged(adapter: AdapterFile) -> bool:
+    """Whether the adapter's file has the size and the time that it had when it was checked."""
     try:
         stat = adapter.path.stat()
     except OSError:

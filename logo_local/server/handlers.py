@@ -1,6 +1,6 @@
 """What a request asks for, in the engine's terms: whose weights, which options, which call.
 
-Each function here returns a lane's work: a function from an engine to what it yields. Names of
+Each function here returns a worker's work: a function from an engine to what it yields. Names of
 adapters are looked up by the engine alone, whose pool is always as new as the folder.
 """
 
@@ -17,7 +17,6 @@ import numpy as np
 from ..ask import Engine, Sampling, has_chat_template, routing_of
 from ..routing.settings import Routing
 from .failures import RequestError
-from .lanes import Work
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -31,6 +30,7 @@ from .schema import (
     SchemaFormat,
 )
 from .structured import any_json, grammar_for
+from .workers import Work
 
 AUTO, BASE, ONE = "auto", "base", "base:"
 _SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"
@@ -42,6 +42,11 @@ _SAME = (
     *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop"),
     *("presence_penalty", "frequency_penalty"),
 )
+
+
+def is_known(model: str) -> bool:
+    """Whether this can be a model of this server, whose adapters come and go."""
+    return model in (AUTO, BASE) or model.startswith(ONE)
 
 
 def weights_of(request: Routed) -> Mapping[str, float] | None:
@@ -94,7 +99,9 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     if "seed" in options:
         options["seed"] %= _SEEDS
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
-    options["max_tokens"] = min(wanted or defaults.max_tokens, defaults.max_tokens)
+    if wanted is None or wanted < 0:
+        wanted = defaults.max_tokens
+    options["max_tokens"] = min(wanted, defaults.max_tokens)
     options["stream"] = bool(request.stream)
     if options["temperature"] > 0:  # llama_cpp goes on from the seed of the request before
         options.setdefault("seed", secrets.randbelow(_SEEDS))
@@ -137,6 +144,8 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
     options |= _structure(request)
+    if request.chat_template_kwargs:
+        options["chat_template_kwargs"] = request.chat_template_kwargs
 
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)

@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from .failures import RequestError
 MAX_BODY = 4 * 1024 * 1024  # bytes; a hundred thousand tokens are a tenth of it
 MAX_HEADERS = 16 * 1024  # bytes, the address included
 BODY_SECONDS = 30.0
+MOST_DISCARDED, DISCARD_SECONDS = 64 * 1024 * 1024, 5.0  # of a body that is refused by its length
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PUBLIC = ("/health", "/", "/page.css", "/page.js")  # say nothing of models, prompts or people
 
@@ -53,7 +55,7 @@ class Rules:
         return any(re.fullmatch(re.escape(o).replace(r"\*", "[^/]*"), origin) for o in self.origins)
 
 
-class Guard:
+class AccessMiddleware:
     """An ASGI application before another one."""
 
     def __init__(self, app: App, rules: Rules) -> None:
@@ -76,8 +78,11 @@ class Guard:
                 return
             self._check_key(scope, headers)
             body = await _body(headers, receive)
+            if scope["method"] == "POST" and b"content-type" not in dict(scope["headers"]):
+                json_type = (b"content-type", b"application/json")  # what it can only be
+                scope = {**scope, "headers": [*scope["headers"], json_type]}
         except RequestError as error:
-            await _refuse(send, error)
+            await _refuse(send, error, receive if error.status == 413 else None)
             return
         except _GoneError:
             return
@@ -220,13 +225,31 @@ async def _preflight(send: Send, asked: bytes) -> None:
     await send({"type": "http.response.body"})
 
 
-async def _refuse(send: Send, error: RequestError) -> None:
+async def _refuse(send: Send, error: RequestError, receive: Receive | None = None) -> None:
+    """Answer with the error; with `receive` read on, so that a client that sends gets to read it.
+
+    A connection that is closed with bytes unread is reset, and the answer is lost.
+    """
     body = json.dumps(error.body).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),  # what is left of the body is not read
+        (b"connection", b"close"),
         *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": receive is not None})
+    if receive is not None:
+        with suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(receive), DISCARD_SECONDS)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is left of a body, up to a bound, and keep none of it."""
+    n_bytes = 0
+    while n_bytes < MOST_DISCARDED:
+        message = await receive()
+        n_bytes += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return

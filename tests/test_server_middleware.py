@@ -8,9 +8,9 @@ from serving import serving
 from starlette.testclient import TestClient
 
 from logo_local.fake import FakeLoGo
-from logo_local.server import guard
+from logo_local.server import middleware
 from logo_local.server.app import create_app
-from logo_local.server.guard import MAX_BODY, Rules
+from logo_local.server.middleware import MAX_BODY, Rules
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -150,7 +150,7 @@ def test_with_the_key_everything_is(asking):
     client = asking(Rules(api_key="secret-key"))
     headers = {"authorization": "bearer secret-key"}
     assert client.get("/v1/models", headers=headers).status_code == 200
-    for public in guard.PUBLIC:
+    for public in middleware.PUBLIC:
         assert client.get(public).status_code == 200
 
 
@@ -191,7 +191,7 @@ def test_bodies_that_are_no_request(asking, body):
     "path",
     [
         *("/../etc/passwd", "/page/../app.py", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd"),
-        *("/page/page.html", "/v1/models/..%2f..%2fetc%2fpasswd", "/page.js/../guard.py"),
+        *("/page/page.html", "/v1/models/..%2f..%2fetc%2fpasswd", "/page.js/../middleware.py"),
     ],
 )
 def test_no_path_leads_to_a_file(path):
@@ -232,7 +232,7 @@ def test_headers_have_a_bound(n):
 
 
 def test_half_a_body_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.3)
     head = (
         "POST /v1/route HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {MAX_BODY}\r\n\r\n" + '{"prompt": "'

@@ -1,7 +1,7 @@
 """Whose turn it is: requests wait in line for an engine, and each engine answers one at a time.
 
-Every engine has a thread of its own, a lane. All bookkeeping happens on the event loop; a lane only
-takes a job, runs it, and hands each item back to the loop.
+Every engine has a thread of its own, a worker. All bookkeeping happens on the event loop; a worker
+only takes a job, runs it, and hands each item back to the loop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ask import Engine
+from ..prefix import common_prefix
 from .failures import RequestError
 
 Work = Callable[[Engine], Iterator[Any]]
@@ -40,7 +42,7 @@ class Job:
 
     work: Work
     key: str
-    lanes: Lanes
+    workers: Workers
     events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     queued_at: float = field(default_factory=time.monotonic)
     waited: float = 0.0
@@ -50,7 +52,7 @@ class Job:
     def cancel(self) -> None:
         """Leave the line, or end the answer after the token that is being made."""
         self.cancelled = True
-        self.lanes.forget(self)
+        self.workers.forget(self)
 
     def should_stop(self) -> bool:
         """What the engine asks after every token."""
@@ -60,22 +62,26 @@ class Job:
         while True:
             item = await self.events.get()
             if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+                error, item = item.error, None
+                try:
+                    if error is not None:
+                        raise error
+                finally:
+                    del error  # this frame is in its traceback: a cycle, with all that it holds
                 return
             yield item
 
 
-class _Lane:
+class _Worker:
     """An engine and its thread."""
 
-    def __init__(self, engine: Engine, lanes: Lanes, number: int) -> None:
+    def __init__(self, engine: Engine, workers: Workers, number: int) -> None:
         self.engine = engine
         self.last_key = ""
-        self.jobs: list[Job] = []  # the one that runs, and what waits for this lane alone
-        self._lanes = lanes
+        self.jobs: list[Job] = []  # the one that runs, and what waits for this worker alone
+        self._workers = workers
         self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"worker-{number}", daemon=True)
 
     def _run(self) -> None:
         while (job := self.inbox.get()) is not None:
@@ -84,13 +90,16 @@ class _Lane:
                 self.engine.should_stop = job.should_stop
                 if not job.cancelled:
                     for item in job.work(self.engine):
-                        self._lanes.hand_over(job, item)
+                        self._workers.hand_over(job, item)
             except BaseException as caught:  # whatever it is, others wait for this thread
                 error = caught if isinstance(caught, Exception) else RuntimeError(repr(caught))
-            self._lanes.finished(self, job, _End(error))
+                # Prompts and their tokens are in the frames; the log needs lines only.
+                traceback.clear_frames(caught.__traceback__)
+            self._workers.finished(self, job, _End(error))
+            del job, error
 
 
-class Lanes:
+class Workers:
     """All engines and the line before them. Made, used and closed on one event loop.
 
     At most `most_waiting` jobs wait; an answer may take `seconds` from when it is begun, after
@@ -102,21 +111,21 @@ class Lanes:
         self.most_waiting, self.seconds = most_waiting, seconds
         self.waiting: deque[Job] = deque()
         self.closing = False
-        self._usual = 1.0  # seconds a job
-        self._lanes = [_Lane(engine, self, i) for i, engine in enumerate(engines)]
-        self._idle = list(self._lanes)  # longest idle first
-        for lane in self._lanes:
-            lane.thread.start()
+        self._average = 1.0  # seconds a job
+        self._workers = [_Worker(engine, self, i) for i, engine in enumerate(engines)]
+        self._idle = list(self._workers)  # longest idle first
+        for worker in self._workers:
+            worker.thread.start()
 
     @property
     def n_running(self) -> int:
         """How many jobs have an engine now."""
-        return len(self._lanes) - len(self._idle)
+        return len(self._workers) - len(self._idle)
 
     @property
     def engines(self) -> list[Engine]:
-        """The engines; only to be read from here, while a lane may be at work."""
-        return [lane.engine for lane in self._lanes]
+        """The engines; only to be read from here, while a worker may be at work."""
+        return [worker.engine for worker in self._workers]
 
     def submit(self, work: Work, key: str = "") -> Job:
         """Stand in line. RequestError 429 where it is too long, 503 where the server is closing."""
@@ -124,14 +133,14 @@ class Lanes:
             raise _closing()
         job = Job(work, key[:_COMPARED], self)
         if self._idle:
-            lane = self._idle[0]
+            worker = self._idle[0]
             if len(self._idle) > 1:  # the comparison takes its time
-                lane = max(self._idle, key=lambda one: _common(one.last_key, key))
-            self._give(lane, job)
+                worker = max(self._idle, key=lambda one: common_prefix(one.last_key, key))
+            self._give(worker, job)
         elif len(self.waiting) < self.most_waiting:
             self.waiting.append(job)
         else:
-            seconds = math.ceil(self._usual * (len(self.waiting) + 1) / len(self._lanes))
+            seconds = math.ceil(self._average * (len(self.waiting) + 1) / len(self._workers))
             raise _too_many(f"{len(self.waiting)} requests are waiting already", seconds)
         return job
 
@@ -142,11 +151,11 @@ class Lanes:
         """
         if self.closing:
             raise _closing()
-        if any(len(lane.jobs) > 1 for lane in self._lanes):
+        if any(len(worker.jobs) > 1 for worker in self._workers):
             raise _too_many("this is waiting to be done already", 1)
-        jobs = [Job(work, "", self) for _ in self._lanes]
-        for lane, job in zip(self._lanes, jobs, strict=True):
-            self._give(lane, job)
+        jobs = [Job(work, "", self) for _ in self._workers]
+        for worker, job in zip(self._workers, jobs, strict=True):
+            self._give(worker, job)
         return jobs
 
     def forget(self, job: Job) -> None:
@@ -175,56 +184,50 @@ class Lanes:
         May be called twice. The engines stay open: they are the caller's.
         """
         self.closing = True
-        for lane in self._lanes:
-            for job in list(lane.jobs):
+        for worker in self._workers:
+            for job in list(worker.jobs):
                 job.cancelled = True
-            lane.inbox.put(None)
-        for lane in self._lanes:
-            lane.thread.join(seconds)
-        return not any(lane.thread.is_alive() for lane in self._lanes)
+            worker.inbox.put(None)
+        for worker in self._workers:
+            worker.thread.join(seconds)
+        return not any(worker.thread.is_alive() for worker in self._workers)
 
-    # From a lane's thread
+    # From a worker's thread
 
     def hand_over(self, job: Job, item: Any) -> None:
         """Give the loop what a job yields."""
         self._tell(job.events.put_nowait, item)
 
-    def finished(self, lane: _Lane, job: Job, end: _End) -> None:
-        """Give the loop a job's end, and the lane back."""
-        self._tell(self._finish, lane, job, end)
+    def finished(self, worker: _Worker, job: Job, end: _End) -> None:
+        """Give the loop a job's end, and the worker back."""
+        self._tell(self._finish, worker, job, end)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop has been closed: nobody waits for this any more
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _give(self, lane: _Lane, job: Job) -> None:
-        if lane in self._idle:
-            self._idle.remove(lane)
+    def _give(self, worker: _Worker, job: Job) -> None:
+        if worker in self._idle:
+            self._idle.remove(worker)
         now = time.monotonic()
         job.waited, job.deadline = now - job.queued_at, now + self.seconds
         if job.key:
-            lane.last_key = job.key
-        lane.jobs.append(job)
-        lane.inbox.put(job)
+            worker.last_key = job.key
+        worker.jobs.append(job)
+        worker.inbox.put(job)
 
-    def _finish(self, lane: _Lane, job: Job, end: _End) -> None:
+    def _finish(self, worker: _Worker, job: Job, end: _End) -> None:
         job.events.put_nowait(end)
         if job.key:
             took = time.monotonic() - job.queued_at - job.waited
-            self._usual += _REMEMBERED * (took - self._usual)
-        lane.jobs.remove(job)
-        if lane.jobs:
+            self._average += _REMEMBERED * (took - self._average)
+        worker.jobs.remove(job)
+        if worker.jobs:
             return
         if self.waiting:
-            self._give(lane, self.waiting.popleft())
+            self._give(worker, self.waiting.popleft())
         else:
-            self._idle.append(lane)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    n = min(len(one), len(other))
-    return next((i for i in range(n) if one[i] != other[i]), n)
+            self._idle.append(worker)
 
 
 def _too_many(why: str, seconds: int) -> RequestError:

@@ -1,0 +1,109 @@
+"""gguf's reader over ordinary reads of a file, without a memory map.
+
+A process that maps a file is ended by a signal (SIGBUS) when another program truncates the file
+and a page behind its new end is touched; `cp new.gguf old.gguf` does that. A read that comes too
+short is an OSError instead. Only headers are read here, never the data of tensors.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+_WINDOW = 1 << 16  # bytes that are read at once
+_LENGTH = struct.Struct("<Q")
+
+
+class FileContent:
+    """The bytes of the file at `path`, sliced like an array (uint8) and read when they are used.
+
+    Raises OSError when the file became shorter than it was when it was opened, ValueError for
+    bytes beyond that end. Not safe for threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._size = self._file.seek(0, 2)
+        self._start, self._window = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, span: slice) -> npt.NDArray[np.uint8]:
+        start, stop = int(span.start), int(span.stop)
+        at = self._locate(start, stop)
+        return np.frombuffer(self._window, np.uint8, stop - start, at)
+
+    def _locate(self, start: int, stop: int) -> int:
+        """Where in the window the byte `start` lies; the window then reaches to `stop`."""
+        if not 0 <= start <= stop <= self._size:
+            raise ValueError(f"it leads to byte {stop:,}, the file has {self._size:,}")
+        if not self._start <= start <= stop <= self._start + len(self._window):
+            wanted = min(max(stop - start, _WINDOW), self._size - start)
+            self._file.seek(start)
+            pieces, missing = [], wanted
+            while missing and (piece := self._file.read(missing)):
+                pieces.append(piece)
+                missing -= len(piece)
+            if missing:
+                raise OSError(0, "it became shorter while it was read")
+            self._start, self._window = start, b"".join(pieces)
+        return start - self._start
+
+    def after_strings(self, offset: int, count: int) -> int:
+        """The offset behind `count` strings that begin at `offset`, which are not kept."""
+        for _ in range(count):
+            at = self._locate(offset, offset + _LENGTH.size)
+            offset += _LENGTH.size + _LENGTH.unpack_from(self._window, at)[0]
+        return offset
+
+    def close(self) -> None:
+        """Close the file; what was read stays."""
+        self._file.close()
+
+
+class HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
+    """The keys and tensor infos of a GGUF file. Its tensors have no data: `data` is None."""
+
+    def __init__(self, path: Path) -> None:
+        self._content = FileContent(path)
+        try:
+            super().__init__(path)
+        finally:
+            self._content.close()
+
+    @property
+    def data(self) -> FileContent:
+        """The file's bytes."""
+        return self._content
+
+    @data.setter
+    def data(self, mapped: np.memmap[Any, Any]) -> None:
+        """gguf maps the file at this point. The map is dropped before any page is touched."""
+
+    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+        tensors: dict[str, Any] = {}
+        for info in fields:
+            _, name_bytes, _, dims, dtype, offset = info.parts
+            name = str(bytes(name_bytes), encoding="utf-8")
+            if name in tensors:
+                raise ValueError(f"there are two tensors with the name {name}")
+            kind = gguf.GGMLQuantizationType(int(dtype[0]))
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            n_elements = int(np.prod(dims))
+            tensors[name] = gguf.ReaderTensor(
+                name=name,
+                tensor_type=kind,
+                shape=dims,
+                n_elements=n_elements,
+                n_bytes=n_elements * block_bytes // block,
+                data_offset=int(start_offs) + int(offset[0]),
+                data=None,
+                field=info,
+            )
+        self.tensors = list(tensors.values())
