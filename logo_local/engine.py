@@ -49,7 +49,8 @@ N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 class LoGo(RoutedLlama):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
-    `model_path` is a GGUF file, or "demo" for the bundled model, whose adapters are then the
+    `model_path` is a GGUF file, or "demo" for SmolLM2-135M with the adapters
+    that come with this project, which are then the
     default. `adapters` is a folder of GGUF LoRA files and PEFT folders. `signal` is one of
     `settings.SIGNAL_NAMES`, of which "auto" is the best for the pool at hand; `probe` "one-pass" or
     "each"; `tap` "input" or "residual"; `layer` the block that is probed, negative from the

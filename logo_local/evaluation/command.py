@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .. import __version__, config, settings
+from .. import __version__, settings
 from ..ask import Engine
 from ..commands.opening import open_by_options
 from ..commands.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, Several, options
@@ -40,7 +40,7 @@ _ENGINE_SETTINGS = (
     multiple=True,
     type=FOLDER,
     metavar="FILE...",
-    help="JSON lines with context, completion and adapter; needed unless MODEL is demo.",
+    help="JSON lines with context, completion and adapter.",
 )
 @options(ADAPTERS)
 @click.option(
@@ -118,8 +118,6 @@ def evaluate(
     from .summary import as_json, markdown, summarise
 
     files = (*data, *more)
-    if not files and model == "demo":
-        files = tuple(sorted((config.demo_folder() / "eval").glob("*.jsonl")))
     if not files:
         raise UsageError(
             "no data given", f"add --data FILE...: {ctx.command_path} {model} --data tasks/*.jsonl"
