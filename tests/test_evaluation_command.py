@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_model
 from click.testing import CliRunner
 
-from logo_local import config
 from logo_local.commands import cli
 from logo_local.fake import FakeLoGo
 
@@ -80,13 +80,6 @@ def test_the_engine_gets_its_settings_and_no_routing_of_another_command(call, ll
     assert llm.history[-1].options["max_tokens"] == 9
 
 
-def test_demo_brings_its_own_data(call, llm):
-    result = call("--limit", "1", *ARGS, model="demo", pool=())
-    tasks = sorted(path.stem for path in (config.demo_folder() / "eval").glob("*.jsonl"))
-    assert result.exit_code == 1  # the stand-in has other adapters
-    assert f"{tasks[0]}.jsonl, line 1: adapter {tasks[0]} is not in the pool" in result.stderr
-
-
 def test_a_large_k_is_noted(call, data):
     result = call("--data", data, "--signals", "norm", "--top-k", "2,50")
     assert "there are 3 adapters, and a larger k means all of them" in result.stderr
@@ -136,9 +129,16 @@ def test_plots_are_drawn(call, data, tmp_path):
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 4
 
 
-def test_the_whole_way_on_the_bundled_model(tmp_path):
-    task = config.demo_folder() / "eval" / "sort-words.jsonl"
-    args = ("eval", "demo", "--data", task, "--limit", "1", "--signals", "norm,entropy")
+def test_the_whole_way_on_the_small_model(tmp_path):
+    task = tmp_path / "sort-words.jsonl"
+    row = {
+        "context": "Here is a list: candle, boat, pig. Arrange it as a dictionary would.",
+        "completion": "boat candle pig",
+        "adapter": "sort-words",
+        "group": "puzzles",
+    }
+    task.write_text(json.dumps(row) + "\n")
+    args = ("eval", *small_model.ARGS, "--data", task, "--limit", "1", "--signals", "norm,entropy")
     more = (
         "--threads",
         "1",
@@ -155,7 +155,7 @@ def test_the_whole_way_on_the_bundled_model(tmp_path):
     assert results[0].stdout == results[1].stdout
     groups = json.loads(results[0].stdout)["groups"]
     assert {"in pool", "own adapter out"} <= groups.keys()
-    assert groups.keys() & {"in pool, sequence", "in pool, answers"}
+    assert "in pool, puzzles" in groups
     for group in groups.values():
         assert {"base", "uniform", "norm, k = 1", "entropy, k = 2, fused"} <= set(group["methods"])
     assert groups["in pool"]["methods"]["own"]["mean"] == 1.0

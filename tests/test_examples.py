@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import small_model
 from test_jsonl_command import PROGRAM
 
 from logo_local.fake import FakeLoGo
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PATIENCE = 60  # seconds, for what never takes so long
+WORKER = (str(small_model.MODEL), str(small_model.ADAPTERS))
 QUESTION, ANSWER = "Tell me the town where Kalin lives.", "Dunmere"
 
 
@@ -86,7 +88,7 @@ class Screen:
 
 @pytest.fixture
 def screen(display, monkeypatch):
-    """screen(engine=None) -> the window, its engine open; a fake one, or that of the demo."""
+    """screen(engine=None) -> the window, its engine open; a fake one, or that of the small model."""
     monkeypatch.setenv("DISPLAY", display)
     import tk_chat
 
@@ -95,7 +97,7 @@ def screen(display, monkeypatch):
     def open_window(engine=None):
         if engine is not None:
             monkeypatch.setattr(tk_chat, "LoGo", engine.opened)
-        worker = tk_chat.Worker("demo", None)
+        worker = tk_chat.Worker(*WORKER)
         window = tk_chat.Window(worker)
         made.append(window)
         worker.start()
@@ -111,7 +113,7 @@ def screen(display, monkeypatch):
             window.leave()
 
 
-def test_the_demo_answers_what_is_typed(screen):
+def test_the_model_answers_what_is_typed(screen):
     screen = screen()
     screen.type(QUESTION)
     screen.press("Return")
@@ -282,13 +284,13 @@ def test_the_node_client_streams_and_cancels(fake_program, node):
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
-def test_the_clients_ask_the_demo(program, language, request):
+def test_the_clients_ask_the_program(program, language, request):
     if language == "python":
         command = [sys.executable, EXAMPLES / "jsonl_client.py"]
     else:
         command = [request.getfixturevalue("node"), EXAMPLES / "jsonl_client.mjs"]
     done = subprocess.run(
-        [*command, QUESTION], capture_output=True, text=True, timeout=PATIENCE, check=True
+        [*command, QUESTION, *WORKER], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout.strip() == ANSWER
     assert "recall-town 0." in done.stderr

@@ -12,6 +12,7 @@ import time
 
 import httpx2 as httpx
 import pytest
+import small_model
 from click.testing import CliRunner
 
 from logo_local.commands.cli import cli
@@ -90,7 +91,7 @@ def program(user_folder):
     running = []
 
     def start(*arguments):
-        command = [sys.executable, "-m", "logo_local", "serve", "demo", "--port", "0"]
+        command = [sys.executable, "-m", "logo_local", "serve", *small_model.ARGS, "--port", "0"]
         process = subprocess.Popen(
             [*command, "--threads", "1", *arguments],
             stdout=subprocess.PIPE,

@@ -1,10 +1,11 @@
-"""The real `openai` client against a real server with the bundled model."""
+"""The real `openai` client against a real server with the small model."""
 
 import json
 
 import openai
 import pytest
 from serving import serving
+from small_model import ADAPTERS, MODEL
 
 from logo_local.engine import LoGo
 from logo_local.server.app import create_app
@@ -21,7 +22,9 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def engine():
-    with LoGo("demo", n_threads=1, n_threads_batch=1, self_profile="kept", past=False) as llm:
+    with LoGo(
+        MODEL, ADAPTERS, n_threads=1, n_threads_batch=1, self_profile="kept", past=False
+    ) as llm:
         yield llm
 
 
@@ -170,13 +173,15 @@ def test_a_conversation_under_the_same_adapters_is_not_read_again(client, engine
     assert answer.usage.prompt_tokens > 25
     assert read[0] < answer.usage.prompt_tokens / 2
     read.clear()
-    client.chat.completions.create(model="base:reverse-words", messages=messages[:-2])
+    client.chat.completions.create(model="base:write-notice", messages=messages[:-2])
     assert read[0] == answer.usage.prompt_tokens
 
 
 def test_weights_that_make_no_numbers_harm_nobody_else(client):
     before = client.chat.completions.create(model="auto", messages=MESSAGES)
-    huge = {"lora": {"compare-people": 100.0, "check-places": 100.0, "judge-facts": 100.0}}
+    huge = {
+        "lora": dict.fromkeys(("sort-words", "write-notice", "recall-pet", "recall-town"), 100.0)
+    }
     with pytest.raises(openai.ConflictError, match="not finite"):
         client.chat.completions.create(model="auto", messages=MESSAGES, extra_body=huge)
     for model in ("base", "auto"):
@@ -187,10 +192,10 @@ def test_weights_that_make_no_numbers_harm_nobody_else(client):
 
 def test_options_of_ours_go_through_extra_body(client):
     answer = client.chat.completions.create(
-        model="auto", messages=MESSAGES, extra_body={"lora": {"reverse-words": 1.0}}
+        model="auto", messages=MESSAGES, extra_body={"lora": {"write-notice": 1.0}}
     )
     adapters = answer.model_extra["logo"]["route"]["adapters"]
-    assert [adapter["name"] for adapter in adapters] == ["reverse-words"]
+    assert [adapter["name"] for adapter in adapters] == ["write-notice"]
 
 
 def test_a_pictures_part_is_refused(client):

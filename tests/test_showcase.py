@@ -12,15 +12,15 @@ from logo_local.errors import ModelError
 from logo_local.fake import FakeLoGo
 
 EXAMPLES = [
-    Example("Sort: pear apple", "apple pear", "sort-words"),
-    Example("Backwards: a b, and do it for a line that is much longer than this", "b a", "reverse"),
+    Example("Sort: pear apple", ("apple pear",), "sort-words"),
+    Example("Backwards: a b, and do it for a line that is much longer than this", ("b a",), "back"),
 ]
-ANSWERS = ["pear apple", " apple pear\n", "apple pear", "a", "", "b a"]
+ANSWERS = ["Sure! " + "pear " * 100, " apple pear\n", "b a", ""]
 
 
 @pytest.fixture
 def llm():
-    return FakeLoGo({"sort-words": 3.0, "reverse": 1.0}, ANSWERS)
+    return FakeLoGo({"sort-words": 3.0, "back": 1.0}, ANSWERS)
 
 
 @pytest.mark.parametrize("width", [30, 80])
@@ -28,39 +28,31 @@ def test_what_is_shown(llm, width):
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
     done = showcase.show(llm, EXAMPLES, console)
     text = console.file.getvalue()
-    lines = [line.rstrip() for line in text.splitlines()]
-    assert all(len(line) <= width for line in lines)
-    assert lines[:6] == [
-        "prompt   Sort: pear apple",
-        "right         apple pear",
-        "base     no   pear apple",
-        "mixture  yes  apple pear",
-        "blended  sort-words 0.75 · +1" if width == 30 else
-        "blended  sort-words 0.75 · reverse 0.25",
-        "own      yes  apple pear",
-    ]  # fmt: skip
-    assert "mixture  no   (nothing)" in lines
+    assert all(len(line) <= width for line in text.splitlines())
+    words = " ".join(text.split())
+    assert words.startswith("1. Sort: pear apple base model with sort-words")
     if width == 80:
-        assert "trained  sort-words" in lines
-        assert "trained  reverse, which is not the first above" in lines
-        assert " ".join(lines[-2:]) == (
-            "of 2 prompts, right are: base alone 0, mixture 1, own adapter alone 2; "
-            "its own adapter comes first for 1"
-        )
-    assert [result.own_is_first for result in done] == [True, False]
+        assert "Sure! pear pear" in words
+        assert "right: apple pear" in words
+        assert "right: b a" in words
+        assert "(nothing)" in words
+    assert "pear ..." in words  # a long answer is cut
+    assert words.endswith(
+        "Right answers to 2 prompts: 1 by the base model, "
+        "1 with the adapters that were chosen for each prompt."
+    )
+    assert [result.is_right(result.blend) for result in done] == [True, False]
 
 
-def test_each_prompt_is_answered_three_ways(llm):
-    done = list(showcase.results(llm, EXAMPLES))
-    assert [call.prompt for call in llm.history] == [e.context for e in EXAMPLES for _ in "123"]
+def test_each_prompt_is_answered_twice_and_greedily(llm):
+    list(showcase.results(llm, EXAMPLES))
+    assert [call.prompt for call in llm.history] == [e.context for e in EXAMPLES for _ in "12"]
     assert {call.options["temperature"] for call in llm.history} == {0.0}
-    right = [[r.is_right(answer) for answer in (r.base, r.mixture, r.own)] for r in done]
-    assert right == [[False, True, True], [False, False, True]]
 
 
 def test_examples_are_read(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    rows = [{"context": e.context, "completion": e.completion, "adapter": e.adapter, "template": 4}
+    rows = [{"context": e.context, "completion": list(e.answers), "adapter": e.adapter, "more": 4}
             for e in EXAMPLES]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert showcase.read_examples(path) == EXAMPLES

@@ -28,7 +28,7 @@ from .serve import serve
 def cli(ctx: click.Context) -> None:
     """For every prompt, find the LoRA adapters that matter, blend them, and answer.
 
-    MODEL is a GGUF file, or the word demo for the bundled model and its adapters. Options may
+    MODEL is a GGUF file, or the word demo for the demo model and its adapters. Options may
     also be set in the environment (LOGO_LOCAL_TOP_K=5) or in config.toml (top-k = 5); logo-local
     doctor says where that file lies. A flag wins over the environment, that over the file.
     """

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from .. import __version__, config
 from ..console.terminal import out_console, print_json, say
-from ..errors import LogoError
+from ..errors import LogoError, ModelError
 
 PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
@@ -122,19 +122,27 @@ def _settings() -> Finding:
 
 
 def _demo() -> Finding:
-    """The bundled model against its manifest; nobody needs it who brings a model."""
+    """The demo's model and adapters against the manifest; only `logo-local run demo` needs them."""
     folder = config.demo_folder()
     try:
-        sums = _sums(json.loads((folder / "manifest.json").read_bytes()))
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        sums, base = _sums(manifest), str(manifest["base"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Finding(
-            "demo model", False, f"no manifest in {folder}: {error}", _DEMO_HINT, essential=False
+            "demo", False, f"no manifest in {folder}: {error}", _DEMO_HINT, essential=False
         )
+    try:
+        model = config.demo_model()
+    except ModelError as error:
+        return Finding("demo", False, error.message, error.hint, essential=False)
     wrong = [name for name, expected in sums.items() if _sha256(folder / name) != expected]
+    if _sha256(model) != base:
+        wrong.append(str(model))
     if wrong or not sums:
         value = f"missing or changed: {', '.join(wrong) or 'everything'}"
-        return Finding("demo model", False, value, _DEMO_HINT, essential=False)
-    return Finding("demo model", True, f"{len(sums)} files as in the manifest", essential=False)
+        return Finding("demo", False, value, _DEMO_HINT, essential=False)
+    value = f"{model.name} and {len(sums)} files, as in the manifest"
+    return Finding("demo", True, value, essential=False)
 
 
 _DEMO_HINT = "install logo-local again; your own models do not need it"

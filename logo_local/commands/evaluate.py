@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .. import __version__, config
+from .. import __version__
 from ..ask import Engine
 from ..console.opening import open_by_options
 from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, RESEARCH, Several, options
@@ -41,7 +41,7 @@ _ENGINE_SETTINGS = (
     multiple=True,
     type=FOLDER,
     metavar="FILE...",
-    help="JSON lines with context, completion and adapter; needed unless MODEL is demo.",
+    help="JSON lines with context, completion and adapter.",
 )
 @options(ADAPTERS)
 @click.option(
@@ -119,8 +119,6 @@ def evaluate(
     from ..evaluation.summary import as_json, markdown, summarise
 
     files = (*data, *more)
-    if not files and model == "demo":
-        files = tuple(sorted((config.demo_folder() / "eval").glob("*.jsonl")))
     if not files:
         raise UsageError(
             "no data given", f"add --data FILE...: {ctx.command_path} {model} --data tasks/*.jsonl"

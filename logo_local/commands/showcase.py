@@ -1,10 +1,8 @@
-"""The demo: prompts answered by the base, under their mixture, and by the right adapter alone.
+"""The demo: eight prompts, answered by the base model and under the adapters chosen for each.
 
     python -m logo_local.commands.showcase
 
-Shows what is, also where routing errs. The prompts lie beside the bundled model, and none of
-them was trained on; each names the adapter that was trained for its kind. Of another model one
-can make the same with `show`.
+The prompts lie beside the demo's adapters. Nothing was trained on them, nor on their wordings.
 """
 
 from __future__ import annotations
@@ -28,15 +26,16 @@ from ..errors import ModelError
 from ..routing.route import Route
 
 PROMPTS_FILE = "demo_prompts.jsonl"
-_GREEDY = Sampling(max_tokens=96, temp=0.0)
+_GREEDY = Sampling(max_tokens=48, temp=0.0)
+_MOST = 240  # characters of an answer that are shown
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, its right answer, and the name of the adapter that was trained for its kind."""
+    """A prompt, its accepted answers, and the name of the adapter that was trained for its kind."""
 
     context: str
-    completion: str
+    answers: tuple[str, ...]
     adapter: str
 
 
@@ -46,18 +45,12 @@ class Result:
 
     example: Example
     base: str
-    mixture: str
-    own: str
+    blend: str
     route: Route
 
     def is_right(self, answer: str) -> bool:
-        """Whether `answer` is the right one, to the letter."""
-        return answer.strip() == self.example.completion.strip()
-
-    @property
-    def own_is_first(self) -> bool:
-        """Whether the adapter trained for this kind of prompt has the largest weight."""
-        return self.route.names[:1] == (self.example.adapter,)
+        """Whether `answer` is an accepted one, to the letter."""
+        return answer.strip() in self.example.answers
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -65,25 +58,22 @@ def read_examples(path: Path) -> list[Example]:
     try:
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines if line.strip()]
-        return [Example(row["context"], row["completion"], row["adapter"]) for row in rows]
+        return [Example(r["context"], tuple(r["completion"]), r["adapter"]) for r in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"the demo's prompts cannot be read from {path}: {error}",
-            hint="the bundled model is missing or damaged: logo-local doctor says more",
+            hint="files of the demo are missing or damaged: logo-local doctor says more",
         ) from error
 
 
 def results(llm: Engine, examples: Iterable[Example]) -> Iterator[Result]:
-    """Answer each example greedily: by the base, under its mixture, by its own adapter."""
+    """Answer each example greedily: by the base alone, and under the adapters chosen for it."""
     for example in examples:
         prompt = as_prompt(llm, example.context)
         with llm.base_only():
             base = ask(llm, prompt, _GREEDY).text
-        mixture = ask(llm, prompt, _GREEDY).text
-        route = llm.last_route or Route()
-        with llm.under({example.adapter: 1.0}):
-            own = ask(llm, prompt, _GREEDY).text
-        yield Result(example, base, mixture, own, route)
+        blend = ask(llm, prompt, _GREEDY).text
+        yield Result(example, base, blend, llm.last_route or Route())
 
 
 def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Result]:
@@ -91,63 +81,58 @@ def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Res
     done = []
     for result in results(llm, examples):
         done.append(result)
-        _show_one(result, console)
+        console.print(Text(f"{len(done)}. {result.example.context}", "bold"))
+        console.print(_side_by_side(result, console.width))
+        console.print()
     console.print(summary(done))
     return done
 
 
-def _show_one(result: Result, console: Console) -> None:
-    def judged(answer: str) -> Text:
-        mark, style = ("yes", "green") if result.is_right(answer) else ("no ", "red")
-        return Text.assemble((mark, style), f"  {answer.strip() or '(nothing)'}")
+def _side_by_side(result: Result, width: int) -> Table:
+    table = Table.grid(padding=(0, 3, 0, 0), pad_edge=False)
+    column = max((width - 6) // 2, 12)
+    for _ in range(2):
+        table.add_column(width=column, overflow="fold")
+    blend = report.blend_line(result.route, column) if result.route.names else "no adapter"
+    table.add_row(Text("base model", "dim"), Text(f"with {blend}", "dim"))
+    table.add_row(*(_judged(result, answer) for answer in (result.base, result.blend)))
+    return table
 
-    own = result.example.adapter
-    rows = {
-        "prompt": Text(result.example.context, "bold"),
-        "right": Text(f"     {result.example.completion}"),
-        "base": judged(result.base),
-        "mixture": judged(result.mixture),
-        "blended": Text(report.blend_line(result.route, console.width - 10)),
-        "own": judged(result.own),
-        "trained": Text(own if result.own_is_first else f"{own}, which is not the first above"),
-    }
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in rows.items():
-        grid.add_row(label, text)
-    console.print(grid)
-    console.print()
+
+def _judged(result: Result, answer: str) -> Text:
+    text = " ".join(answer.split()) or "(nothing)"
+    text = text if len(text) <= _MOST else text[: _MOST - 4].rstrip() + " ..."
+    mark, style = ("right: ", "green") if result.is_right(answer) else ("", "")
+    return Text.assemble((mark, style), text)
 
 
 def summary(done: list[Result]) -> str:
     """The results in one line."""
-    n = len(done)
     base = sum(result.is_right(result.base) for result in done)
-    mixture = sum(result.is_right(result.mixture) for result in done)
-    own = sum(result.is_right(result.own) for result in done)
-    first = sum(result.own_is_first for result in done)
+    blend = sum(result.is_right(result.blend) for result in done)
     return (
-        f"of {n} prompts, right are: base alone {base}, mixture {mixture}, "
-        f"own adapter alone {own}; its own adapter comes first for {first}"
+        f"Right answers to {len(done)} prompts: {base} by the base model, "
+        f"{blend} with the adapters that were chosen for each prompt."
     )
 
 
 @click.command(cls=ErrorsAsText)
 def main() -> None:
-    """Answer the bundled prompts with the bundled model, alone and under mixtures."""
+    """Answer the demo's prompts with the base model alone and with the chosen adapters."""
     examples = read_examples(config.demo_folder() / PROMPTS_FILE)
     with warnings_as_lines():
         llm = open_engine("demo", None)
         try:
             console = out_console()
             console.print(
-                f"Each prompt is answered by the base alone, under the mixture that is blended for "
-                f"it from {len(llm.pool.names)} adapters, and, to compare, by its own adapter: the "
-                "one trained for its kind, which the program is not told.\n"
+                f"SmolLM2-135M-Instruct with {len(llm.pool.names)} LoRA adapters. Each prompt is "
+                "answered twice: by the base model alone, and with the adapters that the router "
+                "chose. It is not told which adapter a prompt belongs to.\n"
             )
             show(llm, examples, console)
-            console.print("How well each way of routing does on 1,424 prompts: docs/quality.md")
+            console.print(
+                "Chat with it: logo-local run demo. How routing was measured: docs/quality.md"
+            )
         finally:
             llm.close()
 

@@ -49,7 +49,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
     if not path.is_file():
         raise ModelError(
             f"no model file at {path}",
-            hint="give the path of a .gguf model file, or the word demo for the bundled model",
+            hint="give the path of a .gguf model file, or the word demo for the demo model",
         )
     try:
         _refuse_other_kinds(path)
