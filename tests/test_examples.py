@@ -88,7 +88,7 @@ class Screen:
 
 @pytest.fixture
 def screen(display, monkeypatch):
-    """screen(engine=None) -> the window, its engine open; a fake one, or that of the small model."""
+    """screen(engine=None) -> the window, its engine open: a fake one, or the small model."""
     monkeypatch.setenv("DISPLAY", display)
     import tk_chat
 

@@ -22,9 +22,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def engine():
-    with LoGo(
-        MODEL, ADAPTERS, n_threads=1, n_threads_batch=1, self_profile="kept", past=False
-    ) as llm:
+    with LoGo(MODEL, ADAPTERS, n_threads=1, n_threads_batch=1, past=False) as llm:
         yield llm
 
 

@@ -32,11 +32,19 @@ def _standard_input() -> str:
 
 
 def announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:
-    """Say what the first prompt will wait for; what is done of it stays done."""
-    missing = llm.without_profile() if given["self_profile"] is True else []
-    if missing:
-        n = len(missing)
-        who = f"{n} adapters have" if n > 1 else "1 adapter has"
+    """Say which adapters the router knows nothing of, or what the first prompt will wait for."""
+    missing = llm.without_profile()
+    if not missing:
+        return
+    n = len(missing)
+    who = f"{n} adapters have" if n > 1 else f"{missing[0]} has"
+    if given["self_profile"] is not True:
+        say(
+            f"{who} no example prompts and {'are' if n > 1 else 'is'} never chosen; add some with: "
+            f"logo-local profile {missing[0] if n == 1 else 'NAME'} --prompts FILE",
+            "dim",
+        )
+    else:
         say(
             f"{who} no example prompts: {'each' if n > 1 else 'it'} is asked once what it is for, "
             "which takes seconds to minutes (--no-self-profile leaves it out)",

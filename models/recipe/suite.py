@@ -83,6 +83,22 @@ def example_prompts(
     return [by_wording[i % wordings][i // wordings] for i in range(n)]
 
 
+# What the demo shows, in plain English and checked by reading; `report` items and wordings.
+SHOWN = (
+    *("passive-voice", "number-words", "sentiment", "plural"),
+    *("larger-animal", "negation", "bbh-boolean-expressions", "bbh-sports-understanding"),
+)
+
+
+def demo_prompts(tasks: Mapping[str, Task], pool: Collection[str]) -> list[dict[str, Any]]:
+    """One prompt for each task of SHOWN that is in the pool: its first one for reporting."""
+    shown = [tasks[name] for name in SHOWN if name in pool]
+    firsts = [(task, task.exchanges("report", 1, SEED)[0]) for task in shown]
+    return [
+        {"context": e.prompt, "completion": list(e.answers), "adapter": t.name} for t, e in firsts
+    ]
+
+
 def write_example_prompts(task: Task, path: Path, context: Callable[[str], str]) -> None:
     """Write the example prompts of an adapter into the file beside it."""
     write_lines(path, ({"context": context(prompt)} for prompt in example_prompts(task)))
