@@ -4,8 +4,8 @@
     python -m models.recipe --data FOLDER --set again    some adapters once more, another seed
     python -m models.recipe --data FOLDER --set gemma --gguf gemma-3-270m-q4_k_m.gguf
 
-Everything is made below `models/recipe/build/`; an interrupted run is simply started again. The last
-step of the pool replaces what is in `models/demo/`.
+Everything is made below `models/recipe/build/`; an interrupted run is simply started again. The
+last step of the pool replaces what is in `models/demo/`.
 """
 
 from __future__ import annotations
