@@ -47,11 +47,11 @@ def test_the_table(call, data):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "### in pool: 2 prompts of 1 task"
-    assert "| base | 0.00 (0.00 to 0.00) |  | 0.00 (0.00 to 0.00) |" in lines
-    assert "| own | 1.00 (1.00 to 1.00) |  | 1.00 (1.00 to 1.00) |" in lines
-    assert "| norm, k = 2 | 1.00 (1.00 to 1.00) | 1.00 | 1.00 (1.00 to 1.00) |" in lines
+    assert "| base | 0.00 (0.00 to 0.00) |  | 0.00 (0.00 to 0.00) | 1.00 |" in lines
+    assert "| own | 1.00 (1.00 to 1.00) |  | 1.00 (1.00 to 1.00) | 0.00 |" in lines
+    assert "| norm, k = 2 | 1.00 (1.00 to 1.00) | 1.00 | 1.00 (1.00 to 1.00) | 0.00 |" in lines
     outside = lines[lines.index("### out of pool: 1 prompt of 1 task") :]
-    assert "| default | 1.00 |  |" in outside
+    assert "| default | 1.00 |  | 0.00 |" in outside
     assert not any(line.startswith("| own ") for line in outside)
     assert result.stderr == ""
 

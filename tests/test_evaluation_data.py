@@ -49,7 +49,7 @@ def test_other_line_separators_may_be_in_a_text(tmp_path):
         ("[]", "it is not an object"),
         ('{"completion": "4"}', "context must be a text that is not empty"),
         ('{"context": " ", "completion": "4"}', "context must be a text that is not empty"),
-        ('{"context": "a"}', "completion must be a text, or a list of texts"),
+        ('{"context": "a", "completion": null}', "completion must be a text, or a list of texts"),
         ('{"context": "a", "completion": []}', "completion must be a text, or a list of texts"),
         ('{"context": "a", "completion": ["b", 1]}', "completion must be a text, or a list"),
         ('{"context": "a", "completion": "b", "group": 1}', "group must be a text, or null"),

@@ -154,3 +154,12 @@ def test_progress_is_told(llm):
     told = []
     run(llm, MINE, NOBODYS, progress=lambda *step: told.append(step))
     assert told == [("answering prompts", done, 2) for done in (0, 1, 2)]
+
+
+def test_without_a_known_answer_only_the_route_counts():
+    llm = FakeLoGo(dict.fromkeys(SCORES, 0.0), blend)
+    store = run(llm, Example("everyday", 1, "hello", (), metric="refused"))
+    assert [call.method for call in llm.history] == ["route"]  # nothing was generated
+    refused = {done.method: done.metrics["refused"] for done in store.answered.values()}
+    assert refused["base"] == refused["default"] == refused["norm, k = 1"] == 1.0
+    assert refused["uniform"] == 0.0

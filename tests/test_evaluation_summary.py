@@ -151,10 +151,11 @@ def test_the_table_and_the_json():
     assert markdown(found) == (
         "### in pool: 2 prompts of 1 task\n"
         "\n"
-        "| method | exact match | own adapter first | of the own adapter's |\n"
-        "|---|---|---|---|\n"
-        "| own | 1.00 (1.00 to 1.00) |  | 1.00 (1.00 to 1.00) |\n"
-        "| n | 0.50 (0.50 to 0.50) | 1.00 | 0.50 (0.50 to 0.50) |"
+        "| method | exact match | own adapter first | of the own adapter's "
+        "| answered by the base |\n"
+        "|---|---|---|---|---|\n"
+        "| own | 1.00 (1.00 to 1.00) |  | 1.00 (1.00 to 1.00) | 0.00 |\n"
+        "| n | 0.50 (0.50 to 0.50) | 1.00 | 0.50 (0.50 to 0.50) | 0.00 |"
     )
     value = json.loads(json.dumps(as_json(found)))
     assert (value["metric"], value["label"]) == ("score", "exact match")
@@ -162,7 +163,10 @@ def test_the_table_and_the_json():
         "mean": 0.5,
         "interval": [0.5, 0.5],
         "tasks": {"x": 0.5},
-        "metrics": {"em": 0.5, "bleu": 0.25, "rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0},
+        "metrics": {
+            **{"em": 0.5, "bleu": 0.25, "rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0},
+            "refused": 0.0,
+        },
         "own_first": 1.0,
         "of_own": {"value": 0.5, "interval": [0.5, 0.5]},
         "of_base": None,

@@ -1,6 +1,7 @@
 """The prompts of an evaluation: JSON lines in the format of the LoGo authors' released code.
 
-A line has `context` (the prompt) and `completion` (the answer, or a list of accepted ones). It may
+A line has `context` (the prompt) and `completion` (the answer, or a list of accepted ones). Without
+`completion` nothing is generated, and what counts is whether the base model answers. A line may
 have `adapter` (whose task it is; absent or null where no adapter in the pool was made for it),
 `group` (any label that splits the results, such as how the adapter was trained), `family` (of
 the task; orders the plots) and `metric` (what the task is scored by; exact match by default).
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..files.text_file import read_text
-from .metrics import METRICS
+from .metrics import METRICS, REFUSED
 
 _MOST_PROBLEMS = 20
 _HINT = 'a line looks like this: {"context": "2 + 2 =", "completion": "4", "adapter": "sums"}'
@@ -27,7 +28,8 @@ _HINT = 'a line looks like this: {"context": "2 + 2 =", "completion": "4", "adap
 class Example:
     """One prompt. `task` is its file's stem, `line` its line there, from 1.
 
-    `answers` are the accepted ones, at least one; `adapter` is None out of the pool.
+    `answers` are the accepted ones, none where only the route counts; `adapter` is None out of the
+    pool.
     """
 
     task: str
@@ -108,7 +110,8 @@ def _example(task: str, number: int, row: Any, names: Collection[str]) -> Exampl
         raise ValueError("context must be a text that is not empty")
     given = completion if isinstance(completion, list) else [completion]
     answers = tuple(answer for answer in given if isinstance(answer, str))
-    if not answers or len(answers) < len(given):
+    only_routed = "completion" not in row
+    if not only_routed and (not answers or len(answers) < len(given)):
         raise ValueError("completion must be a text, or a list of texts")
     labels = {key: row.get(key) for key in ("adapter", "group", "family", "metric")}
     for key, label in labels.items():
@@ -116,6 +119,8 @@ def _example(task: str, number: int, row: Any, names: Collection[str]) -> Exampl
             raise ValueError(f"{key} must be a text, or null")
     if labels["metric"] is not None and labels["metric"] not in METRICS:
         raise ValueError(f"metric {labels['metric']} is none of {', '.join(METRICS)}")
+    if only_routed:
+        labels["metric"] = REFUSED
     if labels["adapter"] is not None and labels["adapter"] not in names:
         raise ValueError(
             f"adapter {labels['adapter']} is not in the pool; null says that there is none"

@@ -19,7 +19,9 @@ METRICS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "refused": "answered by the base",
 }
+REFUSED = "refused"  # 1 where no adapter is applied; what counts where no answer is known
 SCORE = "score"  # each task's own metric, as its data name it
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -30,7 +32,7 @@ def first_line(text: str) -> str:
 
 
 def measure(text: str, answers: Sequence[str]) -> dict[str, float]:
-    """Every metric of `text`, by the names in `METRICS`.
+    """Every metric of `text`, by the names in `METRICS` but for REFUSED, which is of a route.
 
     With several accepted answers, exact match and ROUGE are those against the best of them, and
     BLEU takes all of them as references, as nltk defines it. Exact match is of stripped texts,

@@ -11,12 +11,13 @@ from ..ask import Engine, Prompt, Sampling, as_prompt, ask
 from ..errors import PromptError, SettingsError
 from .data import Example
 from .methods import Method, Weights, planned, singles, usable_ks
-from .metrics import first_line, load, measure
+from .metrics import METRICS, REFUSED, first_line, load, measure
 from .store import Answered, Scored, Store
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 # Answers a prompt under averaged parameters; see `fusion.Fusion`.
 AnswerFused: TypeAlias = Callable[[Prompt, Weights, Sampling], str]
+_NO_METRICS = dict.fromkeys(METRICS, 0.0)
 _AnswerKey: TypeAlias = tuple[tuple[str, float], ...]
 
 
@@ -79,7 +80,8 @@ def _one(
     answer_fused: AnswerFused | None,
 ) -> None:
     prompt = as_prompt(llm, example.context, raw=comparison.raw)
-    sampling = Sampling(comparison.max_tokens, 0.0)
+    # Only the first line counts, so that nothing behind it need be generated.
+    sampling = Sampling(comparison.max_tokens, 0.0, stop=("\n",))
     plain: dict[_AnswerKey, str] = {}
     averaged: dict[_AnswerKey, str] = {}
 
@@ -106,7 +108,7 @@ def _one(
             else:
                 (averaged if method.fused else plain)[_key(done.weights)] = done.text
         for method in missing:
-            text = answer(method)
+            text = answer(method) if example.answers else ""
             store.add(
                 Answered(
                     *example.key,
@@ -115,7 +117,10 @@ def _one(
                     dict(method.weights),
                     method.first,
                     text,
-                    measure(text, example.answers),
+                    {
+                        **(measure(text, example.answers) if example.answers else _NO_METRICS),
+                        REFUSED: float(not method.weights),
+                    },
                 )
             )
 

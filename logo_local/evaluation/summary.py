@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .data import Example
 from .methods import BASE, BEST_SINGLE, OWN, UNIFORM, single_of
-from .metrics import METRICS, SCORE
+from .metrics import METRICS, REFUSED, SCORE
 from .store import Answered, Store
 
 IN_POOL, OWN_OUT, OUT_OF_POOL = "in pool", "own adapter out", "out of pool"
@@ -151,6 +151,7 @@ def markdown(summary: Summary) -> str:
         headings = (
             *("method", summary.label),
             *(("of the base's",) if outside else ("own adapter first", "of the own adapter's")),
+            METRICS[REFUSED],
         )
         lines = [
             f"### {name}: {_count(group.n_prompts, 'prompt')} of {_count(len(tasks), 'task')}",
@@ -163,7 +164,9 @@ def markdown(summary: Summary) -> str:
             own_first = "" if result.own_first is None else f"{result.own_first:.2f}"
             ratio = result.of_base if outside else result.of_own
             of = "" if ratio is None else _with_interval(ratio.value, ratio.interval)
+            refused = f"{result.metrics[REFUSED]:.2f}"
             cells = (method, mean, of) if outside else (method, mean, own_first, of)
+            cells = (*cells, refused)
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     if summary.best_single is not None:
