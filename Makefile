@@ -1,4 +1,4 @@
-# make demo    the bundled model at work, in an environment made here
+# make demo    eight prompts with a real model, in an environment made here
 # make test    lint, types and tests: what .ci/run runs
 # make lint    the first two of these
 # make docs    docs/commands.md, from the program's own help
@@ -65,7 +65,7 @@ define install
 endef
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(call install,.)
+	$(call install,.[demo])
 	@touch $@
 
 # Where pip's index has only builds of torch with CUDA (several GB), the CPU build does as well:

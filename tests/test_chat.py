@@ -42,7 +42,7 @@ def test_a_conversation_keeps_its_history(talk):
     llm = FakeLoGo(SCORES, [["apple ", "pear"], "done"])
     out, err = talk(llm, "sort: pear apple", "", "thanks", "/bye")
     assert out == "apple pear\ndone\n"
-    assert err.startswith("Send a message (/? for help)\n")
+    assert err.startswith("fake with 2 adapters\nSend a message (/? for help)\n")
     assert err.count("sort-words 0.75 · reverse 0.25\n") == 2
     first, second = llm.history
     assert first.messages == ({"role": "user", "content": "sort: pear apple"},)
@@ -621,3 +621,15 @@ def test_every_control_character_is_visible():
             assert terminal.visible(char).isprintable()
         elif not 0xD800 <= code < 0xE000:
             assert terminal.visible(char) == char
+
+
+def test_the_opening_names_model_adapters_and_prompts_to_try(capsys):
+    llm = FakeLoGo({"a": 1.0, "b": 1.0})
+    llm.unprofiled = ["b"]
+    chat(llm, Sampling(), read=lambda _prompt: "/bye", suggestions=["Sort: b a"])
+    assert capsys.readouterr().err.splitlines()[:4] == [
+        "fake with 2 adapters, 1 of them with example prompts",
+        "Some prompts to try:",
+        "  Sort: b a",
+        "Send a message (/? for help)",
+    ]

@@ -323,7 +323,7 @@ def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
     assert [message["content"] for message in asked.messages] == ["Be brief.", "hello"]
     sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7}
     assert asked.options == {"max_tokens": 512, **sampling, "stream": True}
-    assert result.stderr.startswith("Send a message (/? for help)\n")
+    assert result.stderr.startswith("fake with 3 adapters\nSend a message (/? for help)\n")
     failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
     failed(call("score", *MODEL), 2, "no prompt given")
 
@@ -351,11 +351,15 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["run", "score"])
-def test_asking_adapters_is_announced_where_a_prompt_waits_for_it(call, llm, command):
+def test_adapters_without_examples_are_named(call, llm, command):
     llm.unprofiled = ["reverse"]
-    words = "1 adapter has no example prompts: it is asked once"
-    assert words in call(command, *MODEL, "hello").stderr
-    assert words not in call(command, *MODEL, "hello", "--no-self-profile").stderr
+    words = "reverse has no example prompts"
+    never = (
+        f"{words} and is never chosen; add some with: logo-local profile reverse --prompts FILE\n"
+    )
+    assert never in call(command, *MODEL, "hello").stderr
+    wait = call(command, *MODEL, "hello", "--self-profile").stderr
+    assert f"{words}: it is asked once what it is for" in wait
     llm.unprofiled = []
     assert words not in call(command, *MODEL, "hello").stderr
 
@@ -716,7 +720,7 @@ def test_an_adapter_that_does_not_fit_is_left_out_with_a_line(
 )
 def test_streams_that_were_closed(random_base, random_adapters, closed, code, stdout, stderr):
     start = f"{sys.executable} -m logo_local score {random_base} --adapters {random_adapters}"
-    start += " --no-self-profile"
+    start += " --signal norm"
     done = subprocess.run(
         ["/bin/sh", "-c", f"{start} {closed}"], capture_output=True, text=True, check=False
     )

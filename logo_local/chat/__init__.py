@@ -9,7 +9,7 @@ prompt_toolkit. None of them knows llama_cpp: they ask an engine (`ask.Engine`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..ask import Engine, Sampling, has_chat_template
 from .session import Session
@@ -24,17 +24,21 @@ def chat(
     system: str | None = None,
     explain: bool = False,
     raw: bool = False,
+    suggestions: Sequence[str] = (),
     read: Callable[[str], str] | None = None,
 ) -> None:
     """Talk until /bye or the end of input.
 
     With a chat template the conversation so far, after `system`, is part of each prompt; without
     one, or with `raw`, each line is completed by itself. `explain` shows the scores after each
-    answer. `read` is given the prompt and returns the next line; it raises EOFError at the end,
-    and KeyboardInterrupt for Ctrl+C. The default is an editor on the terminal.
+    answer, `suggestions` are prompts to try that are shown first. `read` is given the prompt and
+    returns the next line; it raises EOFError at the end, and KeyboardInterrupt for Ctrl+C. The
+    default is an editor on the terminal.
     """
     raw = raw or not has_chat_template(llm)
-    session = Session(llm, sampling, system=system, explain=explain, raw=raw)
+    session = Session(
+        llm, sampling, system=system, explain=explain, raw=raw, suggestions=suggestions
+    )
     if read is None:
         from .reading import reader
 

@@ -23,6 +23,8 @@ from .settings import Settings
 class Session:
     """One chat with an engine; `raw` completes each message by itself, as no conversation.
 
+    `suggestions` are prompts that the opening shows.
+
     `messages` are those by user and assistant in turn, `last` is the last message that was sent,
     `before` the route of the turn before the last one.
     """
@@ -35,8 +37,9 @@ class Session:
         system: str | None = None,
         explain: bool = False,
         raw: bool = False,
+        suggestions: Sequence[str] = (),
     ) -> None:
-        self.llm = llm
+        self.llm, self.suggestions = llm, suggestions
         self.settings = Settings(llm, sampling, system)
         self.explain = explain
         self.raw = raw
@@ -48,6 +51,11 @@ class Session:
 
     def run(self, read: Callable[[str], str]) -> None:
         """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
+        note(opening(self.llm))
+        if self.suggestions:
+            note("Some prompts to try:")
+        for prompt in self.suggestions:
+            note(f"  {prompt}")
         note("Send a message (/? for help)")
         if self.raw:
             note("Each line is completed by itself: there is no chat template in use")
@@ -170,6 +178,14 @@ class Session:
             with suppress(KeyboardInterrupt):  # nothing may be freed under its feet
                 self._ahead.join()
         self._ahead = None
+
+
+def opening(llm: Engine) -> str:
+    """One line about the model and its adapters, and how many of these the router knows."""
+    n, missing = len(llm.pool.names), len(llm.without_profile())
+    adapters = "no adapters" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters"
+    known = f", {n - missing} of them with example prompts" if missing else ""
+    return f"{llm.base.path.stem} with {adapters}{known}"
 
 
 def _end_line(answer: Answer) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .. import chat
+from .. import chat, config
 from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from ..console import report
 from ..console.background import asking_for
@@ -16,6 +16,9 @@ from ..console.options import EXPLAIN, JSON, RAW, ROUTES, SAMPLING, SYSTEM, opti
 from ..console.prompts import announce_asking, prompt_text
 from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
 from .jsonl import JSONL, answer_lines
+from .showcase import PROMPTS_FILE, read_examples
+
+SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 
 
 @click.command()
@@ -51,6 +54,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
                 system=given["system"],
                 explain=given["explain"],
                 raw=given["raw"],
+                suggestions=_demo_prompts() if model == "demo" else (),
             )
         return
     announce_asking(llm, given)
@@ -68,6 +72,12 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     told = given["as_json"] or (given["explain"] and route is not None and route.is_base)
     if route is not None and not told:
         say(report.blend_line(route, err_console().width), "dim")
+
+
+def _demo_prompts() -> list[str]:
+    """A few prompts that the demo's adapters are for."""
+    examples = read_examples(config.demo_folder() / PROMPTS_FILE)
+    return [example.context for example in examples[:SUGGESTIONS]]
 
 
 def _explain(llm: Engine) -> None:

@@ -76,12 +76,19 @@ def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
     flag, kind = f"--{name.replace('_', '-')}", _TYPES.get(name)
     if name == "signal":
         kind = click.Choice(registry.names(everywhere=True))
-    elif isinstance(option.default, bool):
-        flag = f"{flag}/--no-{flag[2:]}"
+    elif {True, False} <= set(option.metadata["choices"]):
+        flag, kind = f"{flag}/--no-{flag[2:]}", None
     elif kind is None:
         kind = click.Choice(option.metadata["choices"])
+    # A flag that is not given may mean a third thing.
+    given = option.default if kind is not None or isinstance(option.default, bool) else None
     return _shared(
-        flag, type=kind, default=option.default, help=option.metadata["help"], hidden=hidden
+        flag,
+        type=kind,
+        default=given,
+        callback=lambda _ctx, _option, value: option.default if value is None else value,
+        help=option.metadata["help"],
+        hidden=hidden,
     )
 
 
