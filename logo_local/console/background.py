@@ -25,7 +25,7 @@ _N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
 def self_profiles_in_background(
     llm: Engine, given: Mapping[str, Any]
 ) -> AbstractContextManager[object]:
-    """`making_self_profiles` for the adapters of an engine, with a line that says so; nothing where none is left.
+    """`making_self_profiles` for an engine, with a line that says so; nothing where none lacks.
 
     `given` are the options that the engine was opened by.
     """

@@ -90,7 +90,7 @@ def signal(
 
 @cache
 def signals() -> Mapping[str, Signal]:
-    """All registered signals by name: those of all commands first, each part in alphabetical order."""
+    """All registered signals by name: those of all commands first, each part sorted."""
     from . import scorers
 
     for module in sorted(found.name for found in iter_modules(scorers.__path__)):
