@@ -40,7 +40,7 @@ WRONG = {
     "llama.expert_used_count": [9, -1],
     "general.alignment": [1, 0, 24, "32"],
     "llama.rope.scaling.type": ["nothing", 5],
-    "tokenizer.ggml.model": ["nothing", 5],
+    "tokenizer.ggml.model": [5, ["gpt2"]],
 }
 
 
@@ -87,7 +87,8 @@ def changed(path, key, value):
         ("llama.attention.layer_norm_rms_epsilon", float("nan")),
         ("split.count", "two"),
         ("split.count", float("nan")),
-        ("tokenizer.ggml.model", "unheard"),
+        ("tokenizer.ggml.model", 7),
+        ("llama.rope.scaling.type", "unheard"),
     ],
 )
 def test_a_changed_file_is_an_error_that_names_the_key(tmp_path, key, value):

@@ -14,7 +14,6 @@ _MAX_BLOCKS = _MAX_EXPERTS = 512
 _MAX_WIDTH = 1 << 20
 _MAX_CONTEXT = 2**31 - 1
 _ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
-_TOKENIZERS = frozenset({"no_vocab", "llama", "bert", "gpt2", "t5", "rwkv", "plamo2"})
 # Numbers that no weight of a model is stored in.
 _NO_WEIGHTS = frozenset({"I8", "I16", "I32", "I64", "F64"})
 _VECTOR_TYPES = frozenset({"F32", "F16"})  # what ggml adds and multiplies rows with
@@ -52,7 +51,9 @@ def problems_of_keys(arch: str, fields: Mapping[str, Any]) -> list[str]:
     if isinstance(used, int) and isinstance(experts, int) and used > experts:
         problems.append(f"{arch}.expert_used_count is {used}, and there are {experts} experts")
     problems += _known(fields, f"{arch}.rope.scaling.type", _ROPE_SCALINGS)
-    problems += _known(fields, "tokenizer.ggml.model", _TOKENIZERS)
+    tokenizer = fields.get("tokenizer.ggml.model", "")  # llama.cpp itself refuses unknown names
+    if not isinstance(tokenizer, str):
+        problems.append(f"tokenizer.ggml.model is {str(tokenizer)[:40]!r}, and must be a text")
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         problems.append(f"general.alignment is {alignment!r}, and must be a power of two from 8 on")
