@@ -394,6 +394,39 @@ def _names(raw: Mapping[str, Any], key: str, findings: Findings) -> tuple[str, .
     return ()
 
 
+def _is_quick(key: str) -> bool:
+    """Whether a regular expression is matched in time that grows slowly with the name's length.
+
+    Python tries all ways to divide a name among repeated parts: one after the other they multiply,
+    one within the other they are exponential.
+    """
+    if len(key) > 512:
+        return False
+    repeats, open_groups, in_class, i = 0, [False], False, 0
+    while i < len(key):
+        one = key[i]
+        if one == "\\":
+            i += 1
+        elif in_class:
+            in_class = one != "]"
+        elif one == "[":
+            in_class = True
+        elif one == "(":
+            open_groups.append(False)
+        elif one == ")":
+            has_repeats = open_groups.pop() if len(open_groups) > 1 else False
+            if has_repeats and key[i + 1 : i + 2] in ("*", "+", "{"):
+                return False
+            open_groups[-1] |= has_repeats
+        elif one in "*+?{" and key[i - 1 : i] not in ("(", "*", "+"):
+            repeats += one in "*+{"
+            open_groups[-1] = True
+        elif one == "|":
+            open_groups[-1] |= len(open_groups) > 1
+        i += 1
+    return repeats <= 2
+
+
 def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str, float]:
     """The rank_pattern or alpha_pattern, without the entries that cannot be used."""
     pattern = raw.get(table) or {}
@@ -404,8 +437,15 @@ def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str
     for key, value in pattern.items():
         try:
             re.compile(rf"(.*\.)?({key})$")
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             findings.add(f"{table}: {key!r} is not a regular expression: {error}")
+            continue
+        if not _is_quick(key):
+            findings.add(
+                f"{table}: {printable(repr(key))} may take for ever to match: it repeats what "
+                "repeats, or more than two parts without bound",
+                "write the names of the layers instead",
+            )
             continue
         number = number_of(value)
         if not number:

@@ -31,7 +31,8 @@ def asking_for(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[
     if not unasked:
         return nullcontext()
     say(f"Asking {len(unasked)} of the adapters in the background what they are for", "dim")
-    settings = {name: given[name] for name in ("signal", "adapter_memory")}
+    names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
+    settings = {name: given[name] for name in names if name in given}
     return asking(str(llm.base.path), str(llm.pool.folder), settings)
 
 
