@@ -19,17 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from llama_cpp import Llama, llama_vocab_is_eog
 
 from . import config
-from .errors import AdapterError, PromptError, SettingsError
+from .errors import AdapterError, PromptError
 from .files.base_model import BaseModel
 from .files.pool import Pool
 from .llama.api_check import check_api
 from .llama.embedding import Embedder
 from .llama.interrupts import interrupts_held
-from .llama.llama_errors import model_errors, problems_of, prompt_errors
+from .llama.llama_errors import check_context, model_errors, problems_of, prompt_errors
 from .llama.mixed_llama import Stopped
 from .llama.mixture import Mixer, Mixture, ResidentAdapters
 from .progress import Stages
@@ -145,7 +144,7 @@ class LoGo(RoutedLlama):
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
         # llama_cpp redirects the process's output while it loads, which two threads must not do at
         # once: each would restore what the other has redirected.
-        _check_context(n_ctx, self.base)
+        check_context(n_ctx, self.base)
         with _opening, model_errors(model_path), interrupts_held():
             super().__init__(
                 model_path=str(model_path),
@@ -373,23 +372,6 @@ class LoGo(RoutedLlama):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _check_context(n_ctx: int, base: BaseModel) -> None:
-    """Raise SettingsError for a context that cannot be, before memory is taken for it.
-
-    Keys and values of all heads in 16 bits: less where a model has a sliding window, which is why
-    only contexts beyond what it was trained with are measured.
-    """
-    n_heads = max(base.n_head, 1)
-    n_bytes = n_ctx * base.n_blocks * 4 * max(base.n_head_kv, 1) * (base.n_embd // n_heads)
-    total = psutil.virtual_memory().total
-    if n_ctx >= 2**31 - N_CTX_STEP or (n_ctx > base.n_ctx_train and n_bytes > total):
-        raise SettingsError(
-            f"a context of {n_ctx:,} tokens takes {n_bytes / 2**30:,.0f} GiB for keys and values, "
-            f"and this machine has {total / 2**30:,.0f}",
-            hint=f"--ctx-size: the model was trained with {base.n_ctx_train:,}",
-        )
 
 
 def _free(residents: ResidentAdapters, router: Router, mixer: Mixer) -> None:

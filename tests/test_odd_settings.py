@@ -11,7 +11,7 @@ from logo_local import LoGo, config
 from logo_local.commands import background
 from logo_local.commands.cli import cli
 from logo_local.convert import plan_conversion
-from logo_local.convert.peft_config import _is_quick
+from logo_local.convert.patterns import is_quick
 from logo_local.errors import ConversionError, SettingsError
 from logo_local.fake import FakeLoGo
 from logo_local.files.base_model import BaseModel
@@ -68,7 +68,7 @@ def test_patterns_that_may_take_for_ever_are_refused(random_base, tmp_path, key)
     ],
 )
 def test_patterns_that_people_write_are_taken(key):
-    assert _is_quick(key)
+    assert is_quick(key)
 
 
 def test_the_background_process_follows_the_links_that_the_engine_follows(monkeypatch):

@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 
 from ..ask import Engine, Prompt, Sampling, ask
-from ..files.adapter_file import AdapterFile, FloatArray
+from ..files.adapter_file import AdapterFile
+from ..files.stored_values import FloatArray
 from .methods import Weights
 
 _EMBEDDING = "token_embd.weight"

@@ -16,8 +16,9 @@ import gguf
 import numpy as np
 
 from ..errors import AdapterError, ConversionError, LogoError
-from .adapter_file import AdapterFile, FloatArray, read_adapter
+from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
+from .stored_values import FloatArray
 from .whole_file import written_whole
 
 OUTTYPES = ("f32", "f16")
