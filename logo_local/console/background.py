@@ -33,7 +33,8 @@ def self_profiles_in_background(
     if not missing:
         return nullcontext()
     say(f"Asking {len(missing)} of the adapters in the background what they are for", "dim")
-    settings = {name: given[name] for name in ("signal", "adapter_memory")}
+    names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
+    settings = {name: given[name] for name in names if name in given}
     return making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings)
 
 
