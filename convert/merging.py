@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import AdapterError, ConversionError, LogoError
-from ..files.adapter_file import AdapterFile, FloatArray, read_adapter
+from ..files.adapter_file import AdapterFile, read_adapter
 from ..files.base_model import BaseModel
 from ..files.lora_writer import lora_writer, write_added
+from ..files.stored_values import FloatArray
 from ..files.whole_file import written_whole
 
 OUTTYPES = ("f32", "f16")

@@ -15,6 +15,8 @@ from typing import Any
 
 from ..files.gguf_bounds import printable
 from ..files.text_file import read_text
+from .methods import hint_for_method
+from .patterns import is_quick, pattern_key
 from .provenance import said_by_config
 
 CONFIG_FILE = "adapter_config.json"
@@ -25,28 +27,6 @@ MERGE_HINT = (
 )
 _RETRAIN_HINT = "there is no way around it: train it again as a plain LoRA"
 
-# Other kinds of adapter that are no change of weights, so that there is nothing to merge either.
-_TRAINED_PROMPTS = frozenset(
-    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"}
-    | {"ADAPTION_PROMPT"}
-)
-_PROMPTS_HINT = "it trained prompts, which no file of weights can hold: train a LoRA"
-_UNMERGEABLE = frozenset({"LILY", "POLY", "SHADOW"})  # what they do depends on the input
-_UNMERGEABLE_HINT = "PEFT cannot merge it into a base either: train a LoRA"
-_XLORA_HINT = "the adapters that X-LoRA mixes can be converted one by one"
-_OTHER_HINT = (
-    "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
-    "or train a LoRA"
-)
-# Those that add a matrix to a weight: PEFT can approximate it by a LoRA.
-_CONVERTIBLE = frozenset(
-    {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA"}
-    | {"TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"}
-)
-_CONVERTIBLE_HINT = (
-    "PEFT can turn it into a LoRA: peft.save_as_lora(folder, model, rank=...), or "
-    "merge_and_unload merges it into the base"
-)
 # Of PEFT's task_type: what does not generate text, whatever its layers are.
 _NO_TEXT_TASKS = {
     "SEQ_CLS": "a sequence classifier",
@@ -218,19 +198,6 @@ class PeftConfig:
         return notes
 
 
-def pattern_key(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The first key of a rank_pattern or alpha_pattern that names `module`, as PEFT matches it.
-
-    Each key is a regular expression that must cover the whole module name, or its end after a dot.
-    Raises re.error for a key that is no regular expression.
-    """
-    for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", module):
-            return key
-    # PEFT then looks the full name up as it is, which finds keys with regex characters in them.
-    return module if module in patterns else None
-
-
 def read_config(folder: Path, findings: Findings) -> PeftConfig:
     """Read the folder's adapter_config.json; what is wrong with it goes into `findings`."""
     raw = _read_json(folder, findings)
@@ -291,7 +258,7 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
         return None
     kind = config["peft_type"]
     if kind != "LORA":
-        findings.add(f"peft_type is {kind!r}; only LORA can be converted", _hint_for(kind))
+        findings.add(f"peft_type is {kind!r}; only LORA can be converted", hint_for_method(kind))
         return None
     task = config.get("task_type")
     if isinstance(task, str) and task in _NO_TEXT_TASKS:
@@ -301,16 +268,6 @@ def _read_json(folder: Path, findings: Findings) -> dict[str, Any] | None:
         )
         return None
     return config
-
-
-def _hint_for(kind: object) -> str:
-    if not isinstance(kind, str):
-        return ""
-    hints = {"XLORA": _XLORA_HINT}
-    hints |= dict.fromkeys(_TRAINED_PROMPTS, _PROMPTS_HINT)
-    hints |= dict.fromkeys(_UNMERGEABLE, _UNMERGEABLE_HINT)
-    hints |= dict.fromkeys(_CONVERTIBLE, _CONVERTIBLE_HINT)
-    return hints.get(kind, _OTHER_HINT)
 
 
 def _check_config(config: dict[str, Any], findings: Findings) -> None:
@@ -404,8 +361,15 @@ def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str
     for key, value in pattern.items():
         try:
             re.compile(rf"(.*\.)?({key})$")
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             findings.add(f"{table}: {key!r} is not a regular expression: {error}")
+            continue
+        if not is_quick(key):
+            findings.add(
+                f"{table}: {printable(repr(key))} may take for ever to match: it repeats what "
+                "repeats, or more than two parts without bound",
+                "write the names of the layers instead",
+            )
             continue
         number = number_of(value)
         if not number:

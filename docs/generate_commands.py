@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from logo_local.commands.cli import cli
+from logo_local.routing import registry
 
 WIDTH = 88
 
@@ -34,6 +35,28 @@ def section(title: str, command: click.Command, context: click.Context) -> str:
     return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
 
 
+SIGNALS = """\
+## Signals
+
+What `--signal` can be. Every command has those in the column "all commands"; the others are for
+`logo-local eval` and for the Python API. `auto` stands for `{default}`.
+
+| signal | an adapter's score is | needs | source | all commands |
+|---|---|---|---|---|
+"""
+
+
+def signals_section() -> str:
+    """The table of all signals, from the registry."""
+    rows = []
+    for signal in registry.signals().values():
+        needs = "; ".join(need.value for need in registry.Need if need in signal.needs)
+        everywhere = "yes" if signal.everywhere else ""
+        cells = (f"`{signal.name}`", signal.summary, needs, signal.source, everywhere)
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return SIGNALS.format(default=registry.DEFAULT) + "".join(rows)
+
+
 def page() -> str:
     """The whole page."""
     settings = {**cli.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
@@ -42,7 +65,7 @@ def page() -> str:
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=name, parent=top)
         sections.append(section(f"logo-local {name}", command, context))
-    return "\n".join([START, *sections])
+    return "\n".join([START, *sections, signals_section()])
 
 
 if __name__ == "__main__":

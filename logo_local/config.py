@@ -106,8 +106,9 @@ def parse_size(text: str | int) -> int:
     for a size of nothing.
     """
     match = None if isinstance(text, bool) else _SIZE.fullmatch(str(text).strip())
-    size = int(float(match[1]) * 2 ** _UNITS[match[2].upper()]) if match else 0
-    if size < 1:
+    number = float(match[1]) if match and len(match[1]) <= 30 else 0.0
+    size = int(number * 2 ** _UNITS[match[2].upper()]) if match else 0
+    if not 1 <= size < 2**63:
         raise ValueError(f"{text!r} is not a size: write it like 512M or 2G")
     return size
 

@@ -100,11 +100,10 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             tap: "input" of the projection, or "residual", the state before the block's norm.
             mixture: "scales" (adapters one by one), "stacked" (as one, which is faster) or "auto".
             mixture_type: The stack's numbers: "native", as the adapters are stored, or "q8_0".
-            keep_route: How much the weights may change in a conversation without a new route.
+            keep_route: How much weights may change in a conversation without a new route.
             prefill: "mixture", or "base": only what follows the prompt is under the mixture.
             adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".
-            self_profile: Whether adapters without example prompts write some: True, False, or
-                "kept", only those that were written earlier.
+            self_profile: Whether adapters without examples write some: True, False or "kept".
             past: Whether the norms of your prompts are remembered, as a few numbers.
             links_out: Whether adapters may be links to files outside of the folder.
             progress: Called with (stage, done, total) while adapters are read and converted.
@@ -135,7 +134,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             choose_target(self.pool.adapters, self.base, layer)
         if n_ctx is None:
             n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
-        with loading(model_path):
+        with loading(model_path, n_ctx, self.base):
             super().__init__(
                 model_path=str(model_path),
                 # llama.cpp rounds it up itself, and the parent's arrays would be too short.
@@ -327,10 +326,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             self._requires_eval = True  # the logits are the base's
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """As in the parent, batch by batch, until it should stop.
+        """As in the parent, batch by batch, until it should stop; an evaluation counts or raises.
 
-        Ctrl+C is raised when a batch has been evaluated and counted. After an evaluation that
-        failed the context is empty. Raises MixtureError where the mixture makes NaN.
+        After one that failed the context is empty. Raises MixtureError where the mixture makes NaN.
         """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
@@ -356,7 +354,12 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         self.reset()
         self._kv_key = None
 
-    # Vectors and states
+    # Tokens, vectors and states
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> Any:
+        """As in the parent, but ContextError for a text of more bytes than the context can hold."""
+        self.loaded.check_size(text)
+        return super().tokenize(text, add_bos, special)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, by the base model alone."""
@@ -390,10 +393,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     # Lifecycle
 
     def close(self) -> None:
-        """Free the contexts, the adapters and the model. May be called twice.
-
-        Whatever is called afterwards raises PromptError.
-        """
+        """Free contexts, adapters and model, twice if need be. What follows is a PromptError."""
         if hasattr(self, "_stack"):  # not there when the parent was never initialised
             super().close()
             # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from .errors import PromptError
-from .files.adapter_file import AdapterFile, Module, TensorPlace
+from .files.adapter_file import AdapterFile, Module
 from .files.base_model import BaseModel
 from .files.pool import Changes, Pool
+from .files.stored_values import TensorPlace
 from .hidden_states import FloatArray
 from .routing.route import Route, fixed, select
 from .routing.settings import Routing, RoutingSettings, check_routing

@@ -270,9 +270,9 @@ def _with_fused_layers(name: str, folder: Path) -> dict[str, Any]:
                     key.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
                 )
                 parameter.copy_(twin)
-    logits["stacked"] = _logits(peft.eval())
-    peft.save_pretrained(folder / "stacked")
-    path = folder / "stacked" / "adapter_model.safetensors"
+    logits["fused"] = _logits(peft.eval())
+    peft.save_pretrained(folder / "fused")
+    path = folder / "fused" / "adapter_model.safetensors"
     saved = {key: value.numpy() for key, value in load_file(path).items()}
     tensors = {}
     for ending in (".lora_A.weight", ".lora_B.weight"):

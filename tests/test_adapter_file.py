@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logo_local.errors import AdapterError
-from logo_local.files.adapter_file import TENSOR_TYPES, AdapterFile, read_adapter
+from logo_local.files.adapter_file import AdapterFile, read_adapter
 from logo_local.files.base_model import BaseModel
+from logo_local.files.stored_values import TENSOR_TYPES
 
 BASE = g.base_model()
 Q = "blk.0.attn_q.weight"

@@ -62,12 +62,14 @@ def test_the_process_ends_with_the_block(monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(background.subprocess, "Popen", sleeping)
-    with background.asking("model.gguf", "dir", {"adapter_memory": 512}):
+    with background.making_self_profiles("model.gguf", "dir", {"adapter_memory": 512}):
         assert started[0].poll() is None
     assert started[0].poll() is not None
 
 
 def test_the_module_runs_as_a_process(random_base, folder, home):
-    with background.asking(str(random_base), str(folder), {"signal": "auto"}) as process:
+    with background.making_self_profiles(
+        str(random_base), str(folder), {"signal": "auto"}
+    ) as process:
         assert process.wait() == 0
     assert list((home / "cache" / "profiles").rglob("*.samples.json"))

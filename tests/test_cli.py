@@ -336,7 +336,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
         began.append((model, adapters, settings))
         yield
 
-    monkeypatch.setattr(background, "asking", asking)
+    monkeypatch.setattr(background, "making_self_profiles", asking)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
     call("run", *MODEL)
     assert (began, llm.settings["self_profile"]) == ([], "kept")

@@ -12,7 +12,7 @@ from tiny import ADAPTERS, ORACLE_ADAPTERS, known_warnings
 
 from logo_local.convert import convert_adapter
 from logo_local.convert.layouts import halves_interleaved
-from logo_local.convert.peft_config import pattern_key
+from logo_local.convert.patterns import pattern_key
 from logo_local.files.base_model import BaseModel
 
 # llama.cpp's converter

@@ -39,6 +39,14 @@ def raise_within(monkeypatch, ctx, after=0):
     monkeypatch.setattr(llama_cpp._internals.llama_cpp, "llama_decode", decode)
 
 
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Python's own, also where the tests run in the background, for which shells ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def logo(random_base, random_adapters):
     opened = []

@@ -137,7 +137,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
             f"logo_local/{room}/{name}"
             for room in (
                 *("bench", "chat", "commands", "console", "evaluation", "files"),
-                *("jsonl", "llama", "routing", "server"),
+                *("jsonl", "llama", "routing", "routing/scorers", "server"),
             )
             for name in code_files(f"logo_local/{room}")
         ),

@@ -130,7 +130,9 @@ def measure(
 def _prompt(llm: LoGo, n: int) -> list[int]:
     """The first `n` tokens of the generic prompts, begun again where they end."""
     text = resources.files("logo_local.routing").joinpath("generic_prompts.txt").read_text("utf-8")
-    tokens: list[int] = llm.tokenize(text.encode())
+    # Line by line: all of them may be more than the context holds.
+    lines = text.encode().splitlines(keepends=True)
+    tokens = [token for line in lines for token in llm.tokenize(line, add_bos=False)]
     return (tokens * (n // len(tokens) + 1))[:n]
 
 

@@ -10,10 +10,10 @@ import click
 from .. import chat, config
 from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from ..console import report
-from ..console.background import asking_for
+from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import EXPLAIN, JSON, RAW, ROUTES, SAMPLING, SYSTEM, options
-from ..console.prompts import announce_asking, prompt_text
+from ..console.prompts import announce_self_profiles, prompt_text
 from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
 from .jsonl import JSONL, answer_lines
 from .showcase import PROMPTS_FILE, read_examples
@@ -47,7 +47,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         given["self_profile"] = "kept"  # nobody waits for the rest: see below
     llm = open_by_options(ctx, model, given)
     if talk:
-        with asking_for(llm, given):
+        with self_profiles_in_background(llm, given):
             chat.chat(
                 llm,
                 replace(sampling, seed=given["seed"]),
@@ -57,7 +57,7 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
                 suggestions=_demo_prompts() if model == "demo" else (),
             )
         return
-    announce_asking(llm, given)
+    announce_self_profiles(llm, given)
     asked = as_prompt(llm, text, raw=given["raw"], system=given["system"])
     if given["system"] and isinstance(asked, str):
         say("warning: --system has no effect without a chat template", "yellow")

@@ -11,7 +11,7 @@ from ..ask import as_prompt
 from ..console import report
 from ..console.opening import open_by_options
 from ..console.options import ROUTING, options
-from ..console.prompts import announce_asking, prompt_text
+from ..console.prompts import announce_self_profiles, prompt_text
 from ..console.terminal import UsageError, err_console, print_json, say
 
 
@@ -30,7 +30,7 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
     text = prompt_text(prompt)
     llm = open_by_options(ctx, model, given)
-    announce_asking(llm, given)
+    announce_self_profiles(llm, given)
     route = llm.route(as_prompt(llm, text, raw=given["raw"]))
     if given["as_json"]:
         print_json(report.score_json(route, llm.timings_ms))

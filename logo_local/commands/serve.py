@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..ask import SAMPLED, Engine, Sampling
-from ..console.background import asking_for
+from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import ROUTES_ALONE, SAMPLING, SERVER, options
 from ..console.terminal import UsageError, say
@@ -44,7 +44,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)
         first = engines[0]
-        with asking_for(first, given):
+        with self_profiles_in_background(first, given):
             say(
                 f"{first.base.path.name} with {len(first.pool.names)} adapters at "
                 f"{_address(given['host'], bound)} (Ctrl+C stops)"

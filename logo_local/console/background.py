@@ -22,8 +22,10 @@ _NICER = 10
 _N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
 
 
-def asking_for(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[object]:
-    """`asking` for the adapters of an engine, with a line that says so; nothing where none is left.
+def self_profiles_in_background(
+    llm: Engine, given: Mapping[str, Any]
+) -> AbstractContextManager[object]:
+    """`making_self_profiles` for an engine, with a line that says so; nothing where none lacks.
 
     `given` are the options that the engine was opened by.
     """
@@ -31,12 +33,13 @@ def asking_for(llm: Engine, given: Mapping[str, Any]) -> AbstractContextManager[
     if not missing:
         return nullcontext()
     say(f"Asking {len(missing)} of the adapters in the background what they are for", "dim")
-    settings = {name: given[name] for name in ("signal", "adapter_memory")}
-    return asking(str(llm.base.path), str(llm.pool.folder), settings)
+    names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
+    settings = {name: given[name] for name in names if name in given}
+    return making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings)
 
 
 @contextmanager
-def asking(
+def making_self_profiles(
     model: str, adapters: str, settings: Mapping[str, Any]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Within this block a process asks all adapters of the folder that were not asked yet.

@@ -31,7 +31,7 @@ def _standard_input() -> str:
         raise UsageError(f"standard input cannot be used: {error}", "pipe text in UTF-8") from error
 
 
-def announce_asking(llm: Engine, given: Mapping[str, Any]) -> None:
+def announce_self_profiles(llm: Engine, given: Mapping[str, Any]) -> None:
     """Say which adapters the router knows nothing of, or what the first prompt will wait for."""
     missing = llm.without_profile()
     if not missing:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files.folder import kind_of
+from ..files.gguf_bounds import printable
 from ..routing.route import Route
 
 if TYPE_CHECKING:
@@ -346,5 +347,6 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(Text(row["name"]), row["kind"], *numbers, Text("yes", style="green"))
         else:
             reason = Text(f"no: {row['reason']}", style="red")
-            table.add_row(Text(os.path.basename(row["path"])), "", "", "", "", "", reason)
+            name = printable(os.path.basename(row["path"]))
+            table.add_row(Text(name), "", "", "", "", "", reason)
     return table

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..ask import Engine, Prompt, Sampling, ask
-from ..files.adapter_file import AdapterFile, FloatArray
+from ..files.adapter_file import AdapterFile
 from ..files.lora_writer import lora_writer, write_added
+from ..files.stored_values import FloatArray
 from .methods import Weights
 
 _EMBEDDING = "token_embd.weight"

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
-import numpy.typing as npt
-from gguf.quants import dequantize, quant_shape_to_byte_shape
 
 from ..errors import AdapterError
 from .base_model import BaseModel
@@ -37,21 +34,9 @@ from .gguf_bounds import (
     printable,
 )
 from .other_base import made_for
+from .stored_values import TENSOR_TYPES, FloatArray, StoredArray, TensorPlace, stored_at, values_at
 
 log = logging.getLogger(__name__)
-
-FloatArray = npt.NDArray[np.float32]
-StoredArray: TypeAlias = "npt.NDArray[np.float16] | npt.NDArray[np.float32]"
-
-# Whether a place of a file can be read without moving where another thread reads: not on Windows.
-CAN_SHARE_FILES = hasattr(os, "pread")
-
-# What llama.cpp can multiply with and gguf can turn back into numbers.
-TENSOR_TYPES = frozenset(
-    {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-    | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
-)
-
 
 # The largest number of a float16, in which llama.cpp keeps keys and values. A sound adapter changes
 # a weight by less than 10; one with numbers above this makes infinities of any prompt.
@@ -62,17 +47,6 @@ ALORA = (
     "it is an activated LoRA (aLoRA), which works from its invocation tokens on only; "
     "these are not supported"
 )
-
-
-class TensorPlace(NamedTuple):
-    """Where one tensor lies in its file: byte offset from the start of the tensors' data, byte
-    count, ggml type, numpy shape.
-    """
-
-    offset: int
-    n_bytes: int
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +118,7 @@ class AdapterFile:
         try:
             with self.path.open("rb") as file:
                 self.check_unchanged()
-                a, b = (_values(file, self.data_start, place) for place in (module.a, module.b))
+                a, b = (values_at(file, self.data_start, place) for place in (module.a, module.b))
         except OSError as error:
             raise AdapterError(
                 f"{self.path} cannot be read: {error.strerror}", hint="rescan the folder"
@@ -158,7 +132,7 @@ class AdapterFile:
         has changed since it was checked. Threads may share the file where `CAN_SHARE_FILES`.
         """
         module = self.modules[target]
-        return _stored(file, self.data_start, module.a if side == "a" else module.b)
+        return stored_at(file, self.data_start, module.a if side == "a" else module.b)
 
 
 def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
@@ -393,7 +367,7 @@ def _check_values(
         sides = {"lora_a": module.a, "lora_b": module.b}
         if not all(place.dtype in TENSOR_TYPES for place in sides.values()):
             continue
-        values = {side: _values(file, start, place) for side, place in sides.items()}
+        values = {side: values_at(file, start, place) for side, place in sides.items()}
         counts = {
             side: v.size - int(np.count_nonzero(np.isfinite(v))) for side, v in values.items()
         }
@@ -419,27 +393,3 @@ def largest_change(a: FloatArray, b: FloatArray, target: str) -> float:
     largest_a = np.abs(a).max(axis=inputs).astype(np.float64)  # (..., rank)
     sums = np.abs(b).astype(np.float64) @ largest_a[..., None]  # (..., d_out, 1)
     return float(sums.max())
-
-
-def _values(file: BinaryIO, start: int, place: TensorPlace) -> FloatArray:
-    """The tensor's numbers as float32, in its own shape."""
-    with np.errstate(all="ignore"):  # a signalling NaN would warn; it is counted instead
-        return _stored(file, start, place).astype(np.float32)
-
-
-def _stored(file: BinaryIO, start: int, place: TensorPlace) -> StoredArray:
-    """The tensor's numbers, float16 where they are stored so and otherwise float32."""
-    if CAN_SHARE_FILES:
-        data = os.pread(file.fileno(), place.n_bytes, start + place.offset)
-    else:
-        file.seek(start + place.offset)
-        data = file.read(place.n_bytes)
-    if len(data) != place.n_bytes:
-        raise OSError(0, "it became shorter while it was read")
-    if place.dtype in ("F32", "F16"):
-        kind = np.dtype("<f4" if place.dtype == "F32" else "<f2")
-        return np.frombuffer(data, kind).reshape(place.shape)
-    qtype = gguf.GGMLQuantizationType[place.dtype]
-    blocks = np.frombuffer(data, np.uint8).reshape(quant_shape_to_byte_shape(place.shape, qtype))
-    with np.errstate(all="ignore"):
-        return np.asarray(dequantize(blocks, qtype), dtype=np.float32)

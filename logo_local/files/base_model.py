@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gguf
 import numpy as np
@@ -21,6 +21,9 @@ import numpy as np
 from ..errors import ModelError
 from .gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start
 from .header_reader import HeaderReader
+from .model_checks import problems_of_keys, problems_of_tensors
+
+Stored: TypeAlias = tuple[str, int, str]  # name, number of dimensions, ggml type
 
 _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
 
@@ -44,8 +47,10 @@ class _ModelReader(HeaderReader):
         return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """The keys of one file, but for the tokenizer's, and the shapes of its tensors."""
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], list[Stored]]:
+    """The keys of one file, but for most of the tokenizer's, the shapes of its tensors, and how
+    they are stored.
+    """
     if not path.is_file():
         raise ModelError(
             f"no model file at {path}",
@@ -58,8 +63,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             name: field.contents()
             for name, field in reader.fields.items()
             if not name.startswith("tokenizer.")  # not kept, see _ModelReader
+            or name == "tokenizer.ggml.model"
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
+        stored = [(t.name, len(t.shape), t.tensor_type.name) for t in reader.tensors]
     except ModelError:
         raise
     except Exception as error:  # the reader raises whatever the damaged bytes lead it to
@@ -68,7 +75,16 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             hint="the file may be damaged or only half downloaded: compare its size or "
             "sha256 with its source",
         ) from error
-    return fields, shapes
+    return fields, shapes, stored
+
+
+def _unusable(path: Path, problems: list[str]) -> ModelError:
+    return ModelError(
+        f"{path} cannot be used",
+        problems=problems,
+        hint="the file may be damaged, or made by another program: convert the model again with "
+        "llama.cpp's convert_hf_to_gguf.py",
+    )
 
 
 def _refuse_other_kinds(path: Path) -> None:
@@ -88,7 +104,9 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
     """The files that follow `path` where a model is split (name-00001-of-00003.gguf)."""
-    count = int(fields.get("split.count", 0))
+    count = fields.get("split.count", 0)
+    if type(count) is not int or not 0 <= count <= 65535:
+        raise ModelError(f"{path} cannot be used: split.count is {str(count)[:40]!r}")
     if count < 2:
         return []
     if not path.name.endswith(ending := f"-00001-of-{count:05}.gguf"):
@@ -131,21 +149,27 @@ class BaseModel:
         Does not check the weights.
         """
         path = Path(path)
-        fields, tensors = _read_header(path)
+        fields, tensors, stored = _read_header(path)
         for other in _other_parts(path, fields):
-            tensors |= _read_header(other)[1]
+            _, more, stored_there = _read_header(other)
+            tensors |= more
+            stored += stored_there
         if fields.get("general.type", "model") != "model":
             raise ModelError(
                 f"{path} is not a model: its general.type is {fields['general.type']!r}",
                 hint="adapters go into the folder that --adapters names",
             )
-        return cls._from_fields(path, fields, tensors)
+        base = cls._from_fields(path, fields, tensors)
+        problems = problems_of_tensors(stored)
+        if problems:
+            raise _unusable(path, problems)
+        return base
 
     @classmethod
     def _from_fields(
         cls, path: Path, fields: Mapping[str, object], tensors: Mapping[str, tuple[int, ...]]
     ) -> BaseModel:
-        arch = str(fields.get("general.architecture", ""))
+        arch = str(fields.get("general.architecture", ""))[:64]
         needed = ("block_count", "embedding_length", "attention.head_count")
         missing = [f"{arch}.{key}" for key in needed if f"{arch}.{key}" not in fields]
         if not arch or missing:
@@ -154,6 +178,10 @@ class BaseModel:
                 problems=[f"no key {key}" for key in missing or ["general.architecture"]],
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
+
+        problems = problems_of_keys(arch, fields)
+        if problems:
+            raise _unusable(path, problems)
 
         def number(key: str, default: int = 0) -> int:
             value = fields.get(f"{arch}.{key}", default)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
-from .adapter_file import TENSOR_TYPES, AdapterFile, Module, TensorPlace
+from .adapter_file import AdapterFile, Module
 from .cache_file import keep, kept
 from .digest import sha256_of_all
 from .folder import Stamp, weights_in
+from .stored_values import TENSOR_TYPES, TensorPlace
 
 log = logging.getLogger(__name__)
 

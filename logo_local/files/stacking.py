@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .adapter_file import AdapterFile, StoredArray
+from .adapter_file import AdapterFile
+from .stored_values import StoredArray
 
 # llama.cpp multiplies 32 numbers at a time and what is left over one by one, which is slower than
 # the numbers that fill it up; a block of Q8_0 has 32 as well.

@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-from ..errors import ContextError, LogoError, ModelError, PromptError
+from ..errors import ContextError, LogoError, ModelError, PromptError, SettingsError
+from ..files.base_model import BaseModel
 from .interrupts import interrupts_held
+
+MAX_CONTEXT = 2**31 - 256  # tokens: llama.cpp rounds up to 256, and counts with 32 bits
 
 _opening = threading.Lock()
 
@@ -41,12 +45,13 @@ def model_errors(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def loading(path: str | Path) -> Iterator[None]:
+def loading(path: str | Path, n_ctx: int, base: BaseModel) -> Iterator[None]:
     """Load a model within this block: with its errors translated, and Ctrl+C at its end.
 
     One at a time: llama_cpp redirects the process's output while it loads, and of two threads each
     would restore what the other has redirected.
     """
+    check_context(n_ctx, base)
     with _opening, model_errors(path), interrupts_held():
         yield
 
@@ -93,3 +98,20 @@ def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[s
     if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
         problems.append("chat handlers with images are not supported: only text is routed")
     return problems
+
+
+def check_context(n_ctx: int, base: BaseModel) -> None:
+    """Raise SettingsError for a context that cannot be, before memory is taken for it.
+
+    Keys and values of all heads in 16 bits: less where a model has a sliding window, which is why
+    only contexts beyond what it was trained with are measured.
+    """
+    n_heads = max(base.n_head, 1)
+    n_bytes = n_ctx * base.n_blocks * 4 * max(base.n_head_kv, 1) * (base.n_embd // n_heads)
+    total = psutil.virtual_memory().total
+    if n_ctx >= MAX_CONTEXT or (n_ctx > base.n_ctx_train and n_bytes > total):
+        raise SettingsError(
+            f"a context of {n_ctx:,} tokens takes {n_bytes / 2**30:,.0f} GiB for keys and values, "
+            f"and this machine has {total / 2**30:,.0f}",
+            hint=f"--ctx-size: the model was trained with {base.n_ctx_train:,}",
+        )

@@ -12,6 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import llama_cpp
@@ -107,8 +108,8 @@ class LoadedModel:
         self.params = llama.context_params
         self.architecture = str(llama.metadata.get("general.architecture", ""))
         self.has_template = "tokenizer.chat_template" in llama.metadata
-        vocab = llama_cpp.llama_model_get_vocab(self.pointer)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._vocab = llama_cpp.llama_model_get_vocab(self.pointer)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._open: list[Context] = []
 
     @property
@@ -199,6 +200,37 @@ class LoadedModel:
                 hint="shorten it, or give a larger --ctx-size",
             )
         return tokens
+
+    def check_size(self, text: bytes) -> None:
+        """Raise ContextError for a text of more bytes than the tokens of the context can hold.
+
+        Some tokenizers take a time that grows with the square of the length, and nothing can end
+        them: 160 KB without spaces take half a minute.
+        """
+        n_ctx: int = self.llama.n_ctx()
+        if len(text) <= 4 * n_ctx:  # short enough without a look at the vocabulary
+            return
+        n_bytes = n_ctx * self.longest_token
+        if len(text) > n_bytes and self._keeps_text:
+            raise ContextError(
+                f"the prompt does not fit: {len(text):,} bytes, where {n_ctx} tokens have "
+                f"at most {n_bytes:,}",
+                hint="shorten it, or give a larger --ctx-size",
+            )
+
+    @cached_property
+    def _keeps_text(self) -> bool:
+        """Whether tokens hold all of a text; some tokenizers drop white space."""
+        return llama_cpp.llama_vocab_type(self._vocab) in (
+            llama_cpp.LLAMA_VOCAB_TYPE_SPM,
+            llama_cpp.LLAMA_VOCAB_TYPE_BPE,
+        )
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The bytes of the longest token's text. Takes some 0.2 s for 250,000 tokens, once."""
+        lengths = (len(llama_cpp.llama_vocab_get_text(self._vocab, i)) for i in range(self.n_vocab))
+        return max(lengths, default=1)
 
     def tokens_of_text(self, text: str) -> list[int]:
         """The tokens of a text as a chat message, or as it is where no template takes it."""

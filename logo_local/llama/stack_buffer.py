@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import AdapterError, NativeError
-from ..files.adapter_file import CAN_SHARE_FILES, AdapterFile
+from ..files.adapter_file import AdapterFile
 from ..files.lora_writer import lora_writer
 from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
+from ..files.stored_values import CAN_SHARE_FILES
 from .model import LoadedModel
 from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 # What `progress` is told.
-ASKING = "asking adapters what they are for"
+WRITING = "asking adapters what they are for"
 READING = "reading example prompts"
 
 
@@ -105,13 +105,13 @@ class AdapterProfiles:
         """The self-profiles of these adapters; one that wrote nothing at all has none."""
         found = {}
         for done, name in enumerate(names):
-            self._progress(ASKING, done, len(names))
+            self._progress(WRITING, done, len(names))
             adapter = self._pool.adapters[name]
             make = partial(self._reader.written_by, adapter)
             profile = self._store.of_samples(self._key(adapter), make, self._embed, form)
             if profile is not None:
                 found[name] = profile
-        self._progress(ASKING, len(names), len(names))
+        self._progress(WRITING, len(names), len(names))
         useless = [name for name, profile in found.items() if not profile.is_informative]
         if useless:
             log.info("texts that %s wrote say nothing about them", ", ".join(useless))

@@ -90,12 +90,13 @@ def signal(
 
 @cache
 def signals() -> Mapping[str, Signal]:
-    """All registered signals by name, in the order of their modules' names."""
+    """All registered signals by name: those of all commands first, each part sorted."""
     from . import scorers
 
     for module in sorted(found.name for found in iter_modules(scorers.__path__)):
         import_module(f"{scorers.__name__}.{module}")
-    return MappingProxyType(_registered)
+    ordered = sorted(_registered.values(), key=lambda s: (not s.everywhere, s.name))
+    return MappingProxyType({one.name: one for one in ordered})
 
 
 def find(name: str) -> Signal:

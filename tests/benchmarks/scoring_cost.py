@@ -18,8 +18,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from logo_local.files.adapter_file import Module, TensorPlace
+from logo_local.files.adapter_file import Module
 from logo_local.files.base_model import BaseModel
+from logo_local.files.stored_values import TensorPlace
 from logo_local.hidden_states import Hidden, Place
 from logo_local.routing.index import RoutingIndex
 from logo_local.routing.profiles import Profile, embed

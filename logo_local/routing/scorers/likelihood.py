@@ -15,7 +15,7 @@ TEMPERATURE = 2.0
 @signal(
     "each-likelihood",
     Need.EACH,
-    summary="its share in how likely the prompt is under each, if it beats the base",
+    summary="its share of the prompt's likelihood under all, if it beats the base",
     source="Bayes' rule",
 )
 def likelihood(_scorer: Scorer, prompt: Prompt) -> Scores:
@@ -26,7 +26,7 @@ def likelihood(_scorer: Scorer, prompt: Prompt) -> Scores:
 @signal(
     "shortlist",
     *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES, Need.BASELINES, Need.EACH),
-    summary="the same among the best five by the default signal",
+    summary="each-likelihood among the best five by the default signal",
     source="our own",
 )
 def shortlist(scorer: Scorer, prompt: Prompt) -> Scores:

@@ -24,7 +24,7 @@ def norm(scorer: Scorer, prompt: Prompt) -> Scores:
 @signal(
     "entropy",
     Need.LAST_TOKEN,
-    summary="the inverse entropy of the same",
+    summary="the inverse entropy of what the adapter adds to one projection",
     source=_SOURCE,
     everywhere=True,
 )
@@ -41,7 +41,7 @@ def inverse_entropy(scorer: Scorer, prompt: Prompt) -> Scores:
     "each-entropy",
     Need.EACH,
     summary="the inverse entropy of the next token under the adapter",
-    source="the issue that this program began with; LoGo's signal on the model's own output",
+    source="our own, after LoGo's entropy",
     everywhere=True,
 )
 def each_entropy(_scorer: Scorer, prompt: Prompt) -> Scores:
