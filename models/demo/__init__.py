@@ -1,1 +1,1 @@
-"""The bundled model, its adapters and prompts to try them on: see manifest.json."""
+"""The demo: adapters for SmolLM2-135M-Instruct and prompts to try them on; see manifest.json."""

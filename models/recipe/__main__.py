@@ -38,20 +38,19 @@ def publish(
     tasks: Mapping[str, Task], gguf: Path, build: Path, demo: Path, seed: int, threads: int
 ) -> None:
     """Select adapters by the choosing items, measure them on the others, and replace the demo."""
-    scored = {}
-    for group in ("choose", "report"):
-        kept = build / f"scores-{group}.json"
-        there = [tasks[path.stem] for path in sorted((build / "gguf").glob("*.gguf"))]
-        scored[group] = score_all(gguf, build / "gguf", there, group, kept, threads)
-    names = selected(there, scored["choose"])
+    trained = [tasks[path.stem] for path in sorted((build / "gguf").glob("*.gguf"))]
+    kept = build / "scores-choose.json"
+    names = selected(trained, score_all(gguf, build / "gguf", trained, "choose", kept, threads))
     log.info("%d adapters are selected", len(names))
+    chosen, kept = [tasks[name] for name in names], build / "scores-report.json"
+    scores = score_all(gguf, build / "gguf", chosen, "report", kept, threads)
     shutil.rmtree(demo / "adapters", ignore_errors=True)
     (demo / "adapters").mkdir(parents=True)
     for name in names:
         for path in (build / "gguf").glob(f"{name}.*"):
             shutil.copy(path, demo / "adapters")
     write_lines(demo / "demo_prompts.jsonl", demo_prompts(tasks, names))
-    write_manifest(demo, tasks, names, scored["report"], gguf, seed)
+    write_manifest(demo, tasks, names, scores, gguf, seed)
     write_suite(tasks, names, build / "suite")
 
 
