@@ -168,6 +168,13 @@ def _generate(
             yield chunk
 
 
+def free_tools(request: ChatRequest) -> tuple[str, ...]:
+    """The names of the tools of which the model itself chooses whether it calls them."""
+    if request.tool_choice not in (None, "auto"):
+        return ()
+    return tuple(tool.function.name for tool in request.tools or ())
+
+
 def _structure(request: ChatRequest) -> dict[str, Any]:
     """Tools and formats as llama_cpp takes them; RequestError for what it cannot keep to."""
     wanted = request.response_format
