@@ -67,7 +67,8 @@ class LoGo(RoutedLlama):
     hold, as a number, like "512M", or "auto", a quarter of what is free. `self_profile` says if
     adapters without example prompts are asked what they are for (True, False, or "kept": only what
     is known already counts), `past` whether what prompts do to adapters is remembered, in a few
-    numbers and no words; `links_out` whether adapters may be links to elsewhere. `progress` is
+    numbers and no words; `links_out` whether adapters may be links to elsewhere; `escape_special`
+    whether control tokens that are written in messages (<|im_end|>) are text there. `progress` is
     called with (stage, done, total) while adapters are read, converted and indexed. Everything
     else, under a name that it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by
     default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
@@ -101,6 +102,7 @@ class LoGo(RoutedLlama):
         self_profile: bool | str = True,
         past: bool = True,
         links_out: bool = True,
+        escape_special: bool = False,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -126,6 +128,7 @@ class LoGo(RoutedLlama):
         routing.check(other_problems=problems_of(adapters, llama))
         check_api()
         self._settings = routing
+        self.escape_special = escape_special
         self._progress = progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
@@ -288,6 +291,7 @@ class LoGo(RoutedLlama):
 
         The model's chat template is given `chat_template_kwargs`: enable_thinking, for instance.
         """
+        messages = self.messages_to_send(messages)
         parts: Sequence[Messages] = ()
         if self._fixed is None and not self._tokens_only:
             parts = self._parts(messages)

@@ -26,6 +26,7 @@ from .background import asking_for
 from .convert_command import BASE_OPTION, VERBOSE_OPTION, convert, read_base
 from .opening import open_by_options, open_engine
 from .options import (
+    ESCAPE_SPECIAL,
     FOLDER,
     ROUTING,
     SAMPLING,
@@ -110,7 +111,7 @@ def _explain(llm: Engine) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*ROUTING, *SAMPLING, SYSTEM, JSONL)
+@options(*ROUTING, *SAMPLING, SYSTEM, ESCAPE_SPECIAL, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.

@@ -240,6 +240,11 @@ SERVER = (
         help="Seconds after which an answer ends.",
     ),
 )
+ESCAPE_SPECIAL = _shared(
+    "--escape-special",
+    is_flag=True,
+    help="Break up control tokens that messages hold, such as <|im_end|>, which would end them.",
+)
 SYSTEM = _shared("--system", metavar="TEXT", help="What the model is told before everything else.")
 
 

@@ -6,6 +6,7 @@ do all that again, the way is gone until there, and no further.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -16,6 +17,7 @@ from llama_cpp import Llama
 
 from ..errors import ContextError, PromptError
 from .chat_templates import handler_with, with_usable_templates
+from .special_tokens import control_tokens, escaped
 
 
 class PromptSeen(Exception):
@@ -34,6 +36,7 @@ class PromptTokens(Llama):  # type: ignore[misc]
 
     _seed: int  # the parent's, and so is the next
     cache: Any
+    escape_special = False
     chat_handler: Any
     _tokens_only = False
     _metadata: dict[str, str]
@@ -46,6 +49,15 @@ class PromptTokens(Llama):  # type: ignore[misc]
     @metadata.setter
     def metadata(self, found: dict[str, str]) -> None:
         self._metadata = with_usable_templates(found)
+
+    def messages_to_send(self, messages: Any) -> Any:
+        """`messages` as the template gets them: with `escape_special`, without control tokens."""
+        tokens = self._control_tokens if self.escape_special else None
+        return messages if tokens is None else escaped(messages, tokens)
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str] | None:
+        return control_tokens(self._model.vocab)
 
     @contextmanager
     def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
