@@ -164,3 +164,17 @@ def test_unknown_model_names_mean_auto_where_the_server_is_told_to(fake):
         assert client.post(CHAT, json={"model": "base:nobody", "messages": HI}).status_code == 404
     with TestClient(create_app([fake]), base_url="http://localhost") as client:
         assert client.post(CHAT, json={"model": "gpt-4o-mini", "messages": HI}).status_code == 404
+
+
+def test_each_request_is_one_line_without_what_it_says(client, caplog):
+    with caplog.at_level("INFO", logger="logo_local.server.request_log"):
+        client.post(CHAT, json={"messages": [{"role": "user", "content": "my secret"}]})
+        client.get("/v1/nothing?key=secret")
+        client.get("/v1/models", headers={"host": "evil.example"})
+    lines = [line for line in caplog.messages if " ms" in line]
+    assert [line.rsplit(" ", 2)[0] for line in lines] == [
+        "POST /v1/chat/completions 200",
+        "GET /v1/nothing 404",
+        "GET /v1/models 403",
+    ]
+    assert "secret" not in caplog.text

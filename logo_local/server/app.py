@@ -25,6 +25,7 @@ from .failures import RequestError, as_request_error
 from .guard import Guard, Rules
 from .lanes import Job, Lanes, Work
 from .metrics import Counted, Metrics
+from .request_log import Logged
 from .schema import (
     ChatRequest,
     CompletionRequest,
@@ -122,6 +123,7 @@ def create_app(
     app.add_exception_handler(LogoError, _failed)
     app.add_middleware(Counted)
     app.add_middleware(Guard, rules=rules or Rules())
+    app.add_middleware(Logged)
     return app
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
+@click.option("-v", "--verbose", is_flag=True, help="Log each request on standard error.")
 @options(*SERVER, ESCAPE_SPECIAL, *SAMPLING, *ROUTES_ALONE)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
@@ -35,12 +36,15 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     """
     try:
         from .http import listen
+        from .request_log import show
     except ImportError as error:
         raise SettingsError(
             f"serve needs packages that are not installed ({error.name})",
             hint=install_hint("server"),
         ) from error
     rules = _rules(given)
+    if given["verbose"]:
+        show()
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)
         first = engines[0]
