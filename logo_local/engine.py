@@ -68,7 +68,8 @@ class LoGo(RoutedLlama):
     adapters without example prompts are asked what they are for (True, False, or "kept": only what
     is known already counts), `past` whether what prompts do to adapters is remembered, in a few
     numbers and no words; `links_out` whether adapters may be links to elsewhere; `escape_special`
-    whether control tokens that are written in messages (<|im_end|>) are text there. `progress` is
+    whether control tokens that are written in messages (<|im_end|>) are text there, and
+    `chat_template_kwargs` what the chat template is given beside messages. `progress` is
     called with (stage, done, total) while adapters are read, converted and indexed. Everything
     else, under a name that it has there, goes to `llama_cpp.Llama`; unlike there, `n_ctx` is by
     default 4096 or what the model was trained with, whichever is less, and `verbose` is off.
@@ -103,6 +104,7 @@ class LoGo(RoutedLlama):
         past: bool = True,
         links_out: bool = True,
         escape_special: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -128,7 +130,7 @@ class LoGo(RoutedLlama):
         routing.check(other_problems=problems_of(adapters, llama))
         check_api()
         self._settings = routing
-        self.escape_special = escape_special
+        self.escape_special, self._template_kwargs = escape_special, chat_template_kwargs or {}
         self._progress = progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
@@ -295,7 +297,7 @@ class LoGo(RoutedLlama):
         parts: Sequence[Messages] = ()
         if self._fixed is None and not self._tokens_only:
             parts = self._parts(messages)
-        with self.template_settings(chat_template_kwargs):
+        with self.template_settings({**self._template_kwargs, **(chat_template_kwargs or {})}):
             return self._with_logo(parts, super().create_chat_completion, messages, *args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:

@@ -31,6 +31,7 @@ from .options import (
     ROUTING,
     SAMPLING,
     SYSTEM,
+    TEMPLATE_KWARGS,
     checks,
     options,
     settable,
@@ -111,7 +112,7 @@ def _explain(llm: Engine) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*ROUTING, *SAMPLING, SYSTEM, ESCAPE_SPECIAL, JSONL)
+@options(*ROUTING, *SAMPLING, SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.

@@ -53,7 +53,7 @@ _llama_log = cache(_LlamaLog)
 # The options that are the engine's settings under the same name, where a command has them.
 _SAME = (
     *("signal", "top_k", "probe", "layer", "tap", "self_profile", "past", "links_out"),
-    "escape_special",
+    *("escape_special", "chat_template_kwargs"),
     *("mixture", "mixture_type", "keep_route", "prefill", "adapter_memory", "n_gpu_layers"),
 )
 

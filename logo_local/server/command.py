@@ -13,7 +13,14 @@ import click
 from ..ask import SAMPLED, Engine, Sampling
 from ..commands.background import asking_for
 from ..commands.opening import open_by_options
-from ..commands.options import ESCAPE_SPECIAL, ROUTES_ALONE, SAMPLING, SERVER, options
+from ..commands.options import (
+    ESCAPE_SPECIAL,
+    ROUTES_ALONE,
+    SAMPLING,
+    SERVER,
+    TEMPLATE_KWARGS,
+    options,
+)
 from ..commands.terminal import UsageError, say
 from ..errors import SettingsError
 from ..extras import install_hint
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("-v", "--verbose", is_flag=True, help="Log each request on standard error.")
-@options(*SERVER, ESCAPE_SPECIAL, *SAMPLING, *ROUTES_ALONE)
+@options(*SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     """Answer over HTTP, for OpenAI's clients and for a page in the browser.
