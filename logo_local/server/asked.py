@@ -7,6 +7,7 @@ adapters are looked up by the engine alone, whose pool is always as new as the f
 from __future__ import annotations
 
 import base64
+import copy
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,8 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
 
     The server's max_tokens is also the most that any request can have.
     """
+    if request.stream and (request.n or 1) > 1:
+        raise RequestError("several answers (n) cannot be streamed", param="n")
     given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
     options = defaults.options() | {k: v for k, v in given.items() if v is not None}
     if "seed" in options:
@@ -130,7 +133,10 @@ def completion(request: CompletionRequest, defaults: Sampling) -> Work:
             _check_tokens(llm, prompt)
         bias = _bias(llm, request)
         return _generate(
-            llm, request, weights, lambda: llm.create_completion(prompt, **options, **bias)
+            llm,
+            request,
+            weights,
+            lambda i: llm.create_completion(prompt, **_sampled(options, i), **bias),
         )
 
     return work
@@ -148,17 +154,51 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
         _check_template(llm)
         bias = _bias(llm, request)
         return _generate(
-            llm, request, weights, lambda: llm.create_chat_completion(**options, **bias)
+            llm,
+            request,
+            weights,
+            lambda i: llm.create_chat_completion(**_sampled(options, i), **bias),
         )
 
     return work
 
 
+def _sampled(options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The options of one of several answers, each with a seed of its own."""
+    if not number or "seed" not in options:
+        return dict(options)
+    return {**options, "seed": (options["seed"] + number) % _SEEDS}
+
+
+def _several(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Answers to one request as one, whose prompt counts once."""
+    whole = answers[0]
+    whole["choices"] = [
+        {**choice, "index": i} for i, one in enumerate(answers) for choice in one["choices"]
+    ]
+    usage = whole["usage"]
+    usage["completion_tokens"] = sum(one["usage"]["completion_tokens"] for one in answers)
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    return whole
+
+
 def _generate(
-    llm: Engine, request: Routed, weights: Mapping[str, float] | None, call: Callable[[], Any]
+    llm: Engine,
+    request: Generation,
+    weights: Mapping[str, float] | None,
+    call: Callable[[int], Any],
 ) -> Iterator[Any]:
+    n = request.n or 1
     with _as_asked(llm, request, weights):
-        result = call()
+        if n > 1:
+            found = []
+            for i in range(n):
+                found.append(copy.deepcopy(call(i)))
+                if llm.should_stop():
+                    break
+            yield _several(found)
+            return
+        result = call(0)
         if isinstance(result, dict):
             yield result
             return
