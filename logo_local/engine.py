@@ -331,13 +331,14 @@ class LoGo(RoutedLlama):
         self, parts: Sequence[Messages], call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         # The completion that a chat completion makes of itself is routed as the latter is.
-        before = self._asked
-        self._asked = asked = parts or before
+        before = self._asked, self.is_prompt
+        self._asked = asked = parts or before[0]
+        self.is_prompt = True
         try:
             with prompt_errors():
                 result = call(*args, **kwargs)
         finally:
-            self._asked = before
+            self._asked, self.is_prompt = before
         if isinstance(result, dict):
             result["logo"] = self._logo()
             return result

@@ -175,7 +175,7 @@ def test_memory_that_only_llama_cpp_reaches_is_written_through_it(bench, monkeyp
 def test_where_threads_cannot_share_files_one_does_the_work(bench, monkeypatch):
     expected = bench.logits(bench.mixer("fused"), WEIGHTS[0])
     bench.close_mixers()
-    for module in ("files.adapter_file", "llama.slot"):
+    for module in ("files.stored_values", "llama.slot"):
         monkeypatch.setattr(f"logo_local.{module}.CAN_SHARE_FILES", False)
     np.testing.assert_array_equal(bench.logits(bench.mixer("fused"), WEIGHTS[0]), expected)
 

@@ -37,6 +37,7 @@ class PromptTokens(Llama):  # type: ignore[misc]
     _seed: int  # the parent's, and so is the next
     cache: Any
     escape_special = False
+    is_prompt = False  # whether what is tokenised now must fit the context
     chat_handler: Any
     _tokens_only = False
     _metadata: dict[str, str]
@@ -99,12 +100,14 @@ class PromptTokens(Llama):  # type: ignore[misc]
         raise AssertionError("the parent answered without generating")
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As in the parent, but ContextError for a text of more bytes than any context can hold.
+        """As in the parent, but of a prompt ContextError where it has more bytes than can fit.
 
         Some tokenizers take a time that grows with the square of the length, and nothing can end
         them: 160 KB without spaces take half a minute.
         """
-        if len(text) <= 4 * self.n_ctx():  # short enough without a look at the vocabulary
+        if (
+            not self.is_prompt or len(text) <= 4 * self.n_ctx()
+        ):  # short enough without a look at the vocabulary
             return super().tokenize(text, add_bos, special)  # type: ignore[no-any-return]
         n_bytes = self.n_ctx() * self.longest_token
         if len(text) > n_bytes and self._keeps_text:
