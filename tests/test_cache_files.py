@@ -1,6 +1,7 @@
 """The cache: damage is seen, nothing in it is needed, and nothing half done stays."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -121,3 +122,28 @@ def test_generic_texts_count_all_or_not_at_all(tmp_path, monkeypatch):
     mean, _ = Baselines(path).moments("key", 3)
     np.testing.assert_allclose(mean, 19.5)
     assert os.listdir(tmp_path) == ["generic.npz"]
+
+
+def test_threads_that_write_one_file_at_once_all_can(tmp_path):
+    """Names of unfinished files differ by more than the process."""
+    paths = [tmp_path / "x", tmp_path / "baselines.npz"]
+    failures = []
+
+    def write(number):
+        baselines = Baselines(paths[1])
+        try:
+            for _ in range(50):
+                assert keep(paths[0], bytes([number]) * 5000)
+                baselines.add({"a": np.ones(3)})
+                baselines.save()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(set(kept(paths[0]))) == 1
+    assert sorted(os.listdir(tmp_path)) == ["baselines.npz", "x"]

@@ -187,12 +187,14 @@ def test_sampling_reaches_the_engine(call, llm):
 def test_options_reach_the_engine(call, llm):
     args = [f"--{name.replace('_', '-')}={value}" for name, value in ALL_OPTIONS.items()]
     args += ["--threads=3", "--ctx-size=512", "--seed=7", "--max-tokens=5", "--temp=0.5"]
-    args += ["--no-self-profile", "--no-past"]
+    args += ["--no-self-profile", "--no-past", "--escape-special"]
+    args += ['--chat-template-kwargs={"enable_thinking": false}']
     assert call("run", *MODEL, "hello", *args).exit_code == 0
     assert callable(llm.settings.pop("progress"))
     assert str(llm.settings.pop("adapters")) == "pool"
     llama = {"n_threads": 3, "n_threads_batch": 3, "n_ctx": 512, "seed": 7}
-    llama |= {"self_profile": False, "past": False}
+    llama |= {"self_profile": False, "past": False, "escape_special": True}
+    llama |= {"chat_template_kwargs": {"enable_thinking": False}}
     assert llm.settings == {"model_path": "m.gguf", **ALL_OPTIONS, **llama}
     assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
 

@@ -164,3 +164,34 @@ def test_unknown_model_names_mean_auto_where_the_server_is_told_to(fake):
         assert client.post(CHAT, json={"model": "base:nobody", "messages": HI}).status_code == 404
     with TestClient(create_app([fake]), base_url="http://localhost") as client:
         assert client.post(CHAT, json={"model": "gpt-4o-mini", "messages": HI}).status_code == 404
+
+
+def test_each_request_is_one_line_without_what_it_says(client, caplog):
+    with caplog.at_level("INFO", logger="logo_local.server.request_log"):
+        client.post(CHAT, json={"messages": [{"role": "user", "content": "my secret"}]})
+        client.get("/v1/nothing?key=secret")
+        client.get("/v1/models", headers={"host": "evil.example"})
+    lines = [line for line in caplog.messages if " ms" in line]
+    assert [line.rsplit(" ", 2)[0] for line in lines] == [
+        "POST /v1/chat/completions 200",
+        "GET /v1/nothing 404",
+        "GET /v1/models 403",
+    ]
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, {"messages": HI}), ("/v1/completions", {"prompt": "a"})]
+)
+def test_several_answers_to_one_request(client, fake, path, body):
+    fake._answers = [["one"], ["two words"], ["three"]]
+    settings = {"n": 3, "temperature": 1.0, "seed": 7}
+    answer = client.post(path, json={**body, **settings}).json()
+    texts = [c["text"] if "text" in c else c["message"]["content"] for c in answer["choices"]]
+    assert texts == ["one", "two words", "three"]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == 4
+    assert [call.options["seed"] for call in fake.history] == [7, 8, 9]
+    refused = client.post(path, json={**body, "n": 2, "stream": True})
+    assert refused.status_code == 400
+    assert client.post(path, json={**body, "n": 17}).status_code == 400
