@@ -40,7 +40,7 @@ def test_what_is_not_there_is_no_damage(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def vector(text):
+def vector(text, _form):
     return np.full(8, len(text), np.float32)
 
 
@@ -48,24 +48,29 @@ def vector(text):
 def test_damaged_vectors_are_made_again(tmp_path, random_base, at):
     """The first is in the header of the array, of which numpy reads whatever stands there."""
     store = ProfileStore(tmp_path, random_base)
-    store.of_prompts(["a", "bb"], vector)
+    store.of_prompts(["a", "bb"], (), vector, "chat")
     (path,) = store.folder.iterdir()
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
     made = []
-    store.of_prompts(["a", "bb"], lambda text: (made.append(text), vector(text))[1])
+
+    def again(text, form):
+        made.append(text)
+        return vector(text, form)
+
+    store.of_prompts(["a", "bb"], (), again, "chat")
     assert made == ["a", "bb"]
-    store.of_prompts(["a", "bb"], lambda text: pytest.fail("made again"))
+    store.of_prompts(["a", "bb"], (), lambda _text, _form: pytest.fail("made again"), "chat")
 
 
 def test_damaged_samples_are_made_again(tmp_path, random_base):
     store = ProfileStore(tmp_path, random_base)
-    store.of_samples("k", lambda: (["one text"], 0.5), vector)
+    store.of_samples("k", lambda: (["one text"], 0.5), vector, "chat")
     path = next(store.folder.glob("*.samples.json"))
     path.write_bytes(path.read_bytes().replace(b"one text", b"two text"))
     made = []
-    store.of_samples("k", lambda: (made.append(1), (["one text"], 0.5))[1], vector)
+    store.of_samples("k", lambda: (made.append(1), (["one text"], 0.5))[1], vector, "chat")
     assert made == [1]
 
 

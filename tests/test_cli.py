@@ -22,7 +22,6 @@ from logo_local.config import parse_memory
 from logo_local.console import background, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
-from logo_local.routing.route import select
 from logo_local.routing.settings import OPTIONS
 
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
@@ -375,15 +374,6 @@ def test_score(call, llm):
     assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
     assert [asked.method for asked in llm.history] == ["route"]
     assert llm.history[0].messages == ({"role": "user", "content": "hello"},)
-
-
-def test_score_says_that_a_route_is_not_applied_in_full(call, llm, monkeypatch):
-    uncertain = select(SCORES, 2, strength=0.5)
-    monkeypatch.setattr(llm, "route", lambda _prompt: uncertain)
-    result = call("score", *MODEL, "hello")
-    assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
-    assert result.stderr == "an uncertain fit: applied at 0.50, the base otherwise\n"
-    assert call("score", *MODEL, "hello", "--json").stderr == ""
 
 
 def test_score_reads_a_pipe_and_explains(call):

@@ -75,7 +75,9 @@ def test_settings_of_the_template_reach_the_engine(client, fake):
     assert fake.history[-1].options["chat_template_kwargs"] == {"enable_thinking": False}
 
 
-def test_settings_of_the_template_reach_the_template(tmp_path, monkeypatch):
+@pytest.fixture
+def thinking(tmp_path, monkeypatch):
+    """Opens an engine whose chat template says [no-thinking] where that is set."""
     template = (
         "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if enable_thinking is defined and not enable_thinking %}[no-thinking]{% endif %}"
@@ -84,23 +86,43 @@ def test_settings_of_the_template_reach_the_template(tmp_path, monkeypatch):
     base = write_base(tmp_path / "base.gguf")
     (tmp_path / "adapters").mkdir()
     write_adapter(tmp_path / "adapters/a.gguf", 1)
-    seen = []
-    with LoGo(base, tmp_path / "adapters", n_ctx=256, self_profile=False, past=False) as llm:
-        real = llm.create_completion
-        monkeypatch.setattr(
-            llm,
-            "create_completion",
-            lambda **given: (seen.append(given["prompt"]), real(**given))[1],
-        )
-        with llm.base_only():
-            settings = {"enable_thinking": False}
-            llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=settings)
-            llm.create_chat_completion(HI, max_tokens=1)
-            texts = [llm.detokenize(tokens, special=True).decode() for tokens in seen]
-            with pytest.raises(PromptError, match="cannot set messages"):
-                llm.create_chat_completion(HI, chat_template_kwargs={"messages": []})
-    assert "[no-thinking]" in texts[0]
-    assert "[no-thinking]" not in texts[1]
+    settings = {"n_ctx": 256, "self_profile": False, "past": False}
+    return lambda **given: LoGo(base, tmp_path / "adapters", **settings, **given)
+
+
+def sent(llm, monkeypatch):
+    """The texts that are completed from now on."""
+    seen, real = [], llm.create_completion
+
+    def complete(**given):
+        seen.append(llm.detokenize(given["prompt"], special=True).decode())
+        return real(**given)
+
+    monkeypatch.setattr(llm, "create_completion", complete)
+    return seen
+
+
+def test_settings_of_the_template_reach_the_template(thinking, monkeypatch):
+    with thinking() as llm, llm.base_only():
+        texts = sent(llm, monkeypatch)
+        settings = {"enable_thinking": False}
+        llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=settings)
+        llm.create_chat_completion(HI, max_tokens=1)
+        with pytest.raises(PromptError, match="cannot set messages"):
+            llm.create_chat_completion(HI, chat_template_kwargs={"messages": []})
+    assert ["[no-thinking]" in text for text in texts] == [True, False]
+
+
+def test_settings_of_the_template_for_every_conversation(thinking, monkeypatch):
+    """They are in what is routed, too, and a call's own come before them."""
+    with thinking(chat_template_kwargs={"enable_thinking": False}) as llm, llm.base_only():
+        routed = llm.detokenize(llm.tokens_of(HI), special=True).decode()
+        texts = sent(llm, monkeypatch)
+        llm.create_chat_completion(HI, max_tokens=1)
+        own = {"enable_thinking": True}
+        llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=own)
+        llm.create_chat_completion(HI, max_tokens=1)
+    assert ["[no-thinking]" in text for text in (routed, *texts)] == [True, True, False, True]
 
 
 def test_a_prompt_that_is_too_long_has_the_code_that_agents_look_for(client, fake):
