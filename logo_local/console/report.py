@@ -198,6 +198,8 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
         lines.append(Text(f"{and_}{len(rest)} {what}", style="dim"))
     if route.is_base:
         lines.append(Text(BASE_ALONE))
+    if route.reason:
+        lines.append(Text(route.reason, style="dim"))
     return Group(*lines)
 
 
