@@ -14,6 +14,7 @@ from logo_local.llama.model import LoadedModel
 from logo_local.llama.probe import HiddenProbe
 from logo_local.llama.reader import PromptReader
 from logo_local.llama.sampling import BatchContext
+from logo_local.prefix import common_prefix
 
 FIRST, LAST = Place("blk.0.attn_q.weight"), Place("blk.2.attn_q.weight")
 TOKENS = [1, *(60 + i * 7 % 90 for i in range(220))]
@@ -195,3 +196,18 @@ def test_tokens_are_those_that_generation_reads(loaded, random_llama, monkeypatc
     else:
         random_llama.create_completion(prompt, max_tokens=1)
     assert loaded.tokens_of(prompt) == read[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "n"),
+    [
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2], [1, 3], 1),
+        ([], [1], 0),
+        ((1, 2), [1, 2, 3], 2),
+        ((1, 2), [1, 3], 1),
+        ("ab", "abc", 2),
+    ],
+)
+def test_common_prefixes_by_hand(one, other, n):
+    assert common_prefix(one, other) == common_prefix(other, one) == n
