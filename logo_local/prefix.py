@@ -11,4 +11,5 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n
-    return next(i for i in range(n) if one[i] != other[i])
+    # A tuple is never equal to a list, whatever they hold.
+    return next((i for i in range(n) if one[i] != other[i]), n)
