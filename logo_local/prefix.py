@@ -11,4 +11,5 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n
-    return next(i for i in range(n) if one[i] != other[i])
+    # A tuple never equals a list, even where all their items are the same.
+    return next((i for i in range(n) if one[i] != other[i]), n)
