@@ -28,7 +28,7 @@ from .hidden_states import FloatArray
 from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
 from .llama.interrupts import interrupts_held
-from .llama.llama_errors import Closed, loading, problems_of, prompt_errors
+from .llama.llama_errors import Closed, loading, problems_of
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
@@ -83,6 +83,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         self_profile: bool | str = DEFAULTS.self_profile,
         past: bool = DEFAULTS.past,
         links_out: bool = True,
+        escape_special: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
@@ -106,6 +108,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
             self_profile: Whether adapters without examples write some: True, False or "kept".
             past: Whether the norms of your prompts are remembered, as a few numbers.
             links_out: Whether adapters may be links to files outside of the folder.
+            escape_special: Whether control tokens written in messages (<|im_end|>) are text there.
+            chat_template_kwargs: What the chat template is given beside the messages.
             progress: Called with (stage, done, total) while adapters are read and converted.
             n_ctx: Context length in tokens; by default that of training, at most 4096.
             verbose: Whether llama.cpp prints its log.
@@ -132,8 +136,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         )
         if registry.Need.LAST_TOKEN in registry.find(self._settings.resolved()).needs:
             choose_target(self.pool.adapters, self.base, layer)
-        if n_ctx is None:
-            n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train)
+        n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx
         with loading(model_path, n_ctx, self.base):
             super().__init__(
                 model_path=str(model_path),
@@ -142,27 +145,21 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 verbose=verbose,
                 **llama,
             )
-        self._set_up()
+        self._set_up(LoadedModel(self, escape_special, chat_template_kwargs))
         self.timings_ms["load"] = ms_since(started)
 
-    def _set_up(self) -> None:
+    def _set_up(self, loaded: LoadedModel) -> None:
         """Make what routes and blends, once the model is there."""
-        settings = self._settings
-        self.loaded = LoadedModel(self)
-        self._residents = ResidentAdapters(self.loaded.pointer, settings.memory)
-        self.mixer = Mixer(
-            self.loaded,
-            self.ctx,
-            self._residents,
-            way=settings.mixture,
-            stored_as=settings.mixture_type,
-        )
-        self.reader = PromptReader(self.loaded, self._residents, whole=settings.prefill == "base")
+        settings, self.loaded = self._settings, loaded
+        self._residents = ResidentAdapters(loaded.pointer, settings.memory)
+        kinds = {"way": settings.mixture, "stored_as": settings.mixture_type}
+        self.mixer = Mixer(loaded, self.ctx, self._residents, **kinds)
+        self.reader = PromptReader(loaded, self._residents, whole=settings.prefill == "base")
         self.router = Router(self.pool, self.reader, settings, self._progress)
         # What the context's keys and values were made under; None when that is unknown.
         self._kv_key: MixtureKey | None = mixture_key(())
         # Freed in this order, while the model and its own context are still there.
-        for part in (self.mixer, self.reader, self.loaded, self.router, self._residents)[::-1]:
+        for part in (self.mixer, self.reader, loaded, self.router, self._residents)[::-1]:
             self._stack.callback(part.close)
         self.pool.resident = self._residents.size
         self.timings_ms = dict.fromkeys(PHASES, 0.0)
@@ -190,7 +187,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         template is given `chat_template_kwargs`, {"enable_thinking": False} for instance. Raises
         PromptError, SettingsError, UnknownAdapterError or AdapterError.
         """
-        complete = super().create_chat_completion
+        complete, messages = super().create_chat_completion, self.loaded.to_send(messages)
         with self.loaded.template_settings(chat_template_kwargs):
             return self._answer(messages, routing, lambda: complete(messages, **options))
 
@@ -213,7 +210,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         given = self._given if routing is None else None
         if given is None:
             given = self._route_to_answer(prompt, routing)
-        with self._under(given), prompt_errors():
+        with self._under(given), self.loaded.reading_prompt():
             result = complete()
         if not isinstance(result, dict):
             return self._chunks(result, given)
@@ -223,7 +220,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     def _chunks(self, chunks: Iterator[dict[str, Any]], given: Given) -> Iterator[dict[str, Any]]:
         """The chunks of a stream, which llama_cpp begins at the first, all under one route."""
         while True:
-            with self._under(given), prompt_errors():
+            with self._under(given), self.loaded.reading_prompt():
                 chunk = next(chunks, None)
             if chunk is None:
                 return
@@ -357,7 +354,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     # Tokens, vectors and states
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> Any:
-        """As in the parent, but ContextError for a text of more bytes than the context can hold."""
+        """As in the parent, but ContextError for a prompt of more bytes than the context holds."""
         self.loaded.check_size(text)
         return super().tokenize(text, add_bos, special)
 
@@ -373,7 +370,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
         empty or longer than the context.
         """
-        tokens = [self.tokenize(text.encode()) for text in texts]
+        with self.loaded.reading_prompt():
+            tokens = [self.tokenize(text.encode()) for text in texts]
         pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
         vectors = self.reader.embeddings(tokens, self.base.n_embd, pooling)
         return vectors, sum(map(len, tokens))

@@ -1,6 +1,7 @@
 """The cache: damage is seen, nothing in it is needed, and nothing half done stays."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_what_is_not_there_is_no_damage(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def vector(text):
+def vector(text, _form):
     return np.full(8, len(text), np.float32)
 
 
@@ -47,24 +48,29 @@ def vector(text):
 def test_damaged_vectors_are_made_again(tmp_path, random_base, at):
     """The first is in the header of the array, of which numpy reads whatever stands there."""
     store = ProfileStore(tmp_path, random_base)
-    store.of_prompts(["a", "bb"], vector)
+    store.of_prompts(["a", "bb"], (), vector, "chat")
     (path,) = store.folder.iterdir()
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
     made = []
-    store.of_prompts(["a", "bb"], lambda text: (made.append(text), vector(text))[1])
+
+    def again(text, form):
+        made.append(text)
+        return vector(text, form)
+
+    store.of_prompts(["a", "bb"], (), again, "chat")
     assert made == ["a", "bb"]
-    store.of_prompts(["a", "bb"], lambda text: pytest.fail("made again"))
+    store.of_prompts(["a", "bb"], (), lambda _text, _form: pytest.fail("made again"), "chat")
 
 
 def test_damaged_samples_are_made_again(tmp_path, random_base):
     store = ProfileStore(tmp_path, random_base)
-    store.of_samples("k", lambda: (["one text"], 0.5), vector)
+    store.of_samples("k", lambda: (["one text"], 0.5), vector, "chat")
     path = next(store.folder.glob("*.samples.json"))
     path.write_bytes(path.read_bytes().replace(b"one text", b"two text"))
     made = []
-    store.of_samples("k", lambda: (made.append(1), (["one text"], 0.5))[1], vector)
+    store.of_samples("k", lambda: (made.append(1), (["one text"], 0.5))[1], vector, "chat")
     assert made == [1]
 
 
@@ -121,3 +127,28 @@ def test_generic_texts_count_all_or_not_at_all(tmp_path, monkeypatch):
     mean, _ = Baselines(path).moments("key", 3)
     np.testing.assert_allclose(mean, 19.5)
     assert os.listdir(tmp_path) == ["generic.npz"]
+
+
+def test_threads_that_write_one_file_at_once_all_can(tmp_path):
+    """Names of unfinished files differ by more than the process."""
+    paths = [tmp_path / "x", tmp_path / "baselines.npz"]
+    failures = []
+
+    def write(number):
+        baselines = Baselines(paths[1])
+        try:
+            for _ in range(50):
+                assert keep(paths[0], bytes([number]) * 5000)
+                baselines.add({"a": np.ones(3)})
+                baselines.save()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(set(kept(paths[0]))) == 1
+    assert sorted(os.listdir(tmp_path)) == ["baselines.npz", "x"]

@@ -22,7 +22,6 @@ from logo_local.config import parse_memory
 from logo_local.console import background, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
-from logo_local.routing.route import select
 from logo_local.routing.settings import OPTIONS
 
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
@@ -187,12 +186,14 @@ def test_sampling_reaches_the_engine(call, llm):
 def test_options_reach_the_engine(call, llm):
     args = [f"--{name.replace('_', '-')}={value}" for name, value in ALL_OPTIONS.items()]
     args += ["--threads=3", "--ctx-size=512", "--seed=7", "--max-tokens=5", "--temp=0.5"]
-    args += ["--no-self-profile", "--no-past"]
+    args += ["--no-self-profile", "--no-past", "--escape-special"]
+    args += ['--chat-template-kwargs={"enable_thinking": false}']
     assert call("run", *MODEL, "hello", *args).exit_code == 0
     assert callable(llm.settings.pop("progress"))
     assert str(llm.settings.pop("adapters")) == "pool"
     llama = {"n_threads": 3, "n_threads_batch": 3, "n_ctx": 512, "seed": 7}
-    llama |= {"self_profile": False, "past": False}
+    llama |= {"self_profile": False, "past": False, "escape_special": True}
+    llama |= {"chat_template_kwargs": {"enable_thinking": False}}
     assert llm.settings == {"model_path": "m.gguf", **ALL_OPTIONS, **llama}
     assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
 
@@ -373,15 +374,6 @@ def test_score(call, llm):
     assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
     assert [asked.method for asked in llm.history] == ["route"]
     assert llm.history[0].messages == ({"role": "user", "content": "hello"},)
-
-
-def test_score_says_that_a_route_is_not_applied_in_full(call, llm, monkeypatch):
-    uncertain = select(SCORES, 2, strength=0.5)
-    monkeypatch.setattr(llm, "route", lambda _prompt: uncertain)
-    result = call("score", *MODEL, "hello")
-    assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
-    assert result.stderr == "an uncertain fit: applied at 0.50, the base otherwise\n"
-    assert call("score", *MODEL, "hello", "--json").stderr == ""
 
 
 def test_score_reads_a_pipe_and_explains(call):

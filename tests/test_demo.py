@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from logo_local import config
@@ -33,7 +35,7 @@ def test_every_file_is_as_in_the_manifest(manifest):
     shipped = {
         path.relative_to(FOLDER).as_posix()
         for path in FOLDER.rglob("*")
-        if path.suffix in (".gguf", ".jsonl")
+        if path.suffix in (".gguf", ".jsonl", ".npy")
     }
     assert shipped == set(manifest["files"])
     for name, entry in manifest["files"].items():
@@ -80,10 +82,29 @@ def test_everyday_prompts_are_for_the_base(demo, prompt):
     assert route.reason.startswith("no adapter matches")
 
 
-def test_a_raw_prompt_is_compared_with_raw_examples(demo):
-    prompt = "Rewrite in the passive voice: The lawyer admired the artist."
-    assert demo.route(prompt).names[:1] == ("passive-voice",)
-    assert demo.route("The weather has been nice all week, and").is_base
+def test_the_first_start_reads_no_examples(demo):
+    """Their vectors come with the demo; other versions of the program read them again."""
+    assert demo.router._store.key in {path.name for path in (FOLDER / "profiles").iterdir()}
+    demo.route([{"role": "user", "content": "Hello!"}])
+    assert not list(demo.router._store.folder.glob("*.vectors.npy"))
+
+
+def test_the_shipped_vectors_are_what_this_machine_makes(demo):
+    prompts = prompts_beside(FOLDER / "adapters" / "plural.gguf")
+    shipped = demo.router._store.vectors(prompts, demo.router._vector, "chat")
+    made = demo.router._vector(prompts[0], "chat")
+    assert np.dot(shipped[0], made) / np.linalg.norm(shipped[0]) / np.linalg.norm(made) > 0.999
+
+
+def test_a_raw_prompt_is_compared_with_raw_examples(tmp_path):
+    for name in ("passive-voice", "number-words"):
+        for path in (FOLDER / "adapters").glob(f"{name}.*"):
+            shutil.copy(path, tmp_path)
+    threads = {"n_threads": 1, "n_threads_batch": 1}
+    with LoGo(config.demo_model(), tmp_path, n_ctx=1024, **threads) as llm:
+        prompt = "Rewrite in the passive voice: The lawyer admired the artist."
+        assert llm.route(prompt).names[:1] == ("passive-voice",)
+        assert llm.route("The weather has been nice all week, and").is_base
 
 
 def test_the_program_answers_with_the_demo():

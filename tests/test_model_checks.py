@@ -97,6 +97,14 @@ def test_a_changed_file_is_an_error_that_names_the_key(tmp_path, key, value):
     assert key in str(caught.value)
 
 
+def test_a_token_that_is_there_twice(tmp_path):
+    path = write_base(tmp_path / "x.gguf")
+    path.write_bytes(path.read_bytes().replace(b"w23", b"w24"))
+    with pytest.raises(ModelError) as caught:
+        BaseModel.read(path)
+    assert caught.value.problems == ("tokenizer.ggml.tokens has the token 'w24' twice",)
+
+
 def test_the_same_file_with_its_own_values_is_read(tmp_path):
     path = changed(tmp_path / "x.gguf", "llama.context_length", 512)
     assert BaseModel.read(path).n_ctx_train == 512
@@ -133,4 +141,4 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
         with pytest.raises(ContextError, match="at most 1,536"):
             llm.tokens_of("x" * 1537)
         assert tokenised == []
-        assert len(llm.tokenize(b"x" * 1536)) > 256  # may fit by its length, and is told later
+        assert len(llm.tokenize(b"x" * 1537)) > 256  # as in llama_cpp, where it is no prompt

@@ -48,13 +48,6 @@ class Gate:
         self._open.set()
 
 
-class Unsure(FakeLoGo):
-    """Applies every route by half."""
-
-    def _route(self, text, routing=None):
-        return replace(super()._route(text, routing), strength=0.5)
-
-
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
@@ -181,15 +174,6 @@ def test_the_map_shows_every_score_relative_to_the_highest(visit):
     assert shown == pytest.approx([0, 1 / 3, 1])
     cell(page, "reverse").hover()
     expect(page.locator("#pointed")).to_have_text("reverse, score 1, weight 0.25")
-
-
-def test_an_uncertain_route_is_shown_as_it_is_applied(visit):
-    page = visit(Unsure(SCORES, ["so be it"]))
-    say(page, "hello")
-    expect(page.locator("#summary")).to_have_text(
-        "An uncertain fit: applied at 0.50, the base otherwise."
-    )
-    assert bars(page) == [("sort-words", "0.38"), ("reverse", "0.13")]
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,6 @@ def test_what_another_turn_changed(before, now, lines):
     assert report.route_changes(earlier, select(now, 3)) == lines
 
 
-def test_what_is_applied_is_compared_and_not_the_weights():
-    whole, half = select({"a": 1.0}, 1), select({"a": 1.0}, 1, strength=0.5)
-    assert report.route_changes(whole, half) == ["moved: a 1.00 → 0.50"]
-
-
 def test_columns_side_by_side_or_below():
     rows = [("a", "1", "some words"), ("longer", "not set", "others that go on and on and on")]
     assert report.columns(rows, 42).splitlines() == [
@@ -166,13 +161,6 @@ def test_the_table_when_the_base_answers_alone():
     lines = shown(report.explain_table(select({"a": 0.0, "b": 0.0}, 3, **HOW)))
     assert lines[1:] == ["2 with a score of 0", "base alone"]
     assert shown(report.explain_table(Route()))[-1] == "base alone"
-
-
-def test_an_uncertain_fit_is_shown_as_it_is_applied():
-    uncertain = select({"a": 3.0, "b": 1.0}, 2, strength=0.5, **HOW)
-    assert report.blend_line(uncertain) == "a 0.38 · b 0.12"
-    last = shown(report.explain_table(uncertain))[-1]
-    assert last == "an uncertain fit: applied at 0.50, the base otherwise"
 
 
 def test_lines_of_a_score():

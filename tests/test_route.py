@@ -98,17 +98,6 @@ def test_as_dict_is_json_in_the_documented_form():
     }
 
 
-def test_an_uncertain_fit_leaves_a_share_to_the_base():
-    route = select({"a": 1.0, "b": 3.0}, 2, strength=0.4)
-    assert route.weights == (0.75, 0.25)
-    assert route.applied == pytest.approx({"b": 0.3, "a": 0.1})
-    assert select({"a": 1.0, "b": 3.0}, 2).applied == {"b": 0.75, "a": 0.25}
-    assert select({"a": 1.0}, 2, strength=0.0).applied == {}
-    assert select({"a": 1.0}, 2, strength=0.0) == Route(all_scores={"a": 1.0})
-    with pytest.raises(ValueError, match="strength must be between 0 and 1"):
-        select({"a": 1.0}, 2, strength=1.5)
-
-
 def test_given_weights_are_kept_as_they_are():
     route = fixed({"a": 0.5, "b": 2.0})
     assert (route.names, route.weights) == (("b", "a"), (2.0, 0.5))
@@ -142,11 +131,3 @@ def test_a_route_is_kept_within_the_tolerance(scores, tolerance, weights):
     assert list(found.applied) == list(weights)
     assert found.all_scores == scores
     assert dict(zip(found.names, found.scores, strict=True)) == scores
-
-
-def test_a_kept_route_keeps_its_strength_too():
-    half = replace(BEFORE, strength=0.5)
-    now = select({"a": 0.6, "b": 0.4}, 2)
-    assert kept(now, half, 0.1) == now
-    assert kept(now, half, 0.4).applied == pytest.approx({"a": 0.3, "b": 0.2})
-    assert kept(now, None, 0.4) == now

@@ -125,7 +125,7 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
         ({"temperature": "hot"}, 400, "temperature"),
         ({"max_tokens": 1.5}, 400, "max_tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"n": 2}, 400, "n:"),
+        ({"n": 17}, 400, "n:"),
         ({"stop": [""]}, 400, "stop"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"functions": []}, 400, "functions"),

@@ -75,7 +75,9 @@ def test_settings_of_the_template_reach_the_engine(client, fake):
     assert fake.history[-1].options["chat_template_kwargs"] == {"enable_thinking": False}
 
 
-def test_settings_of_the_template_reach_the_template(tmp_path, monkeypatch):
+@pytest.fixture
+def thinking(tmp_path, monkeypatch):
+    """Opens an engine whose chat template says [no-thinking] where that is set."""
     template = (
         "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if enable_thinking is defined and not enable_thinking %}[no-thinking]{% endif %}"
@@ -84,23 +86,43 @@ def test_settings_of_the_template_reach_the_template(tmp_path, monkeypatch):
     base = write_base(tmp_path / "base.gguf")
     (tmp_path / "adapters").mkdir()
     write_adapter(tmp_path / "adapters/a.gguf", 1)
-    seen = []
-    with LoGo(base, tmp_path / "adapters", n_ctx=256, self_profile=False, past=False) as llm:
-        real = llm.create_completion
-        monkeypatch.setattr(
-            llm,
-            "create_completion",
-            lambda **given: (seen.append(given["prompt"]), real(**given))[1],
-        )
-        with llm.base_only():
-            settings = {"enable_thinking": False}
-            llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=settings)
-            llm.create_chat_completion(HI, max_tokens=1)
-            texts = [llm.detokenize(tokens, special=True).decode() for tokens in seen]
-            with pytest.raises(PromptError, match="cannot set messages"):
-                llm.create_chat_completion(HI, chat_template_kwargs={"messages": []})
-    assert "[no-thinking]" in texts[0]
-    assert "[no-thinking]" not in texts[1]
+    settings = {"n_ctx": 256, "self_profile": False, "past": False}
+    return lambda **given: LoGo(base, tmp_path / "adapters", **settings, **given)
+
+
+def sent(llm, monkeypatch):
+    """The texts that are completed from now on."""
+    seen, real = [], llm.create_completion
+
+    def complete(**given):
+        seen.append(llm.detokenize(given["prompt"], special=True).decode())
+        return real(**given)
+
+    monkeypatch.setattr(llm, "create_completion", complete)
+    return seen
+
+
+def test_settings_of_the_template_reach_the_template(thinking, monkeypatch):
+    with thinking() as llm, llm.base_only():
+        texts = sent(llm, monkeypatch)
+        settings = {"enable_thinking": False}
+        llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=settings)
+        llm.create_chat_completion(HI, max_tokens=1)
+        with pytest.raises(PromptError, match="cannot set messages"):
+            llm.create_chat_completion(HI, chat_template_kwargs={"messages": []})
+    assert ["[no-thinking]" in text for text in texts] == [True, False]
+
+
+def test_settings_of_the_template_for_every_conversation(thinking, monkeypatch):
+    """They are in what is routed, too, and a call's own come before them."""
+    with thinking(chat_template_kwargs={"enable_thinking": False}) as llm, llm.base_only():
+        routed = llm.detokenize(llm.tokens_of(HI), special=True).decode()
+        texts = sent(llm, monkeypatch)
+        llm.create_chat_completion(HI, max_tokens=1)
+        own = {"enable_thinking": True}
+        llm.create_chat_completion(HI, max_tokens=1, chat_template_kwargs=own)
+        llm.create_chat_completion(HI, max_tokens=1)
+    assert ["[no-thinking]" in text for text in (routed, *texts)] == [True, True, False, True]
 
 
 def test_a_prompt_that_is_too_long_has_the_code_that_agents_look_for(client, fake):
@@ -164,3 +186,34 @@ def test_unknown_model_names_mean_auto_where_the_server_is_told_to(fake):
         assert client.post(CHAT, json={"model": "base:nobody", "messages": HI}).status_code == 404
     with TestClient(create_app([fake]), base_url="http://localhost") as client:
         assert client.post(CHAT, json={"model": "gpt-4o-mini", "messages": HI}).status_code == 404
+
+
+def test_each_request_is_one_line_without_what_it_says(client, caplog):
+    with caplog.at_level("INFO", logger="logo_local.server.request_log"):
+        client.post(CHAT, json={"messages": [{"role": "user", "content": "my secret"}]})
+        client.get("/v1/nothing?key=secret")
+        client.get("/v1/models", headers={"host": "evil.example"})
+    lines = [line for line in caplog.messages if " ms" in line]
+    assert [line.rsplit(" ", 2)[0] for line in lines] == [
+        "POST /v1/chat/completions 200",
+        "GET /v1/nothing 404",
+        "GET /v1/models 403",
+    ]
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, {"messages": HI}), ("/v1/completions", {"prompt": "a"})]
+)
+def test_several_answers_to_one_request(client, fake, path, body):
+    fake._answers = [["one"], ["two words"], ["three"]]
+    settings = {"n": 3, "temperature": 1.0, "seed": 7}
+    answer = client.post(path, json={**body, **settings}).json()
+    texts = [c["text"] if "text" in c else c["message"]["content"] for c in answer["choices"]]
+    assert texts == ["one", "two words", "three"]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == 4
+    assert [call.options["seed"] for call in fake.history] == [7, 8, 9]
+    refused = client.post(path, json={**body, "n": 2, "stream": True})
+    assert refused.status_code == 400
+    assert client.post(path, json={**body, "n": 17}).status_code == 400

@@ -12,7 +12,17 @@ from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, str
 from ..console import report
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
-from ..console.options import EXPLAIN, JSON, RAW, ROUTES, SAMPLING, SYSTEM, options
+from ..console.options import (
+    ESCAPE_SPECIAL,
+    EXPLAIN,
+    JSON,
+    RAW,
+    ROUTES,
+    SAMPLING,
+    SYSTEM,
+    TEMPLATE_KWARGS,
+    options,
+)
 from ..console.prompts import announce_self_profiles, prompt_text
 from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
 from .jsonl import JSONL, answer_lines
@@ -24,7 +34,8 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*SAMPLING[:1], *ROUTES, *SAMPLING[1:], SYSTEM, EXPLAIN, RAW, JSON, JSONL)
+@options(*SAMPLING[:1], *ROUTES, *SAMPLING[1:], SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
+@options(EXPLAIN, RAW, JSON, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT under the adapters that fit it.

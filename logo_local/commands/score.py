@@ -42,5 +42,3 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
         console.print(report.explain_table(route, console.width))
     elif route.is_base and not given["as_json"]:
         say(report.BASE_ALONE, "dim")
-    elif route.strength < 1 and not given["as_json"]:
-        say(report.strength_line(route), "dim")

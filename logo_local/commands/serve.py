@@ -13,7 +13,14 @@ import click
 from ..ask import SAMPLED, Engine, Sampling
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
-from ..console.options import ROUTES_ALONE, SAMPLING, SERVER, options
+from ..console.options import (
+    ESCAPE_SPECIAL,
+    ROUTES_ALONE,
+    SAMPLING,
+    SERVER,
+    TEMPLATE_KWARGS,
+    options,
+)
 from ..console.terminal import UsageError, say
 from ..errors import SettingsError
 from ..extras import install_hint
@@ -24,7 +31,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@options(*SERVER, *SAMPLING, *ROUTES_ALONE)
+@click.option("-v", "--verbose", is_flag=True, help="Log each request on standard error.")
+@options(*SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     """Answer over HTTP, for OpenAI's clients and for a page in the browser.
@@ -35,12 +43,15 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
     """
     try:
         from ..server.http import listen
+        from ..server.request_log import show
     except ImportError as error:
         raise SettingsError(
             f"serve needs packages that are not installed ({error.name})",
             hint=install_hint("server"),
         ) from error
     rules = _rules(given)
+    if given["verbose"]:
+        show()
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)
         first = engines[0]

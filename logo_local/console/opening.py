@@ -52,7 +52,7 @@ class _LlamaLog:
 _llama_log = cache(_LlamaLog)
 
 # The options that are the engine's settings under the same name, where a command has them.
-_SAME = (*settings.OPTIONS, "links_out", "n_gpu_layers")
+_SAME = (*settings.OPTIONS, "links_out", "n_gpu_layers", "escape_special", "chat_template_kwargs")
 
 
 def open_by_options(

@@ -6,6 +6,7 @@ the values there.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -214,6 +215,39 @@ SERVER = (
         default=600.0,
         help="Seconds after which an answer ends.",
     ),
+)
+
+
+class JsonObject(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """A JSON object, as a dictionary."""
+
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """The dictionary; click's usage error for anything else."""
+        try:
+            found = value if isinstance(value, dict) else json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self.fail(f"{value!r} is not a JSON object", param, ctx)
+        return found
+
+
+TEMPLATE_KWARGS = _shared(
+    "--chat-template-kwargs",
+    type=JsonObject(),
+    metavar="JSON",
+    help="""For the model's chat template: '{"enable_thinking": false}'.""",
+    hidden=True,
+)
+ESCAPE_SPECIAL = _shared(
+    "--escape-special",
+    is_flag=True,
+    help="Break up control tokens that messages hold, such as <|im_end|>, which would end them.",
+    hidden=True,
 )
 SYSTEM = _shared("--system", metavar="TEXT", help="What the model is told before everything else.")
 

@@ -198,14 +198,9 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
         lines.append(Text(f"{and_}{len(rest)} {what}", style="dim"))
     if route.is_base:
         lines.append(Text(BASE_ALONE))
-    elif route.strength < 1:
-        lines.append(Text(strength_line(route)))
+    if route.reason:
+        lines.append(Text(route.reason, style="dim"))
     return Group(*lines)
-
-
-def strength_line(route: Route) -> str:
-    """What to say of a route that is not applied in full."""
-    return f"an uncertain fit: applied at {route.strength:.2f}, the base otherwise"
 
 
 def score_lines(route: Route) -> list[str]:

@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 
 from ..errors import ModelError
-from .gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start
+from .gguf_bounds import LFS_HINT, LFS_POINTER, kind_by_start, printable
 from .header_reader import HeaderReader
 from .model_checks import problems_of_keys, problems_of_tensors
 
@@ -31,8 +31,23 @@ _MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each
 class _ModelReader(HeaderReader):
     """gguf's reader, made to step over the arrays of a vocabulary.
 
-    By itself it makes an array object of every item: seconds for a vocabulary of 100,000.
+    By itself it makes an array object of every item: seconds for 100,000 tokens. `twice` is
+    a token that is there twice, over which llama.cpp ends the process, or None.
     """
+
+    twice: bytes | None = None
+
+    def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+        if field.name == "tokenizer.ggml.tokens" and field.types[:1] == [gguf.GGUFValueType.ARRAY]:
+            start = int(field.offset) + 8 + len(field.parts[1]) + 4  # behind the name and the type
+            inner, length = struct.unpack("<IQ", self.data[start : start + 12].tobytes())
+            if inner == gguf.GGUFValueType.STRING:
+                seen: set[bytes] = set()
+                for token in self.data.strings(start + 12, length):
+                    if token in seen and token:
+                        self.twice = token
+                    seen.add(token)
+        return int(super()._push_field(field, skip_sum))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != gguf.GGUFValueType.ARRAY:
@@ -66,6 +81,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             or name == "tokenizer.ggml.model"
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
+        if reader.twice is not None:
+            token = printable(reader.twice.decode("utf-8", "replace"))
+            raise _unusable(path, [f"tokenizer.ggml.tokens has the token {token!r} twice"])
         stored = [(t.name, len(t.shape), t.tensor_type.name) for t in reader.tensors]
     except ModelError:
         raise

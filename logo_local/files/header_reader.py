@@ -8,6 +8,7 @@ short is an OSError instead. Only headers are read here, never the data of tenso
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ class FileContent:
             at = self._locate(offset, offset + _LENGTH.size)
             offset += _LENGTH.size + _LENGTH.unpack_from(self._window, at)[0]
         return offset
+
+    def strings(self, offset: int, count: int) -> Iterator[bytes]:
+        """The `count` strings that begin at `offset`, one after the other."""
+        for _ in range(count):
+            at = self._locate(offset, offset + _LENGTH.size)
+            length: int = _LENGTH.unpack_from(self._window, at)[0]
+            offset += _LENGTH.size
+            at = self._locate(offset, offset + length)
+            yield self._window[at : at + length]
+            offset += length
 
     def close(self) -> None:
         """Close the file; what was read stays."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from .chat_templates import handler_with
 from .interrupts import interrupts_held, make_context
 from .llama_errors import prompt_errors
 from .native import EvalCallback
+from .special_tokens import control_tokens, escaped
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
@@ -98,11 +100,18 @@ class Context:
 class LoadedModel:
     """What a `llama_cpp.Llama` has loaded, without keeping it alive.
 
-    `pointer` is llama.cpp's model, `params` the parameters of the generating context. `close` frees
-    every context that is still open, and must come before the model is freed.
+    `pointer` is llama.cpp's model, `params` the parameters of the generating context. With
+    `escape_special` control tokens that are written in messages are text; `template_kwargs` are
+    given to the chat template of every conversation. `close` frees every context that is still
+    open, and must come before the model is freed.
     """
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(
+        self,
+        llama: Llama,
+        escape_special: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self._llama = weakref.ref(llama)
         self.pointer = llama.model
         self.params = llama.context_params
@@ -111,6 +120,9 @@ class LoadedModel:
         self._vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._open: list[Context] = []
+        self._escape_special = escape_special
+        self._template_kwargs = dict(template_kwargs or {})
+        self._reads_prompt = False  # whether what is tokenised now must fit the context
 
     @property
     def llama(self) -> Llama:
@@ -167,18 +179,38 @@ class LoadedModel:
 
     @contextmanager
     def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
-        """Within this block the model's own chat template knows these names.
+        """Within this block the model's chat template knows these names beside the engine's own.
 
         PromptError where the model brings no template.
         """
         llama = self.llama
-        before = llama.chat_handler
-        if settings:
-            llama.chat_handler = handler_with(llama, settings)
+        before = llama.chat_handler, self._template_kwargs
+        self._template_kwargs = {**self._template_kwargs, **(settings or {})}
         try:
+            if self._template_kwargs:
+                llama.chat_handler = handler_with(llama, self._template_kwargs)
             yield
         finally:
-            llama.chat_handler = before
+            llama.chat_handler, self._template_kwargs = before
+
+    def to_send(self, messages: Any) -> Any:
+        """`messages` as the template gets them: with `escape_special`, without control tokens."""
+        tokens = self._control_tokens if self._escape_special else None
+        return messages if tokens is None else escaped(messages, tokens)
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str] | None:
+        return control_tokens(self._vocab)
+
+    @contextmanager
+    def reading_prompt(self) -> Iterator[None]:
+        """Within this block texts must fit the context, and llama_cpp's errors are PromptErrors."""
+        before, self._reads_prompt = self._reads_prompt, True
+        try:
+            with prompt_errors():
+                yield
+        finally:
+            self._reads_prompt = before
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a string, of chat messages or of token ids, as generation would see them.
@@ -186,7 +218,7 @@ class LoadedModel:
         Raises PromptError where they are more than the context holds, or where the chat template
         refuses the messages.
         """
-        with prompt_errors():
+        with self.reading_prompt():
             if isinstance(prompt, str):
                 tokens = self._tokens_of_string(prompt)
             elif are_messages(prompt):
@@ -202,13 +234,13 @@ class LoadedModel:
         return tokens
 
     def check_size(self, text: bytes) -> None:
-        """Raise ContextError for a text of more bytes than the tokens of the context can hold.
+        """Raise ContextError for a prompt of more bytes than the tokens of the context can hold.
 
         Some tokenizers take a time that grows with the square of the length, and nothing can end
         them: 160 KB without spaces take half a minute.
         """
         n_ctx: int = self.llama.n_ctx()
-        if len(text) <= 4 * n_ctx:  # short enough without a look at the vocabulary
+        if not self._reads_prompt or len(text) <= 4 * n_ctx:  # no need to look at the vocabulary
             return
         n_bytes = n_ctx * self.longest_token
         if len(text) > n_bytes and self._keeps_text:
@@ -265,13 +297,14 @@ class LoadedModel:
     def _tokens_of_messages(self, messages: Sequence[Message]) -> list[int]:
         """By llama_cpp's own chat handler, which is given something else to complete with."""
         llama = self.llama
-        handler = (
-            llama.chat_handler
-            or llama._chat_handlers.get(llama.chat_format)
-            or get_chat_completion_handler(llama.chat_format)
-        )
         keeper = _PromptKeeper(llama)
-        handler(llama=keeper, messages=list(messages), max_tokens=1)
+        with self.template_settings(None):
+            handler = (
+                llama.chat_handler
+                or llama._chat_handlers.get(llama.chat_format)
+                or get_chat_completion_handler(llama.chat_format)
+            )
+            handler(llama=keeper, messages=list(self.to_send(messages)), max_tokens=1)
         prompt = keeper.prompt
         return self._tokens_of_string(prompt) if isinstance(prompt, str) else list(prompt or [])
 

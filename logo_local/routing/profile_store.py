@@ -46,13 +46,16 @@ class ProfileStore:
     """The profiles that belong to the base model in the file `model`, kept under `cache`.
 
     `shape` is all else that a text's vector depends on: the chat template, where hidden states are
-    read, and how.
+    read, and how. `shipped` is a folder of vectors that come with adapters; it is only read.
     """
 
-    def __init__(self, cache: Path, model: Path, shape: str = "") -> None:
+    def __init__(
+        self, cache: Path, model: Path, shape: str = "", shipped: Path | None = None
+    ) -> None:
         made_by = hashlib.sha256(shape.encode()).hexdigest()[:8]
         self.key = f"{weights_key(model)[:32]}-{made_by}-{FORMAT}"
         self.folder = cache / "profiles" / self.key
+        self._folders = [self.folder, *([shipped / self.key] if shipped is not None else [])]
 
     def past_file(self, data: Path) -> Path:
         """Where the past prompts' statistics for this model lie in the user's folder `data`."""
@@ -92,29 +95,40 @@ class ProfileStore:
 
     def vectors(self, texts: Sequence[str], embed: Embed, form: str) -> FloatArray:
         """One vector (F,) for each text, read once and kept."""
-        path = self._vectors(texts, form)
-        data = kept(path)
-        if data is not None:
-            try:
-                vectors: Any = np.load(BytesIO(data), allow_pickle=False)
-                if vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all():
-                    return vectors.astype(np.float32)  # type: ignore[no-any-return]
-                log.warning("%s is damaged and made anew", path)
-            except (ValueError, EOFError) as error:
-                log.warning("%s is made anew: %s", path, error)
+        name = _vectors_name(texts, form)
+        for folder in self._folders:
+            vectors = _load_vectors(folder / name, len(texts))
+            if vectors is not None:
+                return vectors
         made = np.stack([embed(text, form) for text in texts])  # (n, F) float32
         stream = BytesIO()
         np.save(stream, made.astype(np.float16))
-        keep(path, stream.getvalue())
+        keep(self.folder / name, stream.getvalue())
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
 
     def has_vectors(self, texts: Sequence[str], form: str) -> bool:
         """Whether these texts were read before, by whatever process."""
-        return self._vectors(texts, form).exists()
+        return any((folder / _vectors_name(texts, form)).exists() for folder in self._folders)
 
-    def _vectors(self, texts: Sequence[str], form: str) -> Path:
-        key = hashlib.sha256(json.dumps([form, *texts]).encode()).hexdigest()
-        return self.folder / f"{key[:32]}.vectors.npy"
+
+def _vectors_name(texts: Sequence[str], form: str) -> str:
+    key = hashlib.sha256(json.dumps([form, *texts]).encode()).hexdigest()
+    return f"{key[:32]}.vectors.npy"
+
+
+def _load_vectors(path: Path, n_texts: int) -> FloatArray | None:
+    data = kept(path)
+    if data is None:
+        return None
+    try:
+        vectors: Any = np.load(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        log.warning("%s is made anew: %s", path, error)
+        return None
+    if vectors.ndim == 2 and len(vectors) == n_texts and np.isfinite(vectors).all():
+        return vectors.astype(np.float32)  # type: ignore[no-any-return]
+    log.warning("%s is damaged and made anew", path)
+    return None
 
 
 def _load_samples(path: Path) -> tuple[list[str], float] | None:

@@ -17,12 +17,11 @@ class Route:
     """The adapters selected for one prompt, with their scores and weights.
 
     `names`, `scores` and `weights` belong together, by descending weight; the weights sum to 1.
-    `strength`, above 0 and at most 1, is how much of that mixture is applied: the base keeps the
-    rest where the fit is uncertain. `all_scores` holds every adapter that took part, selected or
-    not. A route without names means that the base model answers alone. `signal` and `probe` say
-    how the scores were made, `target` which weight's input was read (None when the adapters were
-    evaluated one by one), `mixture` how llama.cpp blends them, which whoever makes a route does
-    not know yet; `reason` says in a sentence why these adapters, or none, where the signal can.
+    `all_scores` holds every adapter that took part, selected or not. A route without names means
+    that the base model answers alone. `signal` and `probe` say how the scores were made, `target`
+    which weight's input was read (None when the adapters were evaluated one by one), `mixture` how
+    llama.cpp blends them, which whoever makes a route does not know yet; `reason` says in a
+    sentence why these adapters, or none, where the signal can.
     """
 
     names: tuple[str, ...] = ()
@@ -33,14 +32,12 @@ class Route:
     probe: str = "none"
     target: str | None = None
     mixture: str = "none"
-    strength: float = 1.0
     reason: str = ""
 
     @property
     def applied(self) -> dict[str, float]:
-        """What generation runs under: each selected adapter's weight times the strength."""
-        shares = zip(self.names, self.weights, strict=True)
-        return {name: self.strength * weight for name, weight in shares}
+        """What generation runs under: each selected adapter's weight by its name."""
+        return dict(zip(self.names, self.weights, strict=True))
 
     @property
     def is_base(self) -> bool:
@@ -54,7 +51,7 @@ class Route:
             "probe": self.probe,
             "target": self.target,
             "mixture": self.mixture,
-            "strength": self.strength,
+            "strength": 1.0,  # of older releases: a route is applied in full
             "reason": self.reason,
             "adapters": [
                 {"name": name, "score": score, "weight": weight}
@@ -86,26 +83,22 @@ def select(
     signal: str = "none",
     probe: str = "none",
     target: str | None = None,
-    strength: float = 1.0,
     reason: str = "",
 ) -> Route:
     """Take the `top_k` highest `scores` and share the weight among them, w_i = s_i / sum_j s_j.
 
     Fewer than `top_k` adapters are all taken; equal scores are ordered by name, so that a route
     never depends on the order of a folder. When no adapter has a score above zero, the route has
-    no names: none of them would change a thing; so it is with `strength` 0. Raises ValueError for
-    top_k < 1, for a strength outside [0, 1], and for a score that is negative or not finite, which
-    no signal may produce.
+    no names: none of them would change a thing. Raises ValueError for top_k < 1, and for a score
+    that is negative or not finite, which no signal may produce.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be between 0 and 1, not {strength}")
     bad = {name: s for name, s in scores.items() if not math.isfinite(s) or s < 0}
     if bad:
         raise ValueError(f"scores must be finite and not negative: {bad}")
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-    chosen = [(name, score) for name, score in ranked if score > 0 and strength > 0]
+    chosen = [(name, score) for name, score in ranked if score > 0]
     # Divided by the largest first, so that a sum of huge scores cannot overflow.
     shares = [score / chosen[0][1] for _, score in chosen]
     total = math.fsum(shares)
@@ -117,7 +110,6 @@ def select(
         signal=signal,
         probe=probe,
         target=target,
-        strength=strength if chosen else 1.0,
         reason=reason,
     )
 
@@ -139,5 +131,4 @@ def kept(route: Route, last: Route | None, tolerance: float) -> Route:
         names=last.names,
         scores=tuple(scores[name] for name in last.names),
         weights=last.weights,
-        strength=last.strength,
     )

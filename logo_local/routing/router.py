@@ -64,7 +64,8 @@ class Router:
         self._progress = progress
         self.timings_ms = {"probe": 0.0, "score": 0.0}
         shape = f"{reader.template} {_places_of_profiles(pool.base)} {WINDOW}"
-        self._store = ProfileStore(config.cache_dir(), pool.base.path, shape)
+        shipped = config.demo_folder() / "profiles"
+        self._store = ProfileStore(config.cache_dir(), pool.base.path, shape, shipped)
         self._profiles = AdapterProfiles(pool, reader, self._store, self._vector, progress)
         self._generic = Baselines(self._store.folder / "generic-texts.npz")
         past = self._store.past_file(config.data_dir())

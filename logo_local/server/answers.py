@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..ask import Engine
 from ..files.folder import kind_of
 from .handlers import AUTO, BASE, ONE
+from .tool_calls import Holder, calls_in
 
 
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
@@ -40,6 +41,19 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
     return answer
 
 
+def with_calls(answer: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A whole answer whose text is looked at for calls of these tools."""
+    for choice in answer.get("choices", ()):
+        message = choice.get("message", {})
+        if not names or message.get("tool_calls") or not message.get("content"):
+            continue
+        text, calls = calls_in(message["content"], names)
+        if calls:
+            message["content"], message["tool_calls"] = text or None, calls
+            choice["finish_reason"] = "tool_calls"
+    return answer
+
+
 def _was_cut(arguments: str) -> bool:
     """Whether the arguments of a call ended before their end, which llama_cpp does not say."""
     try:
@@ -56,14 +70,18 @@ class Stream:
     comes in a chunk of its own, where it is wanted.
     """
 
-    def __init__(self, model: str, *, with_usage: bool) -> None:
+    def __init__(self, model: str, *, with_usage: bool, tools: Collection[str] = ()) -> None:
         self._model, self._with_usage = model, with_usage
+        self._holder = Holder(tools) if tools else None  # of a choice that is the model's
         self._arguments: str | None = None  # of the call, as far as they have come
 
     def chunks_of(self, chunk: dict[str, Any], waited: float) -> Iterator[dict[str, Any]]:
         """A chunk of llama_cpp's as one, or two; `waited` as for `finished`."""
         usage = chunk.pop("usage", None)
         chunk = finished(chunk, self._model, waited)
+        if self._holder is not None:
+            for choice in chunk["choices"]:
+                self._look_for_calls(self._holder, choice)
         for choice in chunk["choices"]:
             for call in choice.get("delta", {}).get("tool_calls", ()):
                 if self._arguments is not None:
@@ -75,6 +93,18 @@ class Stream:
         if self._with_usage and usage is not None:
             rest = {k: v for k, v in chunk.items() if k != "logo"}
             yield {**rest, "choices": [], "usage": usage}
+
+    def _look_for_calls(self, holder: Holder, choice: dict[str, Any]) -> None:
+        delta = choice.setdefault("delta", {})
+        text = holder.feed(delta.get("content") or "")
+        if choice.get("finish_reason"):
+            rest, calls = holder.end()
+            text += rest
+            if calls:
+                delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+                choice["finish_reason"] = "tool_calls"
+        if text or "content" in delta:
+            delta["content"] = text
 
 
 def event(value: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from . import answers, handlers
 from .failures import RequestError, as_request_error
 from .metrics import Counted, Metrics
 from .middleware import AccessMiddleware, Rules
+from .request_log import Logged
 from .schema import (
     ChatRequest,
     CompletionRequest,
@@ -122,6 +123,7 @@ def create_app(
     app.add_exception_handler(LogoError, _failed)
     app.add_middleware(Counted)
     app.add_middleware(AccessMiddleware, rules=rules or Rules())
+    app.add_middleware(Logged)
     return app
 
 
@@ -135,7 +137,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:  # 
         work = handlers.chat(known, defaults)
     else:  # a schema may take a while to become a grammar: nobody else waits for that
         work = await asyncio.to_thread(handlers.chat, known, defaults)
-    return await _answer(request, body, work, "".join(f"{m.content}\n" for m in body.messages))
+    key = "".join(f"{m.content}\n" for m in body.messages)
+    return await _answer(request, body, work, key, handlers.free_tools(body))
 
 
 @router.post("/v1/completions", summary="Go on with a text.", response_model=None)
@@ -224,18 +227,23 @@ def _submit(request: Request, work: Work, key: str = "") -> Job:
     return workers.submit(work, key)
 
 
-async def _answer(request: Request, body: Generation, work: Work, prompt: str) -> Response:
-    """The whole answer, or a stream; what goes wrong before the first token has a status."""
+async def _answer(
+    request: Request, body: Generation, work: Work, prompt: str, tools: Collection[str] = ()
+) -> Response:
+    """The whole answer, or a stream; what goes wrong before the first token has a status.
+
+    `tools` are the names of those that the model may choose to call.
+    """
     job = _submit(request, work, prompt)
     metrics: Metrics = request.app.state.metrics
     if not body.stream:
-        answer = await _only(job, request)
+        answer = answers.with_calls(await _only(job, request), tools)
         metrics.answered(job, answer)
         return JSONResponse(answers.finished(answer, body.model, job.waited))
     items = job.__aiter__()
     first = await _next(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = answers.Stream(body.model, with_usage=usage)
+    stream = answers.Stream(body.model, with_usage=usage, tools=tools)
 
     async def events() -> AsyncIterator[bytes]:
         chunk = first

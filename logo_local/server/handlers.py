@@ -7,9 +7,10 @@ adapters are looked up by the engine alone, whose pool is always as new as the f
 from __future__ import annotations
 
 import base64
+import copy
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,8 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
 
     The server's max_tokens is also the most that any request can have.
     """
+    if request.stream and (request.n or 1) > 1:
+        raise RequestError("several answers (n) cannot be streamed", param="n")
     given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
     options = defaults.options() | {k: v for k, v in given.items() if v is not None}
     if "seed" in options:
@@ -134,7 +137,11 @@ def completion(request: CompletionRequest, defaults: Sampling) -> Work:
         if isinstance(prompt, list):
             _check_tokens(llm, prompt)
         bias = _bias(llm, request)
-        return _generate(llm, llm.create_completion(prompt, **options, **bias))
+        return _generate(
+            llm,
+            request.n or 1,
+            lambda i: llm.create_completion(prompt, **_sampled(options, i), **bias),
+        )
 
     return work
 
@@ -150,12 +157,45 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)
         bias = _bias(llm, request)
-        return _generate(llm, llm.create_chat_completion(**options, **bias))
+        return _generate(
+            llm,
+            request.n or 1,
+            lambda i: llm.create_chat_completion(**_sampled(options, i), **bias),
+        )
 
     return work
 
 
-def _generate(llm: Engine, result: Any) -> Iterator[Any]:
+def _sampled(options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The options of one of several answers, each with a seed of its own."""
+    if not number or "seed" not in options:
+        return dict(options)
+    return {**options, "seed": (options["seed"] + number) % _SEEDS}
+
+
+def _several(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Answers to one request as one, whose prompt counts once."""
+    whole = answers[0]
+    whole["choices"] = [
+        {**choice, "index": i} for i, one in enumerate(answers) for choice in one["choices"]
+    ]
+    usage = whole["usage"]
+    usage["completion_tokens"] = sum(one["usage"]["completion_tokens"] for one in answers)
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    return whole
+
+
+def _generate(llm: Engine, n: int, call: Callable[[int], Any]) -> Iterator[Any]:
+    """What `call` makes: its chunks, its answer, or `n` answers as one."""
+    if n > 1:
+        found = []
+        for i in range(n):
+            found.append(copy.deepcopy(call(i)))
+            if llm.should_stop():
+                break
+        yield _several(found)
+        return
+    result = call(0)
     if isinstance(result, dict):
         yield result
         return
@@ -163,6 +203,13 @@ def _generate(llm: Engine, result: Any) -> Iterator[Any]:
         if i == 0 and llm.last_route is not None:  # for whoever shows it beside the answer
             chunk.setdefault("logo", {"route": llm.last_route.as_dict()})
         yield chunk
+
+
+def free_tools(request: ChatRequest) -> tuple[str, ...]:
+    """The names of the tools of which the model itself chooses whether it calls them."""
+    if request.tool_choice not in (None, "auto"):
+        return ()
+    return tuple(tool.function.name for tool in request.tools or ())
 
 
 def _structure(request: ChatRequest) -> dict[str, Any]:

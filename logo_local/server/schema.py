@@ -10,6 +10,7 @@ from ..routing import registry
 from ..routing.settings import DEFAULTS
 
 MAX_INPUTS = 64  # texts in one request for embeddings
+MAX_CHOICES = 16  # answers to one request
 _MAX_STOPS = 16
 _SEEDS = 2**63
 
@@ -80,7 +81,9 @@ class Generation(Routed):
     )
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
     stop: Name | Annotated[list[Name], Field(max_length=_MAX_STOPS)] | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        default=1, description="How many answers; above 1 without a stream only."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     store: Unused = None

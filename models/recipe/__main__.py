@@ -22,7 +22,7 @@ from logo_local import config
 
 from .base import Tokens
 from .data import Task, read_tasks
-from .pool import convert_all, score_all, selected, write_manifest
+from .pool import convert_all, score_all, selected, ship_profiles, write_manifest
 from .settings import AGAIN, GEMMA, SETTINGS
 from .suite import demo_prompts, write_example_prompts, write_lines, write_suite
 from .training import train_all
@@ -49,6 +49,7 @@ def publish(
     for name in names:
         for path in (build / "gguf").glob(f"{name}.*"):
             shutil.copy(path, demo / "adapters")
+    ship_profiles(gguf, demo)
     write_lines(demo / "demo_prompts.jsonl", demo_prompts(tasks, names))
     write_manifest(demo, tasks, names, scores, gguf, seed)
     write_suite(tasks, names, build / "suite")

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from logo_local import LoGo
+from logo_local import LoGo, config
 from logo_local.convert import convert_adapter
 from logo_local.evaluation.metrics import first_line, measure
 
@@ -131,6 +135,31 @@ def selected(tasks: Iterable[Task], scores: Mapping[str, Score]) -> list[str]:
     ]
 
 
+def ship_profiles(gguf: Path, demo: Path) -> None:
+    """Read the example prompts of the demo once, so that its first start need not do it."""
+    shutil.rmtree(demo / "profiles", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as home, patch_home(home):
+        with LoGo(gguf, demo / "adapters", n_ctx=1024, n_threads=1, n_threads_batch=1) as llm:
+            llm.route([{"role": "user", "content": "Hello!"}])
+        for path in (Path(home) / "cache" / "profiles").glob("*/*.vectors.npy"):
+            target = demo / "profiles" / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+@contextmanager
+def patch_home(home: str) -> Iterator[None]:
+    """Within this block the program's folders are below `home`."""
+    before = os.environ.get(config.HOME_VARIABLE)
+    os.environ[config.HOME_VARIABLE] = home
+    try:
+        yield
+    finally:
+        os.environ.pop(config.HOME_VARIABLE)
+        if before is not None:
+            os.environ[config.HOME_VARIABLE] = before
+
+
 def write_manifest(
     folder: Path,
     tasks: Mapping[str, Task],
@@ -140,7 +169,7 @@ def write_manifest(
     seed: int,
 ) -> None:
     """Write `manifest.json`: where the files come from, their sums, what was measured."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl", ".npy"))
     content = {
         "base": {
             "file": base.name,

@@ -58,15 +58,13 @@ function messages(prompt) {
 }
 
 // The route
-const applied = ({ adapters, strength }) =>
-  new Map(adapters.map(({ name, weight }) => [name, strength * weight]));
+const applied = ({ adapters }) => new Map(adapters.map(({ name, weight }) => [name, weight]));
 
-function summary({ adapters, scores, strength }) {
+function summary({ adapters, scores }) {
   const n = Object.keys(scores).length;
   if (!adapters.length) return n ? "The base alone: no adapter fits." : "The base alone.";
   if (!n) return "Chosen by hand: nothing was scored.";
-  if (strength === 1) return `${adapters.length} of ${n} adapters.`;
-  return `An uncertain fit: applied at ${strength.toFixed(2)}, the base otherwise.`;
+  return `${adapters.length} of ${n} adapters.`;
 }
 
 const list = (entries, text) => entries.map(text).join(", ");
