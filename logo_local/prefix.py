@@ -11,5 +11,5 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n
-    # A tuple never equals a list, even where all their items are the same.
+    # A tuple is never equal to a list, whatever they hold.
     return next((i for i in range(n) if one[i] != other[i]), n)

@@ -7,13 +7,14 @@ from random_gguf import write_adapter, write_base
 
 from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
-from logo_local.hidden_states import MOST_ROWS, Place, kept_positions
+from logo_local.hidden_states import MOST_ROWS, WINDOW, Place, kept_positions
 from logo_local.llama import probe as probe_module
 from logo_local.llama.mixture import ResidentAdapters
 from logo_local.llama.model import LoadedModel
 from logo_local.llama.probe import HiddenProbe
 from logo_local.llama.reader import PromptReader
 from logo_local.llama.sampling import BatchContext
+from logo_local.prefix import common_prefix
 
 FIRST, LAST = Place("blk.0.attn_q.weight"), Place("blk.2.attn_q.weight")
 TOKENS = [1, *(60 + i * 7 % 90 for i in range(220))]
@@ -69,8 +70,9 @@ def test_few_rows_are_kept_of_a_long_prompt(loaded):
     hidden = probe.read(TOKENS, [LAST])[LAST]
     assert len(hidden.rows) <= MOST_ROWS + 1
     kept = probe._kept[LAST]
-    assert len(kept.rows) <= MOST_ROWS + 1
-    assert len(kept.sums) <= MOST_ROWS + 2
+    both_ends = 2 * WINDOW  # of the user's text
+    assert len(kept.rows) <= MOST_ROWS + both_ends + 1
+    assert len(kept.sums) <= MOST_ROWS + both_ends + 2
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 63, 64, 65, 128, 129, 1000])
@@ -195,3 +197,18 @@ def test_tokens_are_those_that_generation_reads(loaded, random_llama, monkeypatc
     else:
         random_llama.create_completion(prompt, max_tokens=1)
     assert loaded.tokens_of(prompt) == read[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "n"),
+    [
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2], [1, 3], 1),
+        ([], [1], 0),
+        ((1, 2), [1, 2, 3], 2),
+        ((1, 2), [1, 3], 1),
+        ("ab", "abc", 2),
+    ],
+)
+def test_common_prefixes_by_hand(one, other, n):
+    assert common_prefix(one, other) == common_prefix(other, one) == n

@@ -34,8 +34,8 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
 class _Rows:
     """What is kept of the rows at one place, so that a prompt with the same start can go on.
 
-    At most MOST_ROWS rows, and as many sums: of a prompt of 4,096 tokens 3 MB instead of 64 MB, at
-    a width of 4,096.
+    At most MOST_ROWS rows, those of both ends of the text, and as many sums: of a prompt of 4,096
+    tokens a few MB instead of 64 MB, at a width of 4,096.
     """
 
     def __init__(self) -> None:

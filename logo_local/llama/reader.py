@@ -7,7 +7,9 @@ an adapter writes. Contexts are made when they are first needed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
+from ..errors import PromptError
 from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Framed, Place, Reading
 from ..prefix import common_prefix
@@ -59,7 +61,7 @@ class PromptReader:
         A prompt without the template around it is a raw one.
         """
         n, loaded = len(tokens), self._loaded
-        if loaded.has_template:
+        if self._template_works:
             head, tail = self._template_tokens()
             start, end = len(head), n - len(tail)
             if start <= end and [*tokens[:start], *tokens[end:]] == [*head, *tail]:
@@ -71,10 +73,21 @@ class PromptReader:
         return Framed((*tokens, *suffix), start, n, "raw")
 
     def frame_text(self, text: str, form: str) -> Framed:
-        """A text as the only chat message, or as a raw prompt."""
-        of_chat = form == "chat" and self._loaded.has_template
+        """A text as the only chat message, or as a raw prompt where no template takes it."""
+        of_chat = form == "chat" and self._template_works
         tokens = self._loaded.tokens_of([{"role": "user", "content": text}] if of_chat else text)
         return self.frame(tokens)
+
+    @cached_property
+    def _template_works(self) -> bool:
+        """Whether the model has a chat template that takes a user's message alone."""
+        try:
+            return bool(
+                self._loaded.has_template
+                and self._loaded.tokens_of([{"role": "user", "content": "a"}])
+            )
+        except PromptError:
+            return False
 
     def _template_tokens(self) -> tuple[list[int], list[int]]:
         """The tokens that the template puts before and behind the only message of a chat."""
