@@ -60,7 +60,7 @@ class RoutingSettings:
     )  # fmt: skip
     self_profile: bool | str = _option(
         "kept",
-        "Let adapters without example prompts generate some, once; kept: use existing ones.",
+        "Let adapters without examples generate some first  [default: use existing ones]",
         choices=(True, False, "kept"),  # make what is missing, do without, or use what is there
         common=True,
     )

@@ -41,7 +41,7 @@ class RoutingChoice(Body):
 
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None,
-        description=f"Maximum number of adapters to blend; {DEFAULTS.top_k} by default.",
+        description=f"Maximum number of adapters; {DEFAULTS.top_k} by default.",
     )
     signal: Literal[registry.names(everywhere=True)] | None = Field(  # type: ignore[valid-type]
         default=None, description="How the scores of adapters are computed."
