@@ -89,7 +89,7 @@ def test_commands(talk):
     llm = FakeLoGo(SCORES, ["yes"])
     out, err = talk(llm, "/?", "/why", "/adapters", "hello", "/why", "/nonsense now", "/bye")
     assert out == "yes\n"
-    assert re.search(r"^/clear +forget the conversation$", err, re.M)
+    assert re.search(r"^/clear +clear the conversation$", err, re.M)
     assert "Nothing was asked yet\n" in err
     assert re.search(r"^reverse .*\nsort-words ", err, re.M)
     assert "norm · one-pass · blk.3.attn_q.weight" in err

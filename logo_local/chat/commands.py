@@ -123,12 +123,12 @@ def _help(_session: Session, _argument: str) -> None:
 
 
 _KEYS = [
-    ("Alt+Enter", "a new line in the message; so does Esc and then Enter"),
-    ('"""', "begins a message of several lines, and ends it"),
-    ("Up, Ctrl+R", "what was typed before, and a search in it"),
-    ("Tab", "completes commands, adapters, options and files"),
-    ("Ctrl+C", "stops the answer, or clears the line"),
-    ("//", "begins a message with one slash"),
+    ("Alt+Enter", "start a new line in the message; also Esc, then Enter"),
+    ('"""', "start and end a message of several lines"),
+    ("Up, Ctrl+R", "show and search earlier input"),
+    ("Tab", "complete commands, adapters, options and files"),
+    ("Ctrl+C", "stop the answer, or clear the line"),
+    ("//", "start a message with a single slash"),
 ]
 
 
@@ -278,20 +278,20 @@ def _bye(session: Session, _argument: str) -> None:
 
 
 COMMANDS = (
-    Command("/why", "the last route: the scores above 0, and what changed", _why),
-    Command("/adapters", "the adapters: weight in the last answer, pinned or off", _adapters),
-    Command("/pin", "answer with this adapter only, until /auto", _pin, "NAME"),
-    Command("/off", "answer without this adapter, until /auto", _off, "NAME"),
-    Command("/auto", "choose among all adapters for each message again", _auto),
-    Command("/teach", "your last message is an example of what NAME is for", _teach, "NAME"),
-    Command("/unteach", "forget the last example that NAME was taught", _unteach, "NAME"),
-    Command("/set", "how answers are made: list it, or change it", _set, "[OPTION [VALUE]]"),
-    Command("/show", "model, context, settings, and how long the last answer took", _show),
-    Command("/retry", "drop the last answer and ask again", _retry, others=("/regen",)),
-    Command("/clear", "forget the conversation", _clear),
-    Command("/save", "keep the conversation and the settings in a file", _save, "FILE"),
-    Command("/load", "go on with a conversation that was saved", _load, "FILE"),
-    Command("/bye", "leave; so does Ctrl+D", _bye, others=("/exit", "/quit")),
+    Command("/why", "show the last route: scores above 0, and what changed", _why),
+    Command("/adapters", "list the adapters: weight in the last answer, pinned or off", _adapters),
+    Command("/pin", "use only this adapter, until /auto", _pin, "NAME"),
+    Command("/off", "exclude this adapter, until /auto", _off, "NAME"),
+    Command("/auto", "select from all adapters again", _auto),
+    Command("/teach", "add your last message to the examples of NAME", _teach, "NAME"),
+    Command("/unteach", "remove the last example that you added to NAME", _unteach, "NAME"),
+    Command("/set", "list the settings, or change one", _set, "[OPTION [VALUE]]"),
+    Command("/show", "show model, context, settings, and speed of the last answer", _show),
+    Command("/retry", "drop the last answer and generate it again", _retry, others=("/regen",)),
+    Command("/clear", "clear the conversation", _clear),
+    Command("/save", "save the conversation and the settings to a file", _save, "FILE"),
+    Command("/load", "continue a saved conversation", _load, "FILE"),
+    Command("/bye", "leave the chat, like Ctrl+D", _bye, others=("/exit", "/quit")),
     Command("/?", "this help", _help, others=("/help",)),
 )
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.others)}

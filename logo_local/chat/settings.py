@@ -38,7 +38,7 @@ def _of(parameter: click.Option) -> Option:
 
 OPTIONS: Mapping[str, Option] = {
     **{name: _of(_DECLARED[name]) for name in (*_ROUTING, *_SAMPLING)},
-    "stop": Option("Texts that end an answer, in quotes; \\n is the end of a line."),
+    "stop": Option("Strings that end an answer, in quotes; \\n is a line break."),
     "system": _of(_DECLARED["system"]),
 }
 

@@ -26,38 +26,37 @@ if TYPE_CHECKING:
     metavar="K,...",
     default="1,2,3,5,10,20",
     show_default=True,
-    help="How many adapters to blend.",
+    help="Numbers of adapters to blend.",
 )
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="How long the prompt is.",
+    help="Length of the prompt.",
 )
 @click.option(
     "--answer-tokens",
     type=click.IntRange(2),
     default=32,
     show_default=True,
-    help="How many tokens are generated.",
+    help="Number of tokens to generate.",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="How often everything is measured; medians are reported.",
+    help="Number of repetitions; medians are reported.",
 )
 @click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the ratios into this SVG file.")
 @options(*ENGINE, JSON)
 @click.pass_context
 def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) -> None:
-    """Measure what mixtures and routing cost on this machine, beside the base model alone.
+    """Measure the cost of mixtures and routing on this machine.
 
-    Every figure is a ratio to the base, which is measured right before it. The first adapters of
-    the pool are blended, whichever they are. Adapters are not asked what they are for: what that
-    takes, once, is not measured.
+    Figures are ratios to the base model alone, which is measured right before. The first adapters
+    of the pool are blended. Reading example prompts and writing self-profiles is not measured.
     """
     from ..bench.measure import measure
     from ..bench.report import draw, markdown

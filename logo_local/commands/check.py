@@ -19,9 +19,9 @@ from .convert import BASE_OPTION, VERBOSE_OPTION, read_base
 @VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
-    """Say of each adapter in DIR whether it fits the base model, and why not.
+    """Check which adapters in DIR fit the base model.
 
-    The exit code is 0 when all of them fit, 1 otherwise.
+    The exit code is 0 if all adapters fit, and 1 otherwise.
     """
     from ..convert import FOR_POOL
     from ..files.pool import Pool

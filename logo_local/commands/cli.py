@@ -26,11 +26,13 @@ from .serve import serve
 @click.version_option(__version__, prog_name="logo-local")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """For every prompt, find the LoRA adapters that matter, blend them, and answer.
+    """Run a GGUF model with LoRA adapters that are selected and blended for every prompt.
 
-    MODEL is a GGUF file, or the word demo for the demo model and its adapters. Options may
-    also be set in the environment (LOGO_LOCAL_TOP_K=5) or in config.toml (top-k = 5); logo-local
-    doctor says where that file lies. A flag wins over the environment, that over the file.
+    MODEL is a GGUF file, or demo for the demo model and its adapters.
+
+    You can also set options in the environment (LOGO_LOCAL_TOP_K=5) or in config.toml
+    (top-k = 5); logo-local doctor prints the path of that file. The command line overrides the
+    environment, and the environment overrides the file.
     """
     # Whoever calls with an object brings an engine of their own: tests do.
     ctx.obj = ctx.obj if ctx.obj is not None else open_engine

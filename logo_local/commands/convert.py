@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 BASE_OPTION = click.option(
-    "--base", required=True, metavar="MODEL", help="The GGUF model that the adapters are for."
+    "--base", required=True, metavar="MODEL", help="GGUF file of the base model."
 )
 
 
 VERBOSE_OPTION = click.option(
-    "-v", "--verbose", is_flag=True, help="Show every finding where one line sums them up."
+    "-v", "--verbose", is_flag=True, help="Show every problem instead of a summary."
 )
 
 
@@ -39,29 +39,31 @@ def read_base(base: str) -> BaseModel:
 @click.command()
 @click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=FOLDER)
 @BASE_OPTION
-@click.option("--out", required=True, type=FOLDER, help="The file to write, or a folder for it.")
+@click.option("--out", required=True, type=FOLDER, help="Output file or folder.")
 @click.option(
     "--outtype",
     type=click.Choice(OUTTYPES),
     default="f16",
     show_default=True,
-    help="How the numbers are stored.",
+    help="Number type of the output.",
 )
 @click.option(
     "--merge",
     "merged",
     multiple=True,
     metavar="ADAPTER=WEIGHT",
-    help="Write the weighted sum of several, GGUF or PEFT, as one file; give it for each.",
+    help="Write the weighted sum of adapters (GGUF or PEFT) as one file; repeatable.",
 )
 @click.option(
-    "--rank", type=click.IntRange(1), help="With --merge: at most this rank, the nearest."
+    "--rank",
+    type=click.IntRange(1),
+    help="With --merge: approximate the sum with at most this rank.",
 )
 @click.option(
-    "--text-part", is_flag=True, help="Leave out layers for pictures and sound (vision models)."
+    "--text-part", is_flag=True, help="Skip layers for images and sound (multimodal models)."
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--dry-run", is_flag=True, help="Show the plan without writing files.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 @VERBOSE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def convert(
@@ -70,9 +72,9 @@ def convert(
 ) -> None:  # fmt: skip
     """Convert PEFT LoRA folders to GGUF LoRA files.
 
-    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors. With several of
-    them, --out is an existing folder, and each file gets its adapter's name. All are checked
-    before the first is written.
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors. For several
+    adapters, --out must be an existing folder; each file is named after its adapter. All adapters
+    are checked before the first file is written.
     """
     if merged:
         if adapters or dry_run or as_json or text_part:

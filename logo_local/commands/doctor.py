@@ -171,9 +171,9 @@ def _sha256(path: Path) -> str | None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Say what is installed, and what works on this machine.
+    """Check the installation on this machine.
 
-    The exit code is 1 when something that is needed does not work.
+    The exit code is 1 if something required does not work.
     """
     findings = examine()
     if as_json:

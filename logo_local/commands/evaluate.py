@@ -41,7 +41,7 @@ _ENGINE_SETTINGS = (
     multiple=True,
     type=FOLDER,
     metavar="FILE...",
-    help="JSON lines with context, completion and adapter.",
+    help="Task files: JSON lines with context, completion and adapter.",
 )
 @options(ADAPTERS)
 @click.option(
@@ -49,13 +49,13 @@ _ENGINE_SETTINGS = (
     type=click.Choice((metrics.SCORE, *metrics.METRICS)),
     default=metrics.SCORE,
     show_default=True,
-    help="What the table shows; all are recorded. The score is each task's own metric.",
+    help="Metric of the table; all are recorded. score: each task's own metric.",
 )
 @click.option(
     "--signals",
     type=Several(click.Choice(_SIGNALS)),
     metavar="NAME,...",
-    help=f"The signals to compare: {', '.join(_SIGNALS)}  [default: all]",
+    help=f"Signals to compare: {', '.join(_SIGNALS)}  [default: all]",
 )
 @click.option(
     "--top-k",
@@ -64,53 +64,52 @@ _ENGINE_SETTINGS = (
     metavar="K,...",
     default="1,3,5,10,20",
     show_default=True,
-    help="How many adapters to blend; more than there are means all.",
+    help="Numbers of adapters to blend; larger than the pool means all.",
 )
 @click.option(
     "--best-single",
     is_flag=True,
-    help="Find the one adapter that is best over all the data; costs an answer a prompt and "
+    help="Also find the best single adapter over all data; needs one answer per prompt and "
     "adapter.",
 )
-@click.option(
-    "--own-out", is_flag=True, help="Repeat everything with the prompt's own adapter excluded."
-)
+@click.option("--own-out", is_flag=True, help="Repeat everything without the prompt's own adapter.")
 @click.option(
     "--fusion",
     is_flag=True,
-    help="Also average the parameters instead of the outputs; doubles the mixtures' cost.",
+    help="Also average parameters instead of outputs; doubles the cost of mixtures.",
 )
-@click.option("--limit", type=click.IntRange(1), help="The first prompts of each file only.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first prompts of each file.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="The longest answer.",
+    help="Maximum tokens per answer.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Draws the random adapters and the intervals.",
+    help="Seed for random adapters and intervals.",
 )
 @click.option(
-    "--out", type=FOLDER, metavar="DIR", help="Keep every answer here, and go on from there."
+    "--out", type=FOLDER, metavar="DIR", help="Store results in this folder, and resume from it."
 )
-@click.option("--plots", type=FOLDER, metavar="DIR", help="Draw figures into this folder, as SVG.")
+@click.option("--plots", type=FOLDER, metavar="DIR", help="Draw SVG figures into this folder.")
 @options(*ENGINE, *RESEARCH, RAW, JSON)
 @click.pass_context
 def evaluate(
     ctx: click.Context, /, model: str, more: tuple[Path, ...], data: tuple[Path, ...], **given: Any
 ) -> None:
-    """Measure what routing is worth on prompts with known answers.
+    """Evaluate routing on prompts with known answers.
 
-    Each file is one task. Its lines are answered by the base, the prompt's own adapter, all
-    adapters alike, random ones, every signal at every k, and as the engine does it by default.
-    A line without adapter is out of the pool. Answers are greedy, and their first line counts.
+    Each file is one task. Its prompts are answered by the base model, by their own adapter, by
+    uniform and random mixtures, by every signal at every k, and by the engine's default. Lines
+    without adapter are outside of the pool; lines without completion only count who answers.
+    Answers are greedy, and only their first line counts.
 
-    The table is Markdown: means over tasks, with 95% bootstrap intervals over prompts.
+    The output is a Markdown table: means over tasks with 95% bootstrap intervals over prompts.
     """
     from ..console.figures import load as load_matplotlib
     from ..evaluation.fusion import Fusion

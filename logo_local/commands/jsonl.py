@@ -21,7 +21,7 @@ from ..jsonl.session import Events, Read, Session, Write
 JSONL = click.option(
     "--jsonl",
     is_flag=True,
-    help="Answer requests from standard input, a JSON object a line, by events, one a line.",
+    help="Read requests from standard input and write events, as JSON lines.",
 )
 _ELSEWHERE = {"as_json": "--json", "explain": "--explain", "raw": "--raw"}  # or of no use
 

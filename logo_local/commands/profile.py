@@ -16,15 +16,17 @@ from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompt
 
 @click.command()
 @click.argument("adapter", metavar="ADAPTER", type=FOLDER)
-@click.option("--prompts", type=FOLDER, metavar="FILE", help="Add these: one prompt a line.")
-@click.option("--forget", is_flag=True, help="Forget all that was added to this adapter.")
+@click.option(
+    "--prompts", type=FOLDER, metavar="FILE", help="Add the prompts in this file, one per line."
+)
+@click.option("--forget", is_flag=True, help="Remove all prompts that were added to this adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) -> None:
-    """Show the example prompts of ADAPTER, a GGUF file or a PEFT folder, or add some.
+    """Show, add or remove example prompts of ADAPTER, a GGUF file or a PEFT folder.
 
-    By a few prompts, without answers, the router knows what an adapter is for; eight in different
-    words are plenty. They are kept in your own data folder, by the adapter's content. Those that
-    lie beside it (NAME.prompts.txt, or prompts.txt or the card in a PEFT folder) need no command.
+    The router compares prompts with these examples. Eight prompts in different wordings, without
+    answers, are enough. This command stores them in your data folder. Examples beside the adapter
+    (NAME.prompts.txt, or prompts.txt or the model card in a PEFT folder) are found without it.
     """
     if prompts is not None and forget:
         raise UsageError("--prompts and --forget cannot go together", "give one of them")

@@ -38,11 +38,11 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 @options(EXPLAIN, RAW, JSON, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
-    """Answer PROMPT under the adapters that fit it.
+    """Answer PROMPT with the adapters that match it, or start a chat.
 
-    What is piped to standard input comes before PROMPT, or is the prompt. A terminal without PROMPT
-    gets a chat.
-    The answer goes to standard output as it comes; what was blended, to standard error.
+    Standard input, if it is piped, is put before PROMPT or replaces it. Without both, a chat
+    starts. The answer is streamed to standard output; the selected adapters are printed on
+    standard error.
     """
     sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:

@@ -21,10 +21,10 @@ from ..console.terminal import UsageError, err_console, print_json, say
 @options(*ROUTING)
 @click.pass_context
 def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
-    """Show the route of PROMPT, and generate nothing.
+    """Show the route for PROMPT, without an answer.
 
-    Each line has an adapter's name, weight and score. What is piped to standard input comes before
-    PROMPT, or is the prompt.
+    Each line has the name, weight and score of an adapter. Standard input, if it is piped, is put
+    before PROMPT or replaces it.
     """
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')

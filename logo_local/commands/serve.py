@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 @options(*SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
-    """Answer over HTTP, for OpenAI's clients and for a page in the browser.
+    """Start a server with an OpenAI-compatible API and a web page.
 
-    A request's model is auto (the adapters that fit), base, or base:NAME for one adapter. --temp is
-    for requests that name none, --max-tokens the most that any can have. Ctrl+C, or SIGTERM,
-    finishes the answers that are being made.
+    The model of a request is auto (adapters that match), base, or base:NAME for one adapter. --temp
+    is the default temperature, --max-tokens an upper limit. Ctrl+C or SIGTERM finishes the running
+    requests.
     """
     try:
         from ..server.http import listen

@@ -95,14 +95,14 @@ def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
 
 FOLDER = click.Path(path_type=Path)
 
-RAW = click.option("--raw", is_flag=True, help="Send the prompt as it is, without a chat template.")
+RAW = click.option("--raw", is_flag=True, help="Do not apply the chat template.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-EXPLAIN = _shared("--explain", is_flag=True, help="Show every adapter's score, on standard error.")
+EXPLAIN = _shared("--explain", is_flag=True, help="Show all scores on standard error.")
 ADAPTERS = _shared(
     "--adapters",
     type=FOLDER,
     metavar="DIR",
-    help="The folder of adapters; needed unless MODEL is demo.",
+    help="Folder of LoRA adapters; required unless MODEL is demo.",
 )
 SIGNAL, TOP_K = _routing("signal"), _routing("top_k")
 PAST = _routing("past", hidden=True)
@@ -117,7 +117,7 @@ LLAMA = (
         type=click.IntRange(1),
         help="CPU threads  [default: all for prompts, half for answers]",
     ),
-    _shared("--n-gpu-layers", type=int, default=0, help="Layers on the GPU; -1 for all."),
+    _shared("--n-gpu-layers", type=int, default=0, help="Number of layers on the GPU; -1 for all."),
 )
 # How the engine works, whatever routes it makes.
 ENGINE = (
@@ -130,37 +130,33 @@ ENGINE = (
 RESEARCH = tuple(
     _routing(name) for name, option in settings.OPTIONS.items() if not option.metadata["common"]
 )
-SEED = _shared(
-    "--seed", type=click.IntRange(1), help="Makes sampling repeatable  [default: random]"
-)
+SEED = _shared("--seed", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
 ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
-    _shared(
-        "--max-tokens", type=click.IntRange(1), default=512, help="The most tokens of an answer."
-    ),
+    _shared("--max-tokens", type=click.IntRange(1), default=512, help="Maximum tokens per answer."),
     _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
     _shared(
         "--top-p",
         type=click.FloatRange(0, 1),
         default=0.95,
-        help="Choose among the likeliest tokens that make up this share.",
+        help="Sample from the most likely tokens with this total probability.",
         hidden=True,
     ),
     _shared(
         "--min-p",
         type=click.FloatRange(0, 1),
         default=0.05,
-        help="Leave out tokens below this share of the likeliest.",
+        help="Skip tokens below this fraction of the top token's probability.",
         hidden=True,
     ),
     _shared(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
         default=1.0,
-        help="Above 1: repeated tokens become less likely.",
+        help="Values above 1 make repeated tokens less likely.",
         hidden=True,
     ),
 )
@@ -168,52 +164,54 @@ SERVER = (
     _shared(
         "--host",
         default="127.0.0.1",
-        help="The address to listen at; one that others can reach needs --api-key.",
+        help="Address to listen on; other than loopback requires an API key.",
     ),
-    _shared("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes any free one."),
+    _shared(
+        "--port", type=click.IntRange(0, 65535), default=8080, help="Port; 0 means any free port."
+    ),
     _shared(
         "--api-key",
         metavar="KEY",
-        help="Answer only who shows it. Better set in the environment: command lines can be seen.",
+        help="Require this API key. Prefer the environment variable: others can see command lines.",
     ),
     _shared(
         "--allow-host",
         "allowed_hosts",
         multiple=True,
         metavar="NAME",
-        help="Another name that this server may be called by; may be given several times, in the "
-        "environment separated by blanks.",
+        help="Additional host name that requests may use; repeatable. In the environment, "
+        "separated by spaces.",
     ),
     _shared(
         "--allow-origin",
         "allowed_origins",
         multiple=True,
         metavar="ORIGIN",
-        help="Pages from there may ask: https://example.org, tauri://localhost, or "
-        "vscode-webview://*; may be given several times, as --allow-host.",
+        help="Origin of web pages that may send requests, such as https://example.org, "
+        "tauri://localhost or vscode-webview://*; repeatable.",
     ),
     _shared(
         "--any-model",
         is_flag=True,
-        help="Take unknown model names for auto: some tools send a name that cannot be changed.",
+        help="Treat unknown model names as auto, for clients that send a fixed name.",
     ),
     _shared(
         "--parallel",
         type=click.IntRange(1, 64),
         default=1,
-        help="How many answers are made at once, as far as the memory allows.",
+        help="Number of requests processed at once, as far as the memory allows.",
     ),
     _shared(
         "--queue",
         type=click.IntRange(0),
         default=32,
-        help="How many requests may wait; the next one is told to come back.",
+        help="Maximum number of waiting requests; further ones get status 429.",
     ),
     _shared(
         "--time-limit",
         type=click.FloatRange(min=0, min_open=True),
         default=600.0,
-        help="Seconds after which an answer ends.",
+        help="Maximum seconds per answer.",
     ),
 )
 
@@ -240,16 +238,16 @@ TEMPLATE_KWARGS = _shared(
     "--chat-template-kwargs",
     type=JsonObject(),
     metavar="JSON",
-    help="""For the model's chat template: '{"enable_thinking": false}'.""",
+    help="""Variables for the chat template, such as '{"enable_thinking": false}'.""",
     hidden=True,
 )
 ESCAPE_SPECIAL = _shared(
     "--escape-special",
     is_flag=True,
-    help="Break up control tokens that messages hold, such as <|im_end|>, which would end them.",
+    help="Insert spaces into control tokens in messages, such as <|im_end|>, to disable them.",
     hidden=True,
 )
-SYSTEM = _shared("--system", metavar="TEXT", help="What the model is told before everything else.")
+SYSTEM = _shared("--system", metavar="TEXT", help="System message.")
 
 
 def options(*several: Callable[[F], F]) -> Callable[[F], F]:

@@ -40,7 +40,7 @@ class Need(Enum):
     """What a signal needs beside the adapters."""
 
     LAST_TOKEN = "one pass, to the probed block"
-    PROMPT = "one pass, to 0.6 of the depth"
+    PROMPT = "one pass, to 0.9 of the depth or less"
     BASELINES = "norms of other texts"
     EXAMPLES = "example prompts"
     SAMPLES = "texts that adapters write"

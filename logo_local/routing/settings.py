@@ -46,53 +46,53 @@ def _option(default: Any, help: str, *, choices: tuple[Any, ...] = (), common: b
 class RoutingSettings:
     """What a caller wants of the routing; the help of each field says what it does."""
 
-    signal: str = _option("auto", "How an adapter's score is computed.", common=True)
-    top_k: int = _option(3, "The most adapters to blend.", common=True)
+    signal: str = _option("auto", "How the scores of adapters are computed.", common=True)
+    top_k: int = _option(3, "Maximum number of adapters to blend.", common=True)
     mixture: str = _option(
         "auto",
-        "How llama.cpp blends the adapters: as one stack, or one by one.",
+        "Blend adapters as one stacked adapter, or through llama.cpp's scales.",
         choices=("auto", "stacked", "scales"),
         common=True,
     )
     adapter_memory: int | str = _option(
-        "auto", "The most that loaded adapters may take; auto: a quarter of the free memory.",
+        "auto", "Memory limit for loaded adapters; auto: a quarter of the free memory.",
         common=True,
     )  # fmt: skip
     self_profile: bool | str = _option(
         "kept",
-        "Let adapters without example prompts write some themselves, once each.",
+        "Let adapters without examples generate some first  [default: use existing ones]",
         choices=(True, False, "kept"),  # make what is missing, do without, or use what is there
         common=True,
     )
     past: bool = _option(
         True,
-        "Compare with what your earlier prompts did to an adapter; a few numbers are kept.",
+        "Compare with statistics of your earlier prompts, which are stored.",
         choices=(True, False),
         common=True,
     )
     mixture_type: str = _option(
         "native",
-        "Store the stack as the adapters are, or rounded: smaller and faster, less exact.",
+        "Number type of the stacked adapter; q8_0 is smaller and faster, but not exact.",
         choices=("native", "q8_0"),
         common=True,
     )
     probe: str = _option(
         "one-pass",
-        "One pass of the base model for all, or one evaluation with each adapter.",
+        "One pass of the base model, or one evaluation per adapter.",
         choices=("one-pass", "each"),
     )
-    layer: int = _option(-1, "The block to probe; -1 is the last.")
+    layer: int = _option(-1, "Block to probe; -1 is the last.")
     tap: str = _option(
         "input",
         "Read the projection's input, or the state before the block's norm.",
         choices=("input", "residual"),
     )
     keep_route: float = _option(
-        0.0, "Go on under the same weights while they would change by at most this."
+        0.0, "Keep the current weights if no weight would change by more than this."
     )
     prefill: str = _option(
         "mixture",
-        "Read the prompt under the mixture, or take it from the base's pass: sooner, worse.",
+        "Process the prompt with the mixture, or with the base model: faster, lower quality.",
         choices=("mixture", "base"),
     )
 

@@ -109,7 +109,7 @@ def create_app(
     app = _App(
         title="logo-local",
         version=__version__,
-        summary="For every prompt, the LoRA adapters that matter, blended.",
+        summary="LoRA adapters, selected and blended for every prompt.",
         lifespan=life,
         docs_url=None,  # its pages would come from the internet
         redoc_url=None,

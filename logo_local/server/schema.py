@@ -40,10 +40,11 @@ class RoutingChoice(Body):
     """How the route of one request is made; what is left out is as the server was started."""
 
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        default=None, description=f"The most adapters to blend; usually {DEFAULTS.top_k}."
+        default=None,
+        description=f"Maximum number of adapters; {DEFAULTS.top_k} by default.",
     )
     signal: Literal[registry.names(everywhere=True)] | None = Field(  # type: ignore[valid-type]
-        default=None, description="How an adapter's score is made."
+        default=None, description="How the scores of adapters are computed."
     )
 
 

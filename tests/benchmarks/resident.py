@@ -1,15 +1,15 @@
-"""The resident size of a process that embeds the engine, step by step, with the bundled model.
+"""The resident size of a process that embeds the engine, step by step, with the demo model.
 
     python tests/benchmarks/resident.py
 
-Prints MiB, and of the adapters what llama.cpp holds. Other models and contexts take what they take.
+Prints MiB; "adapters" is the memory of the adapters that llama.cpp holds.
 """
 
 from __future__ import annotations
 
 import psutil
 
-QUESTION = [{"role": "user", "content": "Tell me the town where Kalin lives."}]
+QUESTION = [{"role": "user", "content": "Pluralise the noun murderer."}]
 
 
 def resident() -> float:
