@@ -162,7 +162,7 @@ def test_no_progress_stage_stays_open_after_ctrl_c(logo, tmp_path, monkeypatch):
             self._progress("reading generic prompts", done, 10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Router, "_scorer_for", lambda self, signal: reading(self))
+    monkeypatch.setattr(Router, "_scorer_for", lambda self, _signal, _form: reading(self))
     with pytest.raises(KeyboardInterrupt):
         llm.route(PROMPT)
     assert stages["reading generic prompts"] == (10, 10)
