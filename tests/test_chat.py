@@ -263,9 +263,9 @@ def test_what_changed_since_the_turn_before(talk):
 
     llm = FakeLoGo(scores, names=["a", "b", "c"])
     err = talk(llm, "one", "/why").err
-    assert "came" not in err
+    assert "added" not in err
     err = talk(FakeLoGo(scores, names=["a", "b", "c"]), "one", "two", "/why").err
-    assert "came: c 0.50\nwent: b 0.25\nmoved: a 0.75 → 0.50\n" in err
+    assert "added: c 0.50\nremoved: b 0.25\nchanged: a 0.75 → 0.50\n" in err
     err = talk(FakeLoGo(scores, names=["a", "b", "c"]), "one", "one", "/why").err
     assert "unchanged since the turn before\n" in err
 

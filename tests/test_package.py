@@ -127,7 +127,6 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     info = f"logo_local-{logo_local.__version__}.dist-info"
-    demo = {p.relative_to(DEMO).as_posix() for p in DEMO.rglob("*") if p.is_file()}
     assert {name for name in names if not name.startswith((f"{info}/", "logo_local/demo/"))} == {
         "logo_local/py.typed",
         "logo_local/routing/generic_prompts.txt",
@@ -143,8 +142,14 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         ),
         *(f"logo_local/server/page/page.{kind}" for kind in ("html", "css", "js")),
     }
+    # The base comes from a package of its own, and evaluation data from where it was published.
+    adapters = {path.stem for path in (DEMO / "adapters").glob("*.gguf")}
+    assert len(adapters) > 1
     assert {name for name in names if name.startswith("logo_local/demo/")} == {
-        f"logo_local/demo/{name}" for name in demo if "__pycache__" not in name
+        *(f"logo_local/demo/{name}" for name in ("__init__.py", "demo_prompts.jsonl")),
+        "logo_local/demo/manifest.json",
+        *(f"logo_local/demo/adapters/{name}.gguf" for name in adapters),
+        *(f"logo_local/demo/adapters/{name}.prompts.jsonl" for name in adapters),
     }
     assert f"{info}/licenses/LICENSE" in names
     entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()

@@ -95,7 +95,7 @@ def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
 
 
 def route_changes(before: Route | None, now: Route) -> list[str]:
-    """What another turn of a conversation changed, a line for each kind: who came, went, moved.
+    """What another turn of a conversation changed, a line for each kind: added, removed, changed.
 
     Compared is what is applied of each adapter. No lines without a turn before.
     """
@@ -104,9 +104,9 @@ def route_changes(before: Route | None, now: Route) -> list[str]:
     then, applied = before.applied, now.applied
     moved = [name for name in applied if name in then and _moved(then[name], applied[name])]
     kinds = {
-        "came": [f"{name} {applied[name]:.2f}" for name in applied if name not in then],
-        "went": [f"{name} {then[name]:.2f}" for name in then if name not in applied],
-        "moved": [f"{name} {then[name]:.2f} → {applied[name]:.2f}" for name in moved],
+        "added": [f"{name} {applied[name]:.2f}" for name in applied if name not in then],
+        "removed": [f"{name} {then[name]:.2f}" for name in then if name not in applied],
+        "changed": [f"{name} {then[name]:.2f} → {applied[name]:.2f}" for name in moved],
     }
     lines = [f"{kind}: {_SEPARATOR.join(parts)}" for kind, parts in kinds.items() if parts]
     return lines or ["unchanged since the turn before"]
