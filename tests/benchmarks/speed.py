@@ -332,8 +332,8 @@ def report(found: dict[str, Any], repeats: int) -> str:
         "",
         "## The paper's method in PyTorch",
         "",
-        "`python tests/benchmarks/paper_in_torch.py` compares transformers and PEFT, which keeps all "
-        "adapters in memory, with logo-local on the same weights: a model of 30M parameters in "
+        "`python tests/benchmarks/paper_in_torch.py` compares transformers and PEFT, which keeps "
+        "all adapters in memory, with logo-local on the same weights: a model of 30M parameters in "
         "float32. Both select the same adapters with the same weights. Ratios are to the base "
         "model in the same framework.",
         "",
