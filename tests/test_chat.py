@@ -90,7 +90,7 @@ def test_commands(talk):
     out, err = talk(llm, "/?", "/why", "/adapters", "hello", "/why", "/nonsense now", "/bye")
     assert out == "yes\n"
     assert re.search(r"^/clear +clear the conversation$", err, re.M)
-    assert "Nothing was asked yet\n" in err
+    assert "There is no answer yet\n" in err
     assert re.search(r"^reverse .*\nsort-words ", err, re.M)
     assert "norm · one-pass · blk.3.attn_q.weight" in err
     assert "error: there is no command /nonsense\nhint: /? lists them; two slashes " in err
@@ -135,11 +135,11 @@ def test_pinning_an_adapter_and_letting_go(talk):
 def test_a_message_becomes_an_example_and_can_be_taken_back(talk):
     llm = FakeLoGo(SCORES)
     _, err = talk(llm, "/teach reverse", "turn it: a b", "/teach reverse")
-    assert "Send the message first" in err
+    assert "First send the message" in err
     assert llm.taught == {"reverse": ["turn it: a b"]}
     _, err = talk(llm, "/unteach reverse", "/unteach reverse")
     assert llm.taught == {}
-    assert "Forgotten: the last example of reverse\nreverse was taught no example\n" in err
+    assert "Removed the last example of reverse\nreverse has no added examples\n" in err
 
 
 @pytest.mark.parametrize("command", ["/pin", "/teach", "/unteach"])
@@ -428,16 +428,16 @@ def test_retry_drops_the_last_answer_and_asks_again(talk):
     assert out == "a\nb\nc\nd\n"
     assert contents(llm.history[2]) == ["one", "a", "two"]
     assert contents(llm.history[3]) == ["one", "a", "two", "c", "three"]
-    assert "Nothing was asked yet" in err
-    assert "same answer" not in err
+    assert "There is no answer yet" in err
+    assert "answer is the same" not in err
 
 
 def test_retry_says_when_the_answer_can_only_be_the_same(talk):
     assert (
-        "The same answer"
+        "The answer is the same"
         in talk(FakeLoGo(SCORES, ["a"]), "one", "/retry", sampling=Sampling(temp=0.0)).err
     )
-    assert "The same answer" not in talk(FakeLoGo(SCORES, ["a"]), "one", "/retry").err
+    assert "The answer is the same" not in talk(FakeLoGo(SCORES, ["a"]), "one", "/retry").err
 
 
 def test_retry_after_a_failure_asks_what_failed(talk):
@@ -481,7 +481,7 @@ def test_a_full_context_is_said_and_the_system_message_stays(talk):
     lines = [f"message number {i} has seven words now" for i in range(4)]
     err = talk(llm, *lines, system="Be very brief.").err
     assert "error" not in err
-    assert "The oldest 4 messages are forgotten: 32 tokens of context are full\n" in err
+    assert "The oldest 4 messages are dropped: the context of 32 tokens is full\n" in err
     asked = [contents(call) for call in llm.history]
     assert all(one[0] == "Be very brief." for one in asked)
     assert asked[1][1:] == [lines[0], "six words are in this answer", lines[1]]
@@ -518,10 +518,10 @@ def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
     llm = FakeLoGo({**SCORES, "upper": 2.0}, ["yes"])
     lines = ("one", "/set temp 0.25", "/set stop END", "/set top-k 2", "/pin reverse", "/off upper")
     err = talk(llm, *lines, f"/save {path}", system="Be brief.").err
-    assert f"2 messages are in {path}" in err
+    assert f"2 messages were saved to {path}" in err
     other = FakeLoGo({**SCORES, "upper": 2.0}, ["no"])
     err = talk(other, "before", f"/load {path}", "two", "/teach upper", "/retry").err
-    assert f"2 messages of {path} are the conversation now" in err
+    assert f"2 messages were loaded from {path}" in err
     assert contents(other.history[1]) == ["Be brief.", "one", "yes", "two"]
     assert other.history[1].options["temperature"] == 0.25
     assert other.history[1].options["stop"] == ["END"]
@@ -529,7 +529,7 @@ def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
     assert other.routing.top_k == 2
     assert contents(other.history[2]) == ["Be brief.", "one", "yes", "two"]
     err = talk(FakeLoGo({"sort-words": 1.0}), f"/load {path}").err
-    assert "warning: reverse is no adapter in adapters\n" in err
+    assert "warning: reverse is not an adapter in adapters\n" in err
 
 
 def test_a_loaded_conversation_can_be_retried(talk, tmp_path):

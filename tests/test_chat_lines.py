@@ -69,7 +69,7 @@ def test_a_history_that_cannot_be_written_is_said(tmp_path, capsys):
     (tmp_path / "data").touch()
     made = history(tmp_path / "data" / "chat_history")
     made.store_string("one")
-    assert "What you type is not kept" in capsys.readouterr().err
+    assert "The input history is not saved" in capsys.readouterr().err
     assert entries(made) == ["one"]
 
 

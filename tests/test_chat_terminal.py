@@ -132,7 +132,7 @@ def test_arrow_up_brings_back_what_was_typed_in_an_earlier_chat(terminal, tmp_pa
     chat = terminal()
     chat.prompt()
     chat.say(UP)
-    chat.say("/save chat.json", "2 messages are in")
+    chat.say("/save chat.json", "2 messages were saved to")
     assert chat.ends(CTRL_D) == 0
     assert messages(tmp_path / "chat.json")[0] == QUESTION
 
@@ -147,7 +147,7 @@ def test_what_was_typed_is_searched(terminal, tmp_path):
     chat.child.send(CTRL_C)  # ends the search, not the chat
     chat.child.send(f"{CTRL_R}Ruvo{ENTER}")
     chat.say("")
-    chat.say("/save chat.json", "2 messages are in")
+    chat.say("/save chat.json", "2 messages were saved to")
     assert chat.ends(CTRL_D) == 0
     assert messages(tmp_path / "chat.json")[0] == QUESTION
 
@@ -155,7 +155,7 @@ def test_what_was_typed_is_searched(terminal, tmp_path):
 def test_tab_completes_commands_and_adapters(terminal):
     chat = terminal()
     chat.prompt()
-    chat.say(f"/pi{TAB}sort-w{TAB}", "sort-words answers until /auto")
+    chat.say(f"/pi{TAB}sort-w{TAB}", "sort-words is pinned until /auto")
     chat.say(f"/set top-k{TAB}1", "top-k is now 1")
     chat.child.send(f"/pin recall{TAB}{TAB}")
     chat.expect("recall-pet")
@@ -169,7 +169,7 @@ def test_several_lines_are_one_message(terminal, tmp_path):
     chat.child.send(f'"""{ENTER}What animal{ENTER}  does Ruvo{ENTER}look after?"""')
     chat.say("")
     chat.say(f"What animal{ALT_ENTER}does Ruvo look after?")
-    chat.say("/save chat.json", "4 messages are in")
+    chat.say("/save chat.json", "4 messages were saved to")
     assert chat.ends(CTRL_D) == 0
     asked = messages(tmp_path / "chat.json")[::2]
     assert asked == [
@@ -185,7 +185,7 @@ def test_ctrl_c_clears_the_line_and_says_how_to_leave(terminal, tmp_path):
     chat.child.send(CTRL_C)
     chat.expect("Ctrl\\+D or /bye leaves")
     chat.prompt()
-    chat.say("/save chat.json", "2 messages are in")
+    chat.say("/save chat.json", "2 messages were saved to")
     assert chat.ends(CTRL_D) == 0
     assert messages(tmp_path / "chat.json")[0] == QUESTION
 

@@ -68,9 +68,9 @@ def test_what_is_no_chat(value, words):
 def test_a_file_that_is_no_chat_is_neither_read_nor_replaced(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(LogoError, match="no chat that /save wrote"):
+    with pytest.raises(LogoError, match="not a chat saved with /save"):
         load(path)
-    with pytest.raises(LogoError, match="no chat that /save wrote"):
+    with pytest.raises(LogoError, match="not a chat saved with /save"):
         save(CHAT, path)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["notes.txt"]
@@ -80,7 +80,7 @@ def test_a_folder_and_a_pipe_are_no_chats(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         for call in (load, lambda path: save(CHAT, path)):
-            with pytest.raises(LogoError, match="it is no file"):
+            with pytest.raises(LogoError, match="it is not a file"):
                 call(path)
     with pytest.raises(LogoError, match="cannot be read"):
         load(tmp_path / "none")

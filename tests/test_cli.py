@@ -343,9 +343,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     assert (began, llm.settings["self_profile"]) == ([], "kept")
     llm.unprofiled = ["reverse"]
     result = call("run", *MODEL, "--adapter-memory=1M")
-    assert result.stderr.startswith(
-        "Asking 1 of the adapters in the background what they are for\n"
-    )
+    assert result.stderr.startswith("Generating example prompts for 1 adapters in the background\n")
     assert began == [("fake.gguf", "adapters", {"signal": "auto", "adapter_memory": 2**20})]
     call("run", *MODEL, "--no-self-profile")
     assert llm.settings["self_profile"] is False
@@ -355,12 +353,10 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
 def test_adapters_without_examples_are_named(call, llm, command):
     llm.unprofiled = ["reverse"]
     words = "reverse has no example prompts"
-    never = (
-        f"{words} and is never chosen; add some with: logo-local profile reverse --prompts FILE\n"
-    )
+    never = f"{words} and is never selected; add some: logo-local profile reverse --prompts FILE\n"
     assert never in call(command, *MODEL, "hello").stderr
     wait = call(command, *MODEL, "hello", "--self-profile").stderr
-    assert f"{words}: it is asked once what it is for" in wait
+    assert f"{words}: it generates some first" in wait
     llm.unprofiled = []
     assert words not in call(command, *MODEL, "hello").stderr
 

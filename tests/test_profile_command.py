@@ -19,7 +19,7 @@ def call(*args):
 
 
 def test_prompts_are_added_shown_and_forgotten(adapter, tmp_path):
-    assert "asks the adapter itself" in call(adapter).stderr
+    assert "the adapter is never selected" in call(adapter).stderr
     examples = tmp_path / "examples.txt"
     examples.write_text("Sort: b a\nOrder: d c\n")
     (tmp_path / "sort.prompts.txt").write_text("beside it\n")

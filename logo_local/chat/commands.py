@@ -134,7 +134,7 @@ _KEYS = [
 
 def _why(session: Session, _argument: str) -> None:
     if session.llm.last_route is None:
-        note("Nothing was asked yet")
+        note("There is no answer yet")
         return
     session.why()
     for line in report.route_changes(session.before, session.llm.last_route):
@@ -155,7 +155,7 @@ def _pin(session: Session, name: str) -> None:
     for other in off:
         pool.exclude(other)
     pool.pin(name)
-    note(f"{name} answers until /auto; /teach {name} remembers your message")
+    note(f"{name} is pinned until /auto; /teach {name} adds your message to its examples")
 
 
 def _off(session: Session, name: str) -> None:
@@ -167,7 +167,7 @@ def _off(session: Session, name: str) -> None:
 
 def _auto(session: Session, _argument: str) -> None:
     session.llm.pool.auto()
-    note("The adapters are chosen for each message")
+    note("Adapters are selected for each message again")
 
 
 def _set(session: Session, argument: str) -> None:
@@ -176,14 +176,14 @@ def _set(session: Session, argument: str) -> None:
     if not name:
         rows = [(option, shown(values[option]), about.help) for option, about in OPTIONS.items()]
         say(report.columns(rows, err_console().width))
-        note(f"/set OPTION VALUE changes one, /set OPTION {DEFAULT} takes it back")
+        note(f"/set OPTION VALUE changes a setting, /set OPTION {DEFAULT} resets it")
     elif not value.strip() and name in OPTIONS:
         say(session.settings.system or "not set" if name == "system" else shown(values[name]))
     else:
         changed = session.settings.change({name: value.strip()})
         note(f"{name} is now {shown(changed[name])}")
         if name == "system" and session.raw:
-            note("It has no effect: there is no chat template in use")
+            note("It has no effect without a chat template")
 
 
 def _show(session: Session, _argument: str) -> None:
@@ -209,7 +209,7 @@ def _show(session: Session, _argument: str) -> None:
 def _retry(session: Session, _argument: str) -> None:
     text, messages = session.last, session.messages
     if not text:
-        note("Nothing was asked yet")
+        note("There is no answer yet")
         return
     before = ""
     if messages[-2:-1] == [{"role": "user", "content": text}]:
@@ -219,12 +219,12 @@ def _retry(session: Session, _argument: str) -> None:
     sampling = session.settings.sampling
     same = session.messages[-1:] == [{"role": "assistant", "content": before}]
     if same and (sampling.temp == 0 or sampling.seed is not None):
-        note("The same answer: at temp 0, or with a seed, it cannot be another")
+        note("The answer is the same: it is reproducible at temp 0, or with a seed")
 
 
 def _clear(session: Session, _argument: str) -> None:
     session.messages, session.last = [], ""
-    note("The conversation is forgotten")
+    note("The conversation is cleared")
 
 
 def _save(session: Session, argument: str) -> None:
@@ -238,7 +238,7 @@ def _save(session: Session, argument: str) -> None:
         pool.excluded,
     )
     transcript.save(chat, path)
-    note(f"{len(chat.messages)} messages are in {path}; /load reads them")
+    note(f"{len(chat.messages)} messages were saved to {path}; /load reads them")
 
 
 def _load(session: Session, argument: str) -> None:
@@ -253,24 +253,24 @@ def _load(session: Session, argument: str) -> None:
             if name in pool.names:
                 put(name)
             else:
-                note(f"warning: {name} is no adapter in {pool.folder}", "yellow")
+                note(f"warning: {name} is not an adapter in {pool.folder}", "yellow")
     if chat.model != session.llm.base.name:
-        note(f"warning: the answers are by {chat.model or 'another model'}", "yellow")
-    note(f"{len(chat.messages)} messages of {path} are the conversation now")
+        note(f"warning: the answers are from {chat.model or 'another model'}", "yellow")
+    note(f"{len(chat.messages)} messages were loaded from {path}")
 
 
 def _teach(session: Session, name: str) -> None:
     session.llm.pool.check_name(name)
     if not session.last:
-        note("Send the message first that is an example")
+        note("First send the message that you want to add")
         return
     session.llm.teach(name, [session.last])
-    note(f"Remembered for {name}; /unteach {name} forgets it")
+    note(f"Added to the examples of {name}; /unteach {name} removes it")
 
 
 def _unteach(session: Session, name: str) -> None:
     gone = session.llm.unteach(name, last=True)
-    note(f"Forgotten: the last example of {name}" if gone else f"{name} was taught no example")
+    note(f"Removed the last example of {name}" if gone else f"{name} has no added examples")
 
 
 def _bye(session: Session, _argument: str) -> None:

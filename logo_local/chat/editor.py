@@ -120,7 +120,7 @@ def history(path: Path) -> History:
         if path.stat().st_size > _MOST_BYTES:
             path.write_bytes(newer_half(path.read_bytes()))
     except OSError as error:
-        note(f"What you type is not kept: {path}: {error.strerror}")
+        note(f"The input history is not saved: {path}: {error.strerror}")
         return InMemoryHistory()
     return _SafeHistory(path)
 

@@ -58,7 +58,7 @@ class Session:
             note(f"  {prompt}")
         note("Send a message (/? for help)")
         if self.raw:
-            note("Each line is completed by itself: there is no chat template in use")
+            note("Each line is completed by itself, without a chat template")
             if self.settings.system:
                 note("warning: --system has no effect without a chat template", "yellow")
         while not self.over:
@@ -140,7 +140,7 @@ class Session:
         if dropped:
             self.messages = kept
             n = "2 messages are" if dropped == 2 else f"{dropped} messages are"
-            note(f"The oldest {n} forgotten: {n_ctx} tokens of context are full")
+            note(f"The oldest {n} dropped: the context of {n_ctx} tokens is full")
 
     def _say_how_it_ended(self, answer: Answer) -> None:
         if answer.finish != "length":

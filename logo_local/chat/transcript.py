@@ -104,7 +104,7 @@ def load(path: Path) -> Transcript:
         return _read(path)
     except ValueError as error:
         raise LogoError(
-            f"{path} is no chat that /save wrote: {error}", hint="nothing was loaded"
+            f"{path} is not a chat saved with /save: {error}", hint="nothing was loaded"
         ) from error
     except OSError as error:
         raise LogoError(
@@ -114,7 +114,7 @@ def load(path: Path) -> Transcript:
 
 def _read(path: Path) -> Transcript:
     if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     try:
         value = json.loads(read_start(path, -1).decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()  # half a character has no tokens
@@ -141,10 +141,10 @@ def save(transcript: Transcript, path: Path) -> None:
             unfinished.write_text(content, encoding="utf-8")
     except ValueError as error:
         raise LogoError(
-            f"{path} is there and no chat that /save wrote: {error}", hint="take another name"
+            f"{path} exists and is not a chat saved with /save: {error}", hint="choose another name"
         ) from error
     except OSError as error:
         raise LogoError(
             f"{path} cannot be written: {error.strerror}",
-            hint="is the folder there, and may you write there?",
+            hint="check that the folder exists and that you may write to it",
         ) from error

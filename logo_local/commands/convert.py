@@ -79,14 +79,14 @@ def convert(
     if merged:
         if adapters or dry_run or as_json or text_part:
             raise UsageError(
-                "--merge goes with --base, --out, --outtype, --rank and --force only",
-                "name every adapter by --merge ADAPTER=WEIGHT",
+                "--merge can only be combined with --base, --out, --outtype, --rank and --force",
+                "pass every adapter with --merge ADAPTER=WEIGHT",
             )
         _merge(merged, base, out, outtype, rank, force=force)
         return
     if not adapters or rank is not None:
         missing = "--rank goes with --merge" if adapters else "no adapter is given"
-        raise UsageError(missing, "logo-local convert --help shows how it is used")
+        raise UsageError(missing, "see logo-local convert --help")
     from ..convert import Conversion, plan_conversion
     from ..convert.gguf_lora import write_gguf_lora
 
@@ -157,8 +157,8 @@ def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
         return [out]
     if not out.is_dir():
         raise UsageError(
-            f"--out must be an existing folder for {len(adapters)} adapters, and {out} is none",
-            f"make it first: mkdir {out}",
+            f"--out must be an existing folder for {len(adapters)} adapters, and {out} is not one",
+            f"create it: mkdir {out}",
         )
     # The name is that of the folder, also when it is given as "." or with a final slash.
     outs = [out / f"{adapter.resolve().name}.gguf" for adapter in adapters]
@@ -175,7 +175,7 @@ def _refuse_existing(outs: list[Path]) -> None:
     existing = [path for path in outs if path.exists()]
     if existing:
         raise ConversionError(
-            "nothing was converted, since a file would be replaced",
+            "nothing was converted, because a file would be overwritten",
             problems=[f"{path} exists" for path in existing],
             hint="add --force to replace it, or choose another --out",
         )

@@ -43,7 +43,7 @@ def answer_lines(
     if beside:
         raise UsageError(
             f"--jsonl does not go with {', '.join(beside)}",
-            "prompts and what belongs to one are in the requests: docs/embedding.md",
+            "put prompts and their options into the requests: docs/embedding.md",
         )
     with _only_events() as write:
         events = Events(write)

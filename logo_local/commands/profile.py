@@ -47,4 +47,6 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
         for text in texts:
             click.echo(f"{where}: {text}")
     if not any(found.values()):
-        say("no example prompts: the router asks the adapter itself what it is for", "dim")
+        say(
+            "no example prompts: the adapter is never selected; add some with --prompts FILE", "dim"
+        )

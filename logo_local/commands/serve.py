@@ -79,7 +79,7 @@ def _rules(given: Mapping[str, Any]) -> Rules:
     own = _is_loopback(host)
     if not own and not key:
         raise UsageError(
-            f"others can reach {host}, so that an API key is needed",
+            f"others can reach {host}, so an API key is required",
             "set LOGO_LOCAL_API_KEY to a long random text, or leave out --host",
         )
     if key is not None and (not key or key != key.strip() or not _is_visible(key)):
@@ -89,7 +89,8 @@ def _rules(given: Mapping[str, Any]) -> Rules:
     for origin in given["allowed_origins"]:
         if "://" not in origin or origin.startswith("*"):
             raise UsageError(
-                f"{origin!r} is no origin", "write it like https://example.org or tauri://localhost"
+                f"{origin!r} is not an origin",
+                "write it like https://example.org or tauri://localhost",
             )
     hosts = [*LOOPBACK, *(name.lower() for name in given["allowed_hosts"])]
     return Rules(

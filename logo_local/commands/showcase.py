@@ -62,7 +62,7 @@ def read_examples(path: Path) -> list[Example]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"the demo's prompts cannot be read from {path}: {error}",
-            hint="files of the demo are missing or damaged: logo-local doctor says more",
+            hint="files of the demo are missing or damaged: run logo-local doctor",
         ) from error
 
 

@@ -32,7 +32,7 @@ def self_profiles_in_background(
     missing = llm.without_profile()
     if not missing:
         return nullcontext()
-    say(f"Asking {len(missing)} of the adapters in the background what they are for", "dim")
+    say(f"Generating example prompts for {len(missing)} adapters in the background", "dim")
     names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
     settings = {name: given[name] for name in names if name in given}
     return making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings)

@@ -40,13 +40,13 @@ def announce_self_profiles(llm: Engine, given: Mapping[str, Any]) -> None:
     who = f"{n} adapters have" if n > 1 else f"{missing[0]} has"
     if given["self_profile"] is not True:
         say(
-            f"{who} no example prompts and {'are' if n > 1 else 'is'} never chosen; add some with: "
+            f"{who} no example prompts and {'are' if n > 1 else 'is'} never selected; add some: "
             f"logo-local profile {missing[0] if n == 1 else 'NAME'} --prompts FILE",
             "dim",
         )
     else:
         say(
-            f"{who} no example prompts: {'each' if n > 1 else 'it'} is asked once what it is for, "
-            "which takes seconds to minutes (--no-self-profile leaves it out)",
+            f"{who} no example prompts: {'each' if n > 1 else 'it'} generates some first, "
+            "which takes seconds to minutes (--no-self-profile skips it)",
             "dim",
         )

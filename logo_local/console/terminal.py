@@ -129,7 +129,7 @@ class UsageError(click.UsageError):
 def check_text(text: str, what: str) -> None:
     """Raise UsageError where an argument holds bytes that are not UTF-8."""
     if not is_encodable(text):
-        raise UsageError(f"{what} is not text in UTF-8", "is the terminal's encoding another one?")
+        raise UsageError(f"{what} is not text in UTF-8", "check the encoding of the terminal")
 
 
 def is_piped() -> bool:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 # What `progress` is told.
-WRITING = "asking adapters what they are for"
+WRITING = "writing example prompts"
 READING = "reading example prompts"
 
 

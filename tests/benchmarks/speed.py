@@ -264,70 +264,78 @@ def report(found: dict[str, Any], repeats: int) -> str:
     goals = [
         ("pass + scores over the base's prompt, N = 20 / 260 / 1,000, last block",
          "1.02 / 1.05 / 1.10", last),
-        ("the same, half-way (block -8)", "less", half),
+        ("the same, to block -8", "less", half),
         ("scores of 1,000 adapters", "25 ms", f"{score[1000]['-1']['score_ms']:.1f} ms"),
         ("prompt under k = 20", "1.35", f"{k20['over_base']['prefill']:.2f}"),
-        ("a token under k = 20, exact", "1.75", f"{k20['over_base']['decode']:.2f}"),
+        ("a token under k = 20, native", "1.75", f"{k20['over_base']['decode']:.2f}"),
         ("a token under k = 20, Q8_0", "1.42", f"{q8[20]['over_base']['decode']:.2f}"),
         ("a token under k = 3", "1.15", f"{k3['over_base']['decode']:.2f}"),
         ("a new mixture of 20 (median)", "250 ms", f"{k20['ms']['mixture']:.0f} ms"),
         ("other weights of the same 20", "100 ms", f"{k20['ms']['weights']:.0f} ms"),
         ("first token, N = 260, k = 20", "2.6", f"{wait['mixture: prompt']:.2f}"),
-        ("first token of a follow-up", "1.3", f"{at_once:.2f}, after a pause {later:.2f}"),
-        ("sooner than llama.cpp with each, N = k = 20", "10 times",
+        ("first token of a follow-up", "1.3", f"{at_once:.2f}; {later:.2f} after a pause"),
+        ("faster than llama.cpp with each adapter, N = k = 20", "10 times",
          f"{other['times sooner']:.1f} times"),
-        ("start with 1,000 indexed, beyond llama_cpp's own", "1 s",
+        ("start with 1,000 indexed adapters, beyond llama_cpp's own start", "1 s",
          f"{begin['seconds'] - begin['llama_cpp']:.2f} s"),
-        ("memory above the base, N = 1,000, k = 20", "what is resident + 300 MB",
+        ("memory above the base, N = 1,000, k = 20", "resident adapters + 300 MB",
          f"{above:.0f} MB, of which {size['resident']:.0f} are resident adapters"),
     ]  # fmt: skip
     lines = [f"| {what} | {goal} | {seen} |" for what, goal, seen in goals]
     return "\n".join([
-        "# How fast it is: measurements",
+        "# Benchmarks",
         "",
-        f"Of {date.today()}, by `python tests/benchmarks/speed.py FOLDER --write "
-        f"docs/benchmarks.md`: a Llama of 1.1B parameters in Q4_0 and adapters of rank 16 on all "
-        f"seven projections in float16, all with random weights; prompts of {PROMPT} tokens, "
-        f"{THREADS} threads, {repeats} repeats, medians. {cpu()}. Ratios are to the base alone, "
-        "measured next to it. Mixtures are \"stacked\", as they are by default.",
+        f"These figures were measured on {date.today()}.",
         "",
-        "| what | goal | seen |",
+        "- **Command:** `python tests/benchmarks/speed.py FOLDER --write docs/benchmarks.md`",
+        "- **Model:** a Llama of 1.1B parameters in Q4_0 and adapters of rank 16 on all seven "
+        "projections in float16, all with random weights",
+        f"- **Prompts:** {PROMPT} tokens; medians of {repeats} repeats",
+        f"- **Machine:** {cpu()}, {THREADS} threads",
+        "",
+        "Ratios are to the base model alone, measured in the same run. Mixtures are `stacked`, the "
+        "default, unless stated otherwise.",
+        "",
+        "| measurement | target | result |",
         "|---|---|---|",
         *lines,
         "",
-        "What bounds the three that are missed. A token under k = 3 takes hardly more than one "
-        "under k = 1: most of it is not the numbers but 448 more steps in llama.cpp's graph, four "
-        "for each module, at which its threads wait for each other; with one thread the figures "
-        "are 1.12 and 1.08. Other weights of 20 adapters mean reading and scaling some 115 MB. In "
-        "a follow-up what is new is read twice, by the base for its route and under the mixture; "
-        "at once, the base has the answer to read, too. These are prompts of tokens: of messages, "
-        "as in a chat, the base reads only the last, and so no more than after a pause.",
+        "Ratios above 1 are slower than the base model.",
         "",
-        "With `--prefill base` (the prompt is read by the base alone, and only what follows is "
-        f"made under the mixture) the first token takes {wait['base: prompt']:.2f} of the base's, "
-        f"of a follow-up {wait['base: follow-up later']:.2f}.",
+        "- **A token under k = 3** takes little more than one under k = 1. Most of the time is "
+        "spent in 448 additional steps of llama.cpp's graph, four per module, at which its threads "
+        "synchronise.",
+        "- **New weights for the same 20 adapters** require reading and scaling about 115 MB.",
+        "- **In a follow-up**, the new text is processed twice: by the base model for the route, "
+        "and under the mixture. If it follows immediately, the base model also has to process the "
+        "previous answer. These prompts are tokens. In a chat, the base model processes only the "
+        "last message, as after a pause.",
         "",
-        "llama.cpp alone, evaluating the prompt with each of 20 adapters and mixing them by "
-        f"scales: first token at {other['llama.cpp with each']:.1f} of the base's; logo-local on "
-        f"the same pool {other['logo-local']:.2f}.",
+        "Other results:",
         "",
-        "Stored in Q8_0, the logits of a mixture of 20 are off by at most "
-        f"{found['q8_0']['logits_off']:.4f} of their range, on these weights.",
+        "- With `prefill=\"base\"` (the base model processes the prompt, the mixture generates the "
+        f"answer), the first token takes {wait['base: prompt']:.2f} times as long as with the base "
+        f"model alone, and {wait['base: follow-up later']:.2f} times in a follow-up.",
+        "- With llama.cpp alone, evaluating the prompt with each of 20 adapters and mixing them by "
+        f"scales, the first token takes {other['llama.cpp with each']:.1f} times as long as with "
+        f"the base model alone. With logo-local on the same pool: {other['logo-local']:.2f}.",
+        "- In Q8_0, the logits of a mixture of 20 differ by at most "
+        f"{found['q8_0']['logits_off']:.4f} of their range, with these weights.",
         "",
         "## Mixtures",
         "",
         table(found["mixtures"]),
         "",
-        "## The same, stored in Q8_0",
+        "## Mixtures stored in Q8_0",
         "",
         table(found["q8_0"]).split("\n\n")[2],
         "",
         "## The paper's method in PyTorch",
         "",
-        "By `python tests/benchmarks/paper_in_torch.py`: transformers and PEFT, which holds all "
-        "adapters, on a model of 30M parameters in float32, and this project on the same weights. "
-        "Both choose the same adapters with the same weights. Ratios are to the base in the same "
-        "world.",
+        "`python tests/benchmarks/paper_in_torch.py` compares transformers and PEFT, which keeps "
+        "all adapters in memory, with logo-local on the same weights: a model of 30M parameters in "
+        "float32. Both select the same adapters with the same weights. Ratios are to the base "
+        "model in the same framework.",
         "",
         found["torch"].strip(),
     ])  # fmt: skip
