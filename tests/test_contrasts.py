@@ -4,7 +4,12 @@ import time
 
 import pytest
 
-from logo_local.routing.contrasts import REQUESTS, contrast_prompts, example_inputs
+from logo_local.routing.contrasts import (
+    REQUESTS,
+    contrast_prompts,
+    example_inputs,
+    shared_lines,
+)
 
 EXAMPLES = [
     "Rewrite in the passive voice: The dog bit the man.",
@@ -47,3 +52,16 @@ def test_long_examples_take_no_longer_than_reading_them():
     started = time.process_time()
     example_inputs([" ".join(map(str, range(200_000))), "1 2 3"])
     assert time.process_time() - started < 30  # minutes, if every run were looked at
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (["### Input:\nsort a\n### Response:", "### Input:\nadd b\n### Response:"],
+         ("### Input:\n", "\n### Response:")),
+        (["Sort a\nAnswer:", "Sort b\nAnswer:"], ("", "\nAnswer:")),  # words are no format
+        (["Sort a", "Sort b"], ("", "")),
+    ],
+)  # fmt: skip
+def test_lines_around_every_prompt_are_a_format(prompts, expected):
+    assert shared_lines(prompts) == expected

@@ -16,7 +16,7 @@ from .. import config
 from ..files.adapter_file import AdapterFile
 from ..files.pool import Pool
 from ..hidden_states import FloatArray
-from .contrasts import contrast_prompts
+from .contrasts import contrast_prompts, shared_lines
 from .example_prompts import TaughtPrompts, prompts_beside
 from .profile_store import Embed, ProfileStore
 from .profiles import Profile
@@ -35,6 +35,13 @@ def general_requests() -> list[str]:
     """Requests that no adapter in particular is made for; they come with the package."""
     text = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
     return text.splitlines()
+
+
+def _format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """What is around every example of the pool; nothing where only one adapter has examples."""
+    if len(examples) < 2:
+        return "", ""
+    return shared_lines([prompt for of_one in examples for prompt in of_one])
 
 
 class AdapterProfiles:
@@ -77,9 +84,17 @@ class AdapterProfiles:
         """The profiles of all adapters with example prompts, and the vectors (G, F) of general
         requests. Texts that were never read in this `form` are read now, and kept.
         """
-        general = general_requests()
         texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
-        against = {name: contrast_prompts(given) for name, given in texts.items() if given}
+        described = {name: given for name, given in texts.items() if given}
+        head, tail = _format_of(list(described.values()))
+        general = [f"{head}{request}{tail}" for request in general_requests()]
+        against = {
+            name: [
+                f"{head}{prompt}{tail}"
+                for prompt in contrast_prompts([t.removeprefix(head).removesuffix(tail) for t in g])
+            ]
+            for name, g in described.items()
+        }
         new = [t for t in (general, *texts.values(), *against.values()) if t]
         new = [t for t in new if not self._store.has_vectors(t, form)]
         self._done, self._all = 0, sum(map(len, new))

@@ -10,6 +10,7 @@ Source: our own; measured in docs/quality.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonpath
 
 # Requests that are made of any text. None of them is what an adapter is usually trained for.
 REQUESTS = (
@@ -35,6 +36,17 @@ def contrast_prompts(examples: Sequence[str]) -> list[str]:
     return [
         request.replace("{input}", inputs[i % len(inputs)]) for i, request in enumerate(REQUESTS)
     ]
+
+
+def shared_lines(prompts: Sequence[str]) -> tuple[str, str]:
+    """The lines that all prompts begin and end with, such as "### Response:"; "" for none.
+
+    Of prompts of several adapters that is a format, not a request.
+    """
+    head = commonpath(list(prompts))
+    tail = commonpath([prompt[::-1] for prompt in prompts])[::-1]
+    start = tail.find("\n")
+    return head[: head.rfind("\n") + 1], tail[start:] if start >= 0 else ""
 
 
 def example_inputs(examples: Sequence[str]) -> list[str]:
