@@ -10,7 +10,8 @@ Source: our own; measured in docs/quality.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonpath
+
+from ..prefix import common_prefix
 
 # Requests that are made of any text. None of them is what an adapter is usually trained for.
 REQUESTS = (
@@ -43,10 +44,14 @@ def shared_lines(prompts: Sequence[str]) -> tuple[str, str]:
 
     Of prompts of several adapters that is a format, not a request.
     """
-    head = commonpath(list(prompts))
-    tail = commonpath([prompt[::-1] for prompt in prompts])[::-1]
+    head = _common_start(prompts)
+    tail = _common_start([prompt[::-1] for prompt in prompts])[::-1]
     start = tail.find("\n")
     return head[: head.rfind("\n") + 1], tail[start:] if start >= 0 else ""
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    return texts[0][: min(common_prefix(texts[0], text) for text in texts)]
 
 
 def example_inputs(examples: Sequence[str]) -> list[str]:
