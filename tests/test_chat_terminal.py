@@ -141,7 +141,7 @@ def test_what_was_typed_is_searched(terminal, tmp_path):
     chat = terminal()
     chat.prompt()
     chat.say(QUESTION)
-    chat.say("/clear", "forgotten")
+    chat.say("/clear", "cleared")
     chat.child.send(f"{CTRL_R}Ruvo")
     chat.expect("I-search")
     chat.child.send(CTRL_C)  # ends the search, not the chat
