@@ -143,7 +143,7 @@ def test_paths_may_hold_an_equals_sign():
         (["--merge", "A=0.6", "--merge", "B=0.4"], 0, f"{MODULES} layers, ranks 4 to 9, exact"),
         (["--merge", "A=0.6", "--merge", "B=0.4", "--rank", "2"], 0, "rank 2, up to"),
         (["--merge", "A=x"], 1, "no adapter with a weight"),
-        (["--merge", "A=1", "B"], 2, "--merge goes with"),
+        (["--merge", "A=1", "B"], 2, "--merge can only be combined with"),
         (["--merge", "A=1", "--outtype", "q8_0"], 2, "--merge writes f32 or f16"),
         ([], 2, "no adapter is given"),
         (["B", "--rank", "2"], 2, "--rank goes with --merge"),
