@@ -43,13 +43,13 @@ ENGINE = {"n_threads": 1, "n_threads_batch": 1, "self_profile": "kept", "past": 
 def requests() -> list[dict]:
     """Bodies with prompts of every task: routed, by the base, by one adapter, by given weights."""
     found = []
-    for path in sorted((config.demo_adapters().parent / "eval").glob("*.jsonl")):
-        for line in path.read_text("utf-8").splitlines()[:3]:
+    for path in sorted(config.demo_adapters().glob("*.prompts.jsonl")):
+        for line in path.read_text("utf-8").splitlines()[:4]:
             row = json.loads(line)
             body = {"messages": [{"role": "user", "content": row["context"]}], "max_tokens": 64}
             found.append(body)
     random.Random(1).shuffle(found)
-    others = ({"model": "base"}, {"model": "base:sort-words"}, {"lora": {"reverse-words": 0.5}})
+    others = ({"model": "base"}, {"model": "base:plural"}, {"lora": {"negation": 0.5}})
     for i, body in enumerate(found[:N_PROMPTS]):
         if i % 4 == 3:
             body |= others[i // 4 % 3]
@@ -62,7 +62,7 @@ def alone(bodies: list[dict]) -> list[str]:
     with LoGo("demo", **ENGINE) as llm:
         for body in bodies:
             llm.reset()
-            weights = {"base": {}, "base:sort-words": {"sort-words": 1.0}}.get(
+            weights = {"base": {}, "base:plural": {"plural": 1.0}}.get(
                 body.get("model"), body.get("lora")
             )
             options = {"messages": body["messages"], "max_tokens": 64, "temperature": 0}
