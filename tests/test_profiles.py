@@ -84,7 +84,7 @@ def vector(*values):
 
 def test_matches_by_hand():
     """Positions between a reference and the centre, and the smaller one where there are two."""
-    a = profile((4, 0), contrasts=np.array([[0, 4], [0, 4]], dtype=np.float32))
+    a = profile((4, 0), contrasts=[np.array([[0, 4], [0, 4]], dtype=np.float32)])
     general = np.array([[-4, 0], [-4, 0]], dtype=np.float32)
     found = Measure.fit({"a": a}, general=general)
     assert found.matches(vector(4, 0)) == pytest.approx([1.0])
@@ -92,6 +92,36 @@ def test_matches_by_hand():
     assert found.matches(vector(2, 2))[0] == pytest.approx(0.5)
     assert found.matches(vector(3, -1))[0] == pytest.approx(0.875)  # the general requests decide
     assert found.matches(vector(1, 4))[0] == pytest.approx(0.125)  # the contrasts decide
+
+
+def test_the_match_is_the_mean_over_both_kinds_of_contrasts():
+    kinds = [np.array([[0, 4]], dtype=np.float32), np.array([[0, -4]], dtype=np.float32)]
+    general = np.array([[-4, 0]], dtype=np.float32)
+    found = Measure.fit({"a": profile((4, 0), contrasts=kinds)}, general=general)
+    # (4, 2) is three quarters of the way from (0, 4) and five quarters from (0, -4).
+    assert found.matches(vector(4, 2))[0] == pytest.approx((0.75 + 1.25) / 2)
+    assert found.matches(vector(3, 1))[0] == pytest.approx((0.75 + 1) / 2)
+
+
+def test_what_the_inputs_of_one_request_differ_in_counts_less():
+    """Two adapters with inputs far apart (x), a request each (y), and one request about both."""
+    a = profile((10, 1), contrasts=[np.array([[10, 0]], dtype=np.float32)])
+    b = profile((-10, 1), contrasts=[np.array([[-10, 0]], dtype=np.float32)])
+    general = np.array([[0, -1]], dtype=np.float32)
+    found = Measure.fit({"a": a, "b": b}, 0.1, general=general)
+    # The input is that of a, the request is not; without the contrasts, x alone would decide.
+    assert found.matches(vector(10, 0))[0] < 0.6
+    alone = Measure.fit({"a": profile((10, 1)), "b": profile((-10, 1))}, 0.1, general=general)
+    assert alone.matches(vector(10, 0))[0] > 0.9
+
+
+def test_matches_of_some_profiles_are_those_of_all():
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal((5, 6, 9)).astype(np.float32)
+    profiles = {n: Profile(v, contrasts=[rows[3]]) for n, v in zip("abc", rows, strict=False)}
+    found = Measure.fit(profiles, general=rows[4])
+    x = rng.standard_normal(9).astype(np.float32)
+    np.testing.assert_allclose(found.matches(x, [2, 0]), found.matches(x)[[2, 0]], rtol=1e-5)
 
 
 def test_matches_are_at_most_zero_where_a_general_request_is_nearer():
@@ -118,7 +148,7 @@ def test_matches_do_not_depend_on_the_scale_of_a_model():
     x = rng.standard_normal(9).astype(np.float32)
     small, large = (
         Measure.fit(
-            {n: Profile(f * v, contrasts=f * rows[3]) for n, v in zip("ab", rows, strict=False)},
+            {n: Profile(f * v, contrasts=[f * rows[3]]) for n, v in zip("ab", rows, strict=False)},
             general=f * rows[2],
         ).matches(f * x)
         for f in (1.0, 50.0)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
+from itertools import chain
 
 from .. import config
 from ..files.adapter_file import AdapterFile
@@ -90,12 +91,12 @@ class AdapterProfiles:
         general = [f"{head}{request}{tail}" for request in general_requests()]
         against = {
             name: [
-                f"{head}{prompt}{tail}"
-                for prompt in contrast_prompts([t.removeprefix(head).removesuffix(tail) for t in g])
+                [f"{head}{prompt}{tail}" for prompt in kind]
+                for kind in contrast_prompts([t.removeprefix(head).removesuffix(tail) for t in g])
             ]
             for name, g in described.items()
         }
-        new = [t for t in (general, *texts.values(), *against.values()) if t]
+        new = [t for t in (general, *texts.values(), *chain(*against.values())) if t]
         new = [t for t in new if not self._store.has_vectors(t, form)]
         self._done, self._all = 0, sum(map(len, new))
         if new:

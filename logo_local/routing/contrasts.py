@@ -9,11 +9,13 @@ Source: our own; measured in docs/quality.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..prefix import common_prefix
 
-# Requests that are made of any text. None of them is what an adapter is usually trained for.
+# Requests that are made of any text, about the words that only one example has, and about all that
+# is not in the wording. None of them is what an adapter is usually trained for.
 REQUESTS = (
     "How many words are in the following text?\n{input}",
     "Rewrite this politely: {input}",
@@ -22,21 +24,34 @@ REQUESTS = (
     "{input}\n\nGive three keywords for this.",
     "Read the following and tell me what comes to mind: {input}",
 )
+WHOLE_REQUESTS = (
+    "Is this well written? {input}",
+    "{input}\n\nTranslate this into Italian.",
+    "Who would say something like this?\n{input}",
+    "Make this longer: {input}",
+)
 MOST_SHARED = 4  # words of an input that other examples of the adapter have, too
+LEAST_WORDING = 2  # words that two examples begin and end with, if they have the same wording
 
 
-def contrast_prompts(examples: Sequence[str]) -> list[str]:
-    """As many prompts as there are REQUESTS, each about the input of another example.
+def contrast_prompts(examples: Sequence[str]) -> list[list[str]]:
+    """A prompt for each of REQUESTS, and for each of WHOLE_REQUESTS, about inputs in turn.
 
-    With fewer examples, inputs come again. None for a single example: what of it is its input
-    cannot be told.
+    Empty for a single example: what of it is its input cannot be told.
     """
-    inputs = [found for found in example_inputs(examples) if found]
-    if not inputs:
-        return []
-    return [
-        request.replace("{input}", inputs[i % len(inputs)]) for i, request in enumerate(REQUESTS)
-    ]
+    kinds = ((REQUESTS, own_words(examples)), (WHOLE_REQUESTS, whole_inputs(examples)))
+    found = []
+    for requests, of_examples in kinds:
+        inputs = [given for given in of_examples if given]
+        if not inputs:
+            return []
+        found.append(
+            [
+                request.replace("{input}", inputs[i % len(inputs)])
+                for i, request in enumerate(requests)
+            ]
+        )
+    return found
 
 
 def shared_lines(prompts: Sequence[str]) -> tuple[str, str]:
@@ -54,7 +69,30 @@ def _common_start(texts: Sequence[str]) -> str:
     return texts[0][: min(common_prefix(texts[0], text) for text in texts)]
 
 
-def example_inputs(examples: Sequence[str]) -> list[str]:
+def whole_inputs(examples: Sequence[str]) -> list[str]:
+    """The input of each example: what is left between the words that it shares with another.
+
+    That is the example with the most words in common at the start and the end. Its own words, as
+    `own_words` finds them, where no other example has the same wording. Empty for a single example.
+    """
+    words = [re.findall(r"\S+\s*", example) for example in examples]
+    bare = [[word.strip() for word in of_one] for of_one in words]
+    found = []
+    for i, narrow in enumerate(own_words(examples)):
+        others = (other for j, other in enumerate(bare) if j != i)
+        head, tail = max((_around(bare[i], other) for other in others), key=sum, default=(0, 0))
+        whole = "".join(words[i][head : len(words[i]) - tail]).strip()
+        found.append(whole if head + tail >= LEAST_WORDING else narrow)
+    return found
+
+
+def _around(one: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
+    """How many words two examples begin with, and how many of the others they end with."""
+    head = common_prefix(one, other)
+    return head, common_prefix(one[head:][::-1], other[head:][::-1])
+
+
+def own_words(examples: Sequence[str]) -> list[str]:
     """The input of each example: the run of words with the most that no other example has.
 
     Up to MOST_SHARED words inside it may be in other examples. Empty where there is none, and for

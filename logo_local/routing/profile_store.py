@@ -62,10 +62,10 @@ class ProfileStore:
         return data / "past" / f"{self.key}.npz"
 
     def of_prompts(
-        self, texts: Sequence[str], contrasts: Sequence[str], embed: Embed, form: str
+        self, texts: Sequence[str], contrasts: Sequence[Sequence[str]], embed: Embed, form: str
     ) -> Profile:
         """The profile of given prompts; `embed` makes the vector (F,) of a text in a `form`."""
-        against = self.vectors(contrasts, embed, form) if contrasts else None
+        against = tuple(self.vectors(kind, embed, form) for kind in contrasts)
         return Profile(self.vectors(texts, embed, form), "prompts", contrasts=against)
 
     def of_samples(

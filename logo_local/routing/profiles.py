@@ -15,26 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..hidden_states import FloatArray
+from .whitening import SHRINKAGE, Whitening
 
-# How much of the average variance is added to every direction: 8 prompts an adapter say little
-# about any single one. Chosen on the suite's choosing set (docs/quality.md).
-SHRINKAGE = 1.0
+IntArray: TypeAlias = npt.NDArray[np.intp]
+
 # In nats a token: below the one, an adapter's samples are no other than the base's, and above the
 # other they are no language any more, as an adapter writes that never saw a prompt in its loss.
 LEAST_GAIN, MOST_GAIN = 0.05, 3.0
 # A prompt matches an adapter whose profile has many texts from this share of the way on: 0 is a
 # reference, 1 the profile's centre. The centre of few texts lies further from new ones, so that n
 # of them need n / (n + FEW) of it. Chosen on the choosing set (docs/quality.md).
-LEAST_MATCH, FEW = 0.55, 2
+LEAST_MATCH, FEW = 0.48, 2
 # Further away than this, in typical distances, a prompt matches nothing: it may lie between the
 # references and a profile only because it has to do with neither.
 FARTHEST = 1.5
 FOLDS = 4
-MOST_DEVIATIONS = 1024  # texts that the covariance is estimated from; more cost time, not quality
 
 
 def embed(parts: Sequence[FloatArray]) -> FloatArray:
@@ -49,16 +50,16 @@ def embed(parts: Sequence[FloatArray]) -> FloatArray:
 class Profile:
     """The texts of one adapter as vectors (n, F) float32, each made by `embed`.
 
-    `source` is "prompts" or "samples". `contrasts` (m, F) are its inputs under other requests, if
-    there are any. `gain` is how many nats a token the adapter's own samples
-    are likelier under it than under the base: near zero says that the samples are the base's.
-    None for given prompts.
+    `source` is "prompts" or "samples". `contrasts` are its inputs under other requests, for each
+    kind of input one array (m, F) with a row a request; empty where there are none. `gain` is how
+    many nats a token the adapter's own samples are likelier under it than under the base: near zero
+    says that the samples are the base's. None for given prompts.
     """
 
     vectors: FloatArray = field(repr=False)
     source: str = "prompts"
     gain: float | None = None
-    contrasts: FloatArray | None = field(default=None, repr=False)
+    contrasts: Sequence[FloatArray] = field(default=(), repr=False)
 
     @property
     def is_informative(self) -> bool:
@@ -77,16 +78,17 @@ class Measure:
 
     `names` (N,) belong to the rows of `centres` (N, F), the profiles' whitened means. `typical`
     is the mean distance of a profile's own texts when they have no part in the measure: the unit
-    in which "near" is meant. `least` (N,) is the match from which on a text fits.
+    in which "near" is meant. `least` (N,) is the match from which on a text fits. Costs two
+    products of a text with up to MOST_DEVIATIONS vectors and one with the centres.
     """
 
     names: tuple[str, ...]
     centres: FloatArray = field(repr=False)
     typical: float
     least: FloatArray
-    _whitening: _Whitening = field(repr=False)
-    _references: tuple[FloatArray, ...] = field(default=(), repr=False)  # each (N, F), whitened
+    _whitening: Whitening = field(repr=False)
     _general: FloatArray | None = field(default=None, repr=False)  # (G, F), whitened
+    _references: References | None = field(default=None, repr=False)
 
     @classmethod
     def fit(
@@ -98,28 +100,20 @@ class Measure:
     ) -> Measure:
         """The measure for one profile or more, each of at least one text.
 
-        `general` (G, F) are vectors of requests that no adapter is made for. Without them, and
-        without contrasts, every text matches.
+        `general` (G, F) are vectors of requests that no adapter is made for. Without them every
+        text matches.
         """
         vectors = [profile.vectors for profile in profiles.values()]  # each (n_i, F)
-        centres, whitening = _fit(vectors, shrinkage)
-        references, whitened = [], None
-        if general is not None:
-            whitened = whitening(general)
-            centre = whitening(general.mean(axis=0))  # (F,)
-            references.append(np.broadcast_to(centre, centres.shape))
-            # An adapter without contrasts has this reference only.
-            contrasts = [p.contrasts for p in profiles.values()]
-            rows = [centre if c is None else whitening(c.mean(axis=0)) for c in contrasts]
-            references.append(np.stack(rows))
+        whitening = Whitening.fit(vectors, shrinkage)
+        centres = whitening(np.stack([rows.mean(axis=0) for rows in vectors]))  # (N, F)
         return cls(
             tuple(profiles),
             centres,
             _typical(vectors, centres, shrinkage),
             np.array([least_match(len(v)) for v in vectors], dtype=np.float32),
             whitening,
-            tuple(references),
-            whitened,
+            None if general is None else whitening(general),
+            None if general is None else References.fit([*profiles.values()], general, shrinkage),
         )
 
     def distances(self, x: FloatArray) -> FloatArray:
@@ -127,25 +121,23 @@ class Measure:
         found: FloatArray = np.linalg.norm(self._whitening(x) - self.centres, axis=1)  # (N,)
         return found
 
-    def matches(self, x: FloatArray) -> FloatArray:
-        """How far (N,) a text's vector (F,) lies on the way from the references to each profile.
+    def matches(self, x: FloatArray, which: Sequence[int] | IntArray | None = None) -> FloatArray:
+        """How far a text's vector (F,) lies on the way from the references to each profile.
 
-        0 and less are a reference, 1 is the profile's centre; the smallest over the references. At
-        most 0 where the profile is further away than FARTHEST, or than one of the general requests.
-        The scale is the same for every model and pool. 1 where there is no reference.
+        0 and less are a reference, 1 is the profile's centre. At most 0 where the profile is
+        further away than FARTHEST, or than one of the general requests. The scale is the same for
+        every model and pool. 1 where there is no reference. (N,), or for the profiles at the
+        positions `which` alone, in this order.
         """
+        chosen = np.arange(len(self.names)) if which is None else np.asarray(which, dtype=int)
+        if self._references is None or self._general is None:
+            return np.ones(len(chosen), dtype=np.float32)
+        found = self._references.positions(x, chosen)
         z = self._whitening(x)  # (F,)
-        found = np.ones(len(self.names), dtype=np.float32)  # (N,)
-        for reference in self._references:  # (N, F)
-            way = self.centres - reference  # (N, F)
-            length = np.maximum(np.einsum("nf,nf->n", way, way), 1e-12)
-            found = np.minimum(found, np.einsum("nf,nf->n", z - reference, way) / length)
-        if self._general is not None:
-            nearest = np.linalg.norm(z - self._general, axis=1).min()
-            most = min(float(nearest), FARTHEST * self.typical)
-            further = np.linalg.norm(z - self.centres, axis=1) > most  # (N,)
-            found = np.where(further, np.minimum(found, 0), found)
-        return np.asarray(found, dtype=np.float32)
+        nearest = float(np.linalg.norm(z - self._general, axis=1).min())
+        most = min(nearest, FARTHEST * self.typical)
+        further = np.linalg.norm(z - self.centres[chosen], axis=1) > most
+        return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
     def nearness(self, x: FloatArray) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's own."""
@@ -154,52 +146,62 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class _Whitening:
-    """x -> C^(-1/2) x with C = V diag(v) V^T + floor I, of which only V (r, F) is ever formed."""
+class References:
+    """What a prompt must be further from than from an adapter's profile.
 
-    directions: FloatArray
-    shrink: FloatArray
-    floor: float
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        along = (x @ self.directions.T) * self.shrink  # (..., r)
-        whitened: FloatArray = (x - along @ self.directions) / np.float32(np.sqrt(self.floor))
-        return whitened
-
-
-def _fit(vectors: Sequence[FloatArray], shrinkage: float) -> tuple[FloatArray, _Whitening]:
-    """The whitened centres (N, F) of several profiles' texts, and the whitening."""
-    means = np.stack([of_one.mean(axis=0) for of_one in vectors])  # (N, F)
-    deviations = np.concatenate([v - mean for v, mean in zip(vectors, means, strict=True)])
-    share = 1 - len(vectors) / len(deviations)  # what the means leave of the freedom
-    if len(deviations) > MOST_DEVIATIONS:
-        chosen = np.linspace(0, len(deviations) - 1, MOST_DEVIATIONS).astype(int)
-        deviations = deviations[chosen]  # (n, F)
-    freedom = max(len(deviations) * share, 1.0)
-    variance = float((deviations**2).sum()) / freedom / deviations.shape[1]
-    floor = shrinkage * variance + 1e-9
-    squares, directions = _principal(deviations)  # (r,), (r, F)
-    shrink = 1 - np.sqrt(floor / (squares / freedom + floor))  # (r,)
-    whitening = _Whitening(directions, shrink.astype(np.float32), floor)
-    return whitening(means), whitening
-
-
-def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The squared singular values (r,) of `rows` (n, F) and their right vectors (r, F).
-
-    From the small Gram matrix, which is many times faster than an SVD where F is a model's width
-    times the blocks that are read. Directions without weight are left out.
+    The whitening has also seen what differs between inputs of one and the same request, so that
+    what counts is the request. `centres` (N, F) are the profiles', `general` (F,) is that of
+    general requests, `contrasts` (K, N, F) are those of the contrasts of each kind.
     """
-    wide = rows.shape[0] <= rows.shape[1]
-    gram = (rows @ rows.T if wide else rows.T @ rows).astype(np.float64)
-    squares, vectors = np.linalg.eigh(gram)  # ascending
-    kept = squares > 1e-6 * max(float(squares[-1]), 1e-30)
-    squares, vectors = squares[kept], vectors[:, kept]
-    if wide:
-        directions = (vectors / np.sqrt(squares)).T.astype(np.float32) @ rows  # (r, F)
-    else:
-        directions = vectors.T.astype(np.float32)  # (r, F)
-    return squares, directions
+
+    whitening: Whitening
+    centres: FloatArray
+    general: FloatArray
+    contrasts: FloatArray
+
+    @classmethod
+    def fit(
+        cls, profiles: Sequence[Profile], general: FloatArray, shrinkage: float = SHRINKAGE
+    ) -> References:
+        """Those of profiles; `general` (G, F) are vectors of general requests."""
+        n_kinds = max((len(profile.contrasts) for profile in profiles), default=0)
+        groups = [profile.vectors for profile in profiles]
+        for kind in range(n_kinds):
+            known = [p.contrasts[kind] for p in profiles if len(p.contrasts) > kind]  # each (m, F)
+            if len(known) > 1:
+                groups += [np.stack(rows) for rows in zip(*known, strict=True)]
+        whitening = Whitening.fit(groups, shrinkage)
+        centre = general.mean(axis=0)  # (F,)
+        contrasts = [
+            [p.contrasts[k].mean(axis=0) if len(p.contrasts) > k else centre for p in profiles]
+            for k in range(n_kinds)
+        ]
+        return cls(
+            whitening,
+            whitening(np.stack([profile.vectors.mean(axis=0) for profile in profiles])),
+            whitening(centre),
+            whitening(np.array(contrasts or np.zeros((0, len(profiles), len(centre))))),
+        )
+
+    def positions(self, x: FloatArray, which: IntArray) -> FloatArray:
+        """Where a text's vector (F,) lies between references, 0, and the centres `which`, 1: (n,).
+
+        The mean over the kinds of contrasts, or the position from the general requests where that
+        is smaller.
+        """
+        z, centres = self.whitening(x), self.centres[which]  # (F,), (n, F)
+        found = _position(z, self.general, centres)
+        if len(self.contrasts):
+            against = [_position(z, rows[which], centres) for rows in self.contrasts]
+            found = np.minimum(found, np.mean(against, axis=0))
+        return found
+
+
+def _position(z: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
+    """Where `z` (F,) is projected on the ways from `start` (n, F) or (F,), 0, to `end`, 1: (n,)."""
+    way = end - start  # (n, F)
+    length = np.maximum(np.einsum("nf,nf->n", way, way), 1e-12)
+    return np.asarray(np.einsum("nf,nf->n", z - start + np.zeros_like(way), way) / length)
 
 
 def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: float) -> float:
@@ -218,7 +220,7 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
             held_out, others = several[fold::FOLDS], list(several)
             del others[fold::FOLDS]
             others = others or several
-            whitening = _fit(others, shrinkage)[1]
+            whitening = Whitening.fit(others, shrinkage)
             for v in held_out:
                 alone = len(v) / (len(v) - 1)  # from the mean of all to that of the others
                 deviations = whitening(v) - whitening(v.mean(axis=0))  # (n, F)
@@ -227,8 +229,9 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
             left_out = several[0][fold::FOLDS]
             kept = np.delete(several[0], np.s_[fold::FOLDS], axis=0)
             if len(kept) > 1 and len(left_out):
-                means, whitening = _fit([kept], shrinkage)
-                found += np.linalg.norm(whitening(left_out) - means[0], axis=1).tolist()
+                whitening = Whitening.fit([kept], shrinkage)
+                centre = whitening(kept.mean(axis=0))  # (F,)
+                found += np.linalg.norm(whitening(left_out) - centre, axis=1).tolist()
     if found:
         return max(float(np.mean(found)), 1e-6)
     apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)  # (N - 1,)

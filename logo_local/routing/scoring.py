@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
 from ..hidden_states import FloatArray, Place, Reading
@@ -27,6 +29,8 @@ from .z_norms import ZNorms
 # Chosen on the choosing set (docs/quality.md).
 READ_BLOCKS, READ_DEPTH = 4, 0.6
 ANSWER_DEPTHS = (0.83, 0.9)
+# So many of the nearest adapters are compared with their references; no route holds one beyond.
+MOST_MATCHED = 32
 
 
 def read_places(base: BaseModel) -> tuple[Place, ...]:
@@ -113,7 +117,8 @@ class Prompt:
 class Compared(NamedTuple):
     """How a prompt lies to one adapter's profile.
 
-    `nearness` is as `Measure.nearness`; the prompt fits where `match` is at least `least`.
+    `nearness` is as `Measure.nearness`; the prompt fits where `match` is at least `least`. `match`
+    is 0 beyond the nearest MOST_MATCHED adapters.
     """
 
     name: str
@@ -220,8 +225,13 @@ class Scorer:
         if measure is None:
             return []
         x = profile_vector(reading, self.base)  # (F,)
-        columns = (measure.nearness(x), measure.matches(x), measure.least)  # each (N,)
-        found = zip(measure.names, *(column.tolist() for column in columns), strict=True)
+        near = measure.nearness(x)  # (N,)
+        order = np.argsort(-near, kind="stable")  # (N,)
+        match = np.zeros(len(order), dtype=np.float32)
+        match[:MOST_MATCHED] = measure.matches(x, order[:MOST_MATCHED])
+        columns = (near[order], match, measure.least[order])  # each (N,)
+        names = [measure.names[i] for i in order]
+        found = zip(names, *(column.tolist() for column in columns), strict=True)
         return sorted((Compared(*row) for row in found), key=lambda one: (-one.nearness, one.name))
 
     def without_profile(self, source: str) -> list[str]:

@@ -79,10 +79,8 @@ def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit)
             profiles = {}
             for name, prompts in given.items():
                 chosen = [prompts[at] for at in positions]
-                against = contrast_prompts(chosen)
-                profiles[name] = Profile(
-                    vectors.of(chosen), contrasts=vectors.of(against) if against else None
-                )
+                against = tuple(vectors.of(kind) for kind in contrast_prompts(chosen))
+                profiles[name] = Profile(vectors.of(chosen), contrasts=against)
             measure = Measure.fit(profiles, general=general)
             first, refused = [], []
             outside = defaultdict(list)
