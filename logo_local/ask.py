@@ -47,6 +47,7 @@ class Engine(Protocol):
     def create_chat_completion(self, messages: Any, **options: Any) -> Any: ...  # noqa: D102
     def teach(self, name: str, prompts: Sequence[str]) -> int: ...  # noqa: D102
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
+    def examples(self, name: str) -> list[str]: ...  # noqa: D102
     def without_profile(self) -> list[str]: ...  # noqa: D102
     def n_ctx(self) -> int: ...  # noqa: D102
     def tokens_of(self, prompt: Any) -> list[int]: ...  # noqa: D102

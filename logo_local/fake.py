@@ -158,6 +158,11 @@ class FakeLoGo:
             self.taught[name] = known[:-1]
         return 1 if last and known else len(known)
 
+    def examples(self, name: str) -> list[str]:
+        """What is in `taught`."""
+        self.pool.check_name(name)
+        return list(self.taught.get(name, []))
+
     def without_profile(self) -> list[str]:
         """What was put into `unprofiled`."""
         return list(self.unprofiled)

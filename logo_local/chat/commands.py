@@ -13,6 +13,7 @@ from ..ask import Engine, Message
 from ..console import report
 from ..console.terminal import err_console, note, say
 from ..errors import LogoError
+from ..routing.advice import one_wording
 from ..routing.route import Route
 from . import transcript
 from .settings import DEFAULT, OPTIONS, Settings, shown
@@ -266,6 +267,8 @@ def _teach(session: Session, name: str) -> None:
         return
     session.llm.teach(name, [session.last])
     note(f"Added to the examples of {name}; /unteach {name} removes it")
+    if alike := one_wording(session.llm.examples(name)):
+        note(f"All its examples {alike}: examples in other words help more than further ones")
 
 
 def _unteach(session: Session, name: str) -> None:

@@ -25,6 +25,8 @@ def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
     """
     from ..convert import FOR_POOL
     from ..files.pool import Pool
+    from ..routing.adapter_profiles import remarks
+    from ..routing.router import profile_store
 
     model = read_base(base)
     with ProgressBar() as progress:
@@ -38,6 +40,7 @@ def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
             all_may_be_unfit=True,
         )
     rows = report.check_json(pool)
+    said = remarks(pool, profile_store(model))
     if as_json:
         print_json(rows)
     else:
@@ -45,6 +48,8 @@ def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
         for problem in pool.problems if verbose else ():
             for detail in problem.details:
                 say(f"{problem.path.name}: {detail}")
+        for line in said:
+            say(line, "yellow")
         for hint in dict.fromkeys(problem.hint for problem in pool.problems if problem.hint):
             say(f"hint: {hint}")
     if pool.problems:

@@ -11,6 +11,7 @@ from .. import config
 from ..console.options import FOLDER
 from ..console.terminal import UsageError, say
 from ..files.file_index import content_key
+from ..routing.advice import one_wording
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
 
 
@@ -24,9 +25,10 @@ from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompt
 def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) -> None:
     """Show, add or remove example prompts of ADAPTER, a GGUF file or a PEFT folder.
 
-    The router compares prompts with these examples. Eight prompts in different wordings, without
-    answers, are enough. This command stores them in your data folder. Examples beside the adapter
-    (NAME.prompts.txt, or prompts.txt or the model card in a PEFT folder) are found without it.
+    The router compares prompts with these examples. Eight prompts in four wordings, without
+    answers, are enough; four wordings count more than twelve prompts in one. This command stores
+    them in your data folder. Examples beside the adapter (NAME.prompts.txt, or prompts.txt or the
+    model card in a PEFT folder) are found without it.
     """
     if prompts is not None and forget:
         raise UsageError("--prompts and --forget cannot go together", "give one of them")
@@ -46,6 +48,9 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
     for where, texts in found.items():
         for text in texts:
             click.echo(f"{where}: {text}")
+    alike = one_wording([*found["beside"], *found["added"]])
+    if alike:
+        say(f"all examples {alike}: examples in other words help more than further ones", "yellow")
     if not any(found.values()):
         say(
             "no example prompts: the adapter is never selected; add some with --prompts FILE", "dim"

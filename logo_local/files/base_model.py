@@ -78,7 +78,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             name: field.contents()
             for name, field in reader.fields.items()
             if not name.startswith("tokenizer.")  # not kept, see _ModelReader
-            or name == "tokenizer.ggml.model"
+            or name in ("tokenizer.ggml.model", "tokenizer.chat_template")
         }
         shapes = {t.name: _shape(t) for t in reader.tensors}
         if reader.twice is not None:
@@ -157,6 +157,7 @@ class BaseModel:
     tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
     n_rotary: int = 0  # rows of a head that are rotated; 0 where the file does not say
     has_mrope: bool = False  # rotated by several positions (time, height, width)
+    chat_template: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, path: str | Path) -> BaseModel:
@@ -221,6 +222,7 @@ class BaseModel:
             tensors=tensors,
             n_rotary=number("rope.dimension_count"),
             has_mrope=f"{arch}.rope.dimension_sections" in fields,
+            chat_template=str(fields.get("tokenizer.chat_template", "")),
         )
 
     @cached_property

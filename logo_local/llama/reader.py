@@ -50,11 +50,6 @@ class PromptReader:
             return iter([self._loaded.tokens_of(prompt)])
         return self._loaded.prompts_to_route(prompt)
 
-    @property
-    def template(self) -> str:
-        """The model's chat template; "" where it has none."""
-        return str(self._loaded.llama.metadata.get("tokenizer.chat_template", ""))
-
     def frame(self, tokens: Sequence[int]) -> Framed:
         """A prompt with what the user wrote told from what the chat template puts around it.
 

@@ -17,6 +17,7 @@ from .. import config
 from ..files.adapter_file import AdapterFile
 from ..files.pool import Pool
 from ..hidden_states import FloatArray
+from .advice import one_wording, twins
 from .contrasts import contrast_prompts, shared_lines
 from .example_prompts import TaughtPrompts, prompts_beside
 from .profile_store import Embed, ProfileStore
@@ -45,6 +46,45 @@ def _format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
     return shared_lines([prompt for of_one in examples for prompt in of_one])
 
 
+def examples_of(pool: Pool, taught: TaughtPrompts) -> dict[str, list[str]]:
+    """The example prompts of each adapter in `pool`: those beside it, and those `taught`."""
+    known = bool(taught)
+    return {
+        name: [
+            *prompts_beside(pool.origin(name)),
+            *(taught.read(pool.content_key(name)) if known else []),
+        ]
+        for name in pool.adapters
+    }
+
+
+def remarks(pool: Pool, store: ProfileStore) -> list[str]:
+    """What is worth saying about the examples of a pool, a line each; reads no prompt.
+
+    Twins are found once all examples were read, by whatever process.
+    """
+    examples = {n: g for n, g in examples_of(pool, taught_prompts()).items() if g}
+    found = [
+        f"{name}: all examples {alike}; examples in other words help more than further ones"
+        for name, given in examples.items()
+        if (alike := one_wording(given))
+    ]
+    form = "chat" if pool.base.chat_template else "raw"
+    vectors = {name: store.known_vectors(given, form) for name, given in examples.items()}
+    profiles = {name: Profile(rows) for name, rows in vectors.items() if rows is not None}
+    if len(profiles) == len(examples):
+        found += [
+            f"{one} and {other}: their examples cannot be told apart, so their prompts get a blend"
+            for one, other in twins(profiles)
+        ]
+    return found
+
+
+def taught_prompts() -> TaughtPrompts:
+    """What the user gave, in the user's own folder."""
+    return TaughtPrompts(config.data_dir() / "prompts")
+
+
 class AdapterProfiles:
     """The profiles of one pool's adapters.
 
@@ -59,7 +99,7 @@ class AdapterProfiles:
         self._embed, self._progress = embed, progress
         self._keys: dict[AdapterFile, str] = {}
         self._done = self._all = 0  # texts that are read while `progress` is told
-        self._taught = TaughtPrompts(config.data_dir() / "prompts")
+        self._taught = taught_prompts()
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
         """Remember example prompts of an adapter for good; how many of them are new."""
@@ -68,6 +108,10 @@ class AdapterProfiles:
     def unteach(self, name: str, *, last: bool = False) -> int:
         """Forget what was taught of an adapter, or the `last` prompt; how many went."""
         return self._taught.forget(self._key(self._pool.adapters[name]), last=last)
+
+    def examples(self, name: str) -> list[str]:
+        """The example prompts of an adapter, those beside it first."""
+        return self._given(name, self._pool.adapters[name])
 
     def without_any(self) -> list[str]:
         """The adapters that have neither example prompts nor texts of their own."""

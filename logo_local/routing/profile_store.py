@@ -95,16 +95,20 @@ class ProfileStore:
 
     def vectors(self, texts: Sequence[str], embed: Embed, form: str) -> FloatArray:
         """One vector (F,) for each text, read once and kept."""
-        name = _vectors_name(texts, form)
-        for folder in self._folders:
-            vectors = _load_vectors(folder / name, len(texts))
-            if vectors is not None:
-                return vectors
+        known = self.known_vectors(texts, form)
+        if known is not None:
+            return known
         made = np.stack([embed(text, form) for text in texts])  # (n, F) float32
         stream = BytesIO()
         np.save(stream, made.astype(np.float16))
-        keep(self.folder / name, stream.getvalue())
+        keep(self.folder / _vectors_name(texts, form), stream.getvalue())
         return made.astype(np.float16).astype(np.float32)  # what the next start will read
+
+    def known_vectors(self, texts: Sequence[str], form: str) -> FloatArray | None:
+        """The vectors (n, F) of texts that were read before, by whatever process; else None."""
+        name = _vectors_name(texts, form)
+        loaded = (_load_vectors(folder / name, len(texts)) for folder in self._folders)
+        return next((vectors for vectors in loaded if vectors is not None), None)
 
     def has_vectors(self, texts: Sequence[str], form: str) -> bool:
         """Whether these texts were read before, by whatever process."""

@@ -18,8 +18,6 @@ class Reader(Protocol):
     def prompts_to_route(self, prompt: Any) -> Iterator[list[int]]: ...  # noqa: D102
     def frame(self, tokens: Sequence[int]) -> Framed: ...  # noqa: D102
     def frame_text(self, text: str, form: str) -> Framed: ...  # noqa: D102
-    @property
-    def template(self) -> str: ...  # noqa: D102
     def read(  # noqa: D102
         self, prompt: Framed | Sequence[int], places: Sequence[Place]
     ) -> Reading: ...

@@ -27,7 +27,7 @@ from .profile_store import ProfileStore
 from .reader import Reader
 from .registry import Need, find
 from .route import Route, select
-from .scoring import EachAdapter, Prompt, Scorer, answer_places, profile_vector, read_places
+from .scoring import EachAdapter, Prompt, Scorer, profile_places, profile_vector, read_places
 from .settings import RoutingSettings
 from .signals import Scores
 from .z_norms import ZNorms
@@ -63,9 +63,7 @@ class Router:
         self._pool, self._reader, self.settings = pool, reader, settings
         self._progress = progress
         self.timings_ms = {"probe": 0.0, "score": 0.0}
-        shape = f"{reader.template} {_places_of_profiles(pool.base)} {WINDOW}"
-        shipped = config.demo_folder() / "profiles"
-        self._store = ProfileStore(config.cache_dir(), pool.base.path, shape, shipped)
+        self._store = profile_store(pool.base)
         self._profiles = AdapterProfiles(pool, reader, self._store, self._vector, progress)
         self._generic = Baselines(self._store.folder / "generic-texts.npz")
         past = self._store.past_file(config.data_dir())
@@ -208,7 +206,7 @@ class Router:
     def _vector(self, text: str, form: str) -> FloatArray:
         base = self._pool.base
         framed = self._reader.frame_text(text, form)
-        return profile_vector(self._reader.read(framed, _places_of_profiles(base)), base)
+        return profile_vector(self._reader.read(framed, profile_places(base)), base)
 
     def _generic_readings(self) -> Iterator[Reading]:
         """The pass over each of the generic prompts that come with the package."""
@@ -230,6 +228,10 @@ class Router:
         """Forget what was taught of an adapter, or the `last` prompt; how many went."""
         self._scorers.clear()
         return self._profiles.unteach(name, last=last)
+
+    def examples(self, name: str) -> list[str]:
+        """The example prompts of an adapter."""
+        return self._profiles.examples(name)
 
     def without_profile(self) -> list[str]:
         """The adapters that have neither example prompts nor texts of their own.
@@ -270,5 +272,8 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
     return RoutingIndex.build(pool.adapters, target, pool.index_folder)
 
 
-def _places_of_profiles(base: BaseModel) -> tuple[Place, ...]:
-    return (*read_places(base), *answer_places(base))
+def profile_store(base: BaseModel) -> ProfileStore:
+    """Where the profiles for a base model are kept; needs no weights."""
+    shape = f"{base.chat_template} {profile_places(base)} {WINDOW}"
+    shipped = config.demo_folder() / "profiles"
+    return ProfileStore(config.cache_dir(), base.path, shape, shipped)

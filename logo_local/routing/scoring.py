@@ -44,6 +44,11 @@ def answer_places(base: BaseModel) -> tuple[Place, ...]:
     return _places(base, [round(depth * (base.n_blocks - 1)) for depth in ANSWER_DEPTHS])
 
 
+def profile_places(base: BaseModel) -> tuple[Place, ...]:
+    """All that `profile_vector` needs to be read."""
+    return (*read_places(base), *answer_places(base))
+
+
 def profile_vector(reading: Reading, base: BaseModel) -> FloatArray:
     """A text's vector for profiles: whole, start and end in early blocks, and the last token."""
     early = [reading[place] for place in read_places(base)]
