@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import families as families_module
@@ -39,6 +40,26 @@ def random_adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("random-adapters")
     for i in range(5):
         write_adapter(folder / f"ad{i}.gguf", seed=i + 1, rank=2 + i)
+    return folder
+
+
+# What each of `described_adapters` is for: words that no prompt of another one has.
+EXAMPLES = {
+    "ad0": ["red green blue", "blue red", "green blue red red"],
+    "ad1": ["alpha beta gamma", "beta alpha", "gamma alpha beta beta"],
+    "ad2": ["north south", "west north east", "south east west"],
+    "ad3": ["one two three four five six", "six five four", "two three one four"],
+    "ad4": ["dog cat", "cat dog horse", "horse dog cow"],
+}
+
+
+@pytest.fixture(scope="session")
+def described_adapters(random_adapters, tmp_path_factory):
+    """`random_adapters` with EXAMPLES beside them."""
+    folder = tmp_path_factory.mktemp("described-adapters")
+    for name, prompts in EXAMPLES.items():
+        shutil.copy(random_adapters / f"{name}.gguf", folder)
+        (folder / f"{name}.prompts.txt").write_text("".join(f"{line}\n" for line in prompts))
     return folder
 
 

@@ -34,14 +34,12 @@ GREEDY = {"max_tokens": 8, "temperature": 0.0}
 
 
 @pytest.fixture
-def logo(random_base, random_adapters):
+def logo(random_base, described_adapters):
     """logo(**settings): an engine on the random model, closed afterwards."""
     made = []
 
     def make(**settings):
-        defaults = {"adapters": random_adapters, "n_ctx": 256, "signal": "norm"}
-        if settings.get("probe") == "each":
-            defaults["signal"] = "auto"
+        defaults = {"adapters": described_adapters, "n_ctx": 256}
         settings = {**defaults, **settings}
         made.append(LoGo(random_base, **settings))
         return made[-1]
@@ -289,7 +287,7 @@ def test_weights_for_an_adapter_that_has_just_come(logo, tmp_path):
 
 
 def test_going_on_with_an_answer_after_another_prompt_is_an_error(logo):
-    llm = logo()
+    llm = logo(signal="norm")
     stream = llm(A, stream=True, **GREEDY)
     next(stream)
     llm(B, **GREEDY)
@@ -397,12 +395,12 @@ def test_each_scores_every_adapter_by_its_own_next_token(logo, random_base, rand
 @pytest.mark.parametrize("tap", ["input", "residual"])
 @pytest.mark.parametrize("layer", [0, 1, -1])
 def test_tap_and_layer_change_what_is_read(logo, tap, layer):
-    route = logo(tap=tap, layer=layer).route(A)
+    route = logo(tap=tap, layer=layer, signal="norm").route(A)
     assert route.target == f"blk.{layer % 3}.attn_q.weight"
 
 
 def test_pins_and_exclusions(logo):
-    llm = logo(top_k=5)
+    llm = logo(top_k=5, signal="norm")
     llm.pool.exclude("ad2")
     assert set(llm.route(A).names) == {"ad0", "ad1", "ad3", "ad4"}
     llm.pool.pin("ad1")
@@ -412,14 +410,14 @@ def test_pins_and_exclusions(logo):
 
 
 def test_a_pinned_adapter_answers_whether_it_fits_or_not(logo):
-    llm = logo(signal="auto")
+    llm = logo()
     llm.pool.pin("ad2")
     assert llm.route(A).names == ("ad2",)
     assert llm.route(A).weights == (1.0,)
 
 
-def test_an_adapter_can_be_taught_what_it_is_for(logo):
-    llm = logo(signal="profile")
+def test_an_adapter_can_be_taught_what_it_is_for(logo, random_adapters):
+    llm = logo(adapters=random_adapters, signal="profile")
     assert llm.route(A).is_base  # nobody has any examples
     assert llm.teach("ad1", [A, "alpha beta delta"]) == 2
     assert llm.teach("ad3", [B, "one two three four"]) == 2
@@ -430,8 +428,8 @@ def test_an_adapter_can_be_taught_what_it_is_for(logo):
     assert llm.route(A).is_base
 
 
-def test_scores_by_several_signals_at_once(logo):
-    llm = logo()
+def test_scores_by_several_signals_at_once(logo, random_adapters):
+    llm = logo(adapters=random_adapters, signal="norm")
     signals = ("norm", "z-norm", "combined", "shortlist", "each-likelihood")
     found = llm.signal_scores(A, signals)
     assert list(found) == list(signals)
@@ -480,7 +478,7 @@ def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, ca
     write_adapter(tmp_path / "up.gguf", 1, kinds=("ffn_up", "ffn_down"))
     write_adapter(tmp_path / "up2.gguf", 2, kinds=("ffn_up",))
     write_adapter(tmp_path / "down.gguf", 3, kinds=("attn_v",))
-    llm = logo(adapters=tmp_path)
+    llm = logo(adapters=tmp_path, signal="norm")
     route = llm.route(A)
     assert route.target == "blk.2.ffn_up.weight"
     assert set(route.all_scores) == {"up", "up2"}
@@ -489,7 +487,7 @@ def test_without_q_proj_the_most_adapted_projection_is_probed(logo, tmp_path, ca
 
 def test_adapters_that_come_and_go_are_noticed_at_the_next_prompt(logo, tmp_path, caplog):
     write_adapter(tmp_path / "one.gguf", 1)
-    llm = logo(adapters=tmp_path)
+    llm = logo(adapters=tmp_path, signal="norm")
     assert llm.route(A).names == ("one",)
     assert "has changed" not in caplog.text
     write_adapter(tmp_path / "two.gguf", 2)
@@ -503,18 +501,20 @@ def test_adapters_that_come_and_go_are_noticed_at_the_next_prompt(logo, tmp_path
 @pytest.mark.parametrize("mixture", ["stacked", "scales"])
 def test_an_adapter_rewritten_while_the_engine_runs(logo, tmp_path, caplog, mixture):
     path = write_adapter(tmp_path / "one.gguf", 1)
-    llm = logo(adapters=tmp_path, mixture=mixture)
+    llm = logo(adapters=tmp_path, mixture=mixture, signal="norm")
     llm(A, **GREEDY)
     write_adapter(path, 2, rank=7)  # in place: the folder itself does not change
     found = prompt_logits(llm, B)
     assert "has changed: changed: one" in caplog.text
     llm.close()
-    np.testing.assert_array_equal(found, prompt_logits(logo(adapters=tmp_path, mixture=mixture), B))
+    np.testing.assert_array_equal(
+        found, prompt_logits(logo(adapters=tmp_path, mixture=mixture, signal="norm"), B)
+    )
 
 
 def test_an_adapter_that_is_still_being_copied_is_taken_when_it_is_whole(logo, tmp_path, caplog):
     whole = write_adapter(tmp_path / "whole.gguf", 1).read_bytes()
-    llm = logo(adapters=tmp_path)
+    llm = logo(adapters=tmp_path, signal="norm")
     with (tmp_path / "new.gguf").open("wb") as file:
         file.write(whole[:5000])
         file.flush()
@@ -526,7 +526,7 @@ def test_an_adapter_that_is_still_being_copied_is_taken_when_it_is_whole(logo, t
 
 def test_weights_named_by_the_caller_survive_a_changed_folder(logo, tmp_path):
     one, _ = (write_adapter(tmp_path / f"{name}.gguf", i) for i, name in enumerate("ab"))
-    llm = logo(adapters=tmp_path)
+    llm = logo(adapters=tmp_path, signal="norm")
     with llm.under({"a": 1.0, "b": 0.5}):
         llm(A, **GREEDY)
         one.unlink()
@@ -916,8 +916,8 @@ def test_scores_are_those_of_the_folder_as_it_is_now(logo, tmp_path):
     assert llm.signal_scores(A, ["norm"])["norm"].keys() == {"one", "two"}
 
 
-def test_two_adapters_with_one_and_the_same_example_share_its_prompt(logo):
-    llm = logo(signal="profile")
+def test_two_adapters_with_one_and_the_same_example_share_its_prompt(logo, random_adapters):
+    llm = logo(adapters=random_adapters, signal="profile")
     llm.teach("ad1", ["sort these words"])
     llm.teach("ad3", ["sort these words"])
     route = llm.route(said("sort these words"))
@@ -927,8 +927,8 @@ def test_two_adapters_with_one_and_the_same_example_share_its_prompt(logo):
     llm.unteach("ad1"), llm.unteach("ad3")
 
 
-def test_a_taught_prompt_with_any_line_separator_is_read_again(logo):
-    llm = logo(signal="profile")
+def test_a_taught_prompt_with_any_line_separator_is_read_again(logo, random_adapters):
+    llm = logo(adapters=random_adapters, signal="profile")
     odd = "one\u2028two\u2029three\x85four"
     llm.teach("ad1", [odd, A])
     assert llm.route(said(A)).names[:1] == ("ad1",)
@@ -943,8 +943,10 @@ def test_a_taught_prompt_with_any_line_separator_is_read_again(logo):
 # The default signal
 
 
-def test_the_default_signal_routes_by_examples_and_leaves_the_rest_to_the_base(logo):
-    llm = logo(signal="auto", self_profile=False, past=False)
+def test_the_default_signal_routes_by_examples_and_leaves_the_rest_to_the_base(
+    logo, random_adapters
+):
+    llm = logo(adapters=random_adapters, self_profile=False, past=False)
     for name, prompts in {"ad1": [A, A + " delta"], "ad3": [B, B + " seven"]}.items():
         llm.teach(name, prompts)
     answer = llm.create_chat_completion(said(A), **GREEDY)
