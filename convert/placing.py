@@ -37,63 +37,88 @@ def placed_in(
             "may be able to make one",
         )
         return []
-    names = TensorNames(base)
-    placed: list[Placed] = []
-    shapes = {name: share.shape for name, share in shares_of(base).items()} | dict(base.tensors)
-    taken: dict[str, str] = {}
-    misfits: list[str] = []
     if not text_part:
         _refuse_other_parts(adapter, findings)
     of_text = [module for module in adapter.modules if not not_text(module.name)]
-    for adapted in experts_stacked(of_text, base.n_expert, findings):
-        module = adapted
-        parts = _parts(module, base, names)
+    placer = _Placer(base, adapter, findings)
+    for module in experts_stacked(of_text, base.n_expert, findings):
+        placer.place(module)
+    _add_misfits(placer.misfits, base, adapter, placer.names, findings)
+    return with_joined(placer.placed, base)
+
+
+class _Placer:
+    """Places modules one by one: `placed` are those that fit, `misfits` lines about the others."""
+
+    def __init__(self, base: BaseModel, adapter: PeftAdapter, findings: Findings) -> None:
+        self.base, self.adapter, self.findings = base, adapter, findings
+        self.names = TensorNames(base)
+        self.placed: list[Placed] = []
+        self.misfits: list[str] = []
+        shares = {name: share.shape for name, share in shares_of(base).items()}
+        self._shapes = shares | dict(base.tensors)
+        self._taken: dict[str, str] = {}
+
+    def place(self, module: PeftModule) -> None:
+        """Add a module to those that fit, or say why it does not."""
+        parts = _parts(module, self.base, self.names)
         targets = [target for target, _ in parts]
-        if not parts:
-            misfits.append(f"{module.name}: {names.why_unknown(module.name)}")
-            continue
-        missing = [target for target in targets if target not in shapes]
+        missing = self._missing(module, targets)
         if missing:
-            tied = missing == ["output.weight"]
-            reason = " (its output layer is its token embedding)" if tied else ""
-            misfits.append(f"{module.name}: the base has no {missing[0]}{reason}")
-            continue
-        twice = [target for target in targets if target in taken]
+            self.misfits.append(f"{module.name}: {missing}")
+            return
+        twice = [target for target in targets if target in self._taken]
         if twice:
-            findings.add(f"{module.name} and {taken[twice[0]]} are both {twice[0]}")
-            continue
-        taken |= dict.fromkeys(targets, module.name)
-        if module.embedding and "output.weight" not in base.tensors:
-            findings.add(
-                f"{module.name}: the base's embedding is its output layer, too, of which "
-                "llama.cpp cannot adapt one alone"
-            )
-            continue
-        whole = _layer_shape([shapes[target] for target in targets])
-        if is_parameter(module):
-            if whole[-1] == whole[-2] and _peft_version(adapter) < (0, 19):
-                findings.add(
-                    f"{module.name}: it has as many rows as columns, and a PEFT before 0.19 may "
-                    "have saved its A for its B",
-                    MERGE_HINT,
-                )
-                continue
-            if module.layer_shape != whole == as_saved_before(module).layer_shape:
-                module = as_saved_before(module)
+            self.findings.add(f"{module.name} and {self._taken[twice[0]]} are both {twice[0]}")
+            return
+        self._taken |= dict.fromkeys(targets, module.name)
+        whole = _layer_shape([self._shapes[target] for target in targets])
+        if self._is_refused(module, whole):
+            return
+        if is_parameter(module) and module.layer_shape != whole:
+            older = as_saved_before(module)
+            module = older if older.layer_shape == whole else module
         if whole != module.layer_shape:
-            misfits.append(
+            self.misfits.append(
                 f"{module.name}: made for a layer of shape {module.layer_shape}, "
                 f"but the base's {' and '.join(targets)} has {whole}"
             )
-            continue
+            return
         try:
             for target, reorder in parts:
-                order = None if reorder is None else reorder(base, module.layer_shape[-2])
-                placed.append((module, target, order))
+                order = None if reorder is None else reorder(self.base, module.layer_shape[-2])
+                self.placed.append((module, target, order))
         except ValueError as error:
-            findings.add(f"{module.name}: {error}")
-    _add_misfits(misfits, base, adapter, names, findings)
-    return with_joined(placed, base)
+            self.findings.add(f"{module.name}: {error}")
+
+    def _missing(self, module: PeftModule, targets: Sequence[str]) -> str:
+        """Why the base has no weight for a module; "" where it has."""
+        if not targets:
+            return self.names.why_unknown(module.name)
+        missing = [target for target in targets if target not in self._shapes]
+        if not missing:
+            return ""
+        tied = missing == ["output.weight"]
+        reason = " (its output layer is its token embedding)" if tied else ""
+        return f"the base has no {missing[0]}{reason}"
+
+    def _is_refused(self, module: PeftModule, whole: tuple[int, ...]) -> bool:
+        """Whether a module cannot be used whatever its shape; the findings then say why."""
+        if module.embedding and "output.weight" not in self.base.tensors:
+            self.findings.add(
+                f"{module.name}: the base's embedding is its output layer, too, of which "
+                "llama.cpp cannot adapt one alone"
+            )
+            return True
+        square = is_parameter(module) and whole[-1] == whole[-2]
+        if square and _peft_version(self.adapter) < (0, 19):
+            self.findings.add(
+                f"{module.name}: it has as many rows as columns, and a PEFT before 0.19 may "
+                "have saved its A for its B",
+                MERGE_HINT,
+            )
+            return True
+        return False
 
 
 def _add_misfits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import numpy as np
 from ..errors import ConversionError
 from ..files.adapter_file import ALORA
 from ..files.base_model import BaseModel
+from .joined import Placed
 from .layouts import RowOrder
 from .mlx_reader import is_mlx, read_mlx
 from .peft_config import Findings
-from .peft_reader import Factor, PeftModule, read_peft
+from .peft_reader import Factor, PeftAdapter, PeftModule, read_peft
 from .placing import WRONG_BASE, other_parts, placed_in
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -140,13 +141,7 @@ def plan_conversion(
     source, out = Path(source), Path(out)
     if not isinstance(base, BaseModel):
         base = BaseModel.read(base)
-    if not source.is_dir():
-        what = "is a file" if source.exists() else "does not exist"
-        raise ConversionError(
-            f"cannot convert {source}: it {what}",
-            hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
-        )
-    adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
+    adapter = _read(source)
     findings = adapter.findings
     _check_destination(source, base, out, findings)
     if adapter.invocation_tokens and to_run:
@@ -156,7 +151,55 @@ def plan_conversion(
     _check_tokens(adapter.invocation_tokens, base, findings)
     placed = placed_in(base, adapter, findings, text_part=text_part)
     lora_alpha = _shared_alpha([module for module, _, _ in placed])
-    rows = []
+    rows, largest_b = _rows(placed, lora_alpha, outtype, findings, progress)
+    if findings.problems:
+        raise ConversionError(
+            f"cannot convert {source}",
+            problems=findings.problems,
+            hint=findings.hint,
+            details=findings.details,
+        )
+    places = {name: place for place, name in enumerate(base.tensors)}
+    rows.sort(key=lambda row: places[row.target])
+    return Conversion(
+        source=source,
+        out=out,
+        name=adapter.name,
+        architecture=base.architecture,
+        outtype=outtype,
+        lora_alpha=lora_alpha,
+        rows=tuple(rows),
+        notes=tuple(_notes(adapter, rows, largest_b, outtype, text_part=text_part)),
+        n_bytes=sum(
+            n_stored_bytes(shape, type_name)
+            for row in rows
+            for shape, type_name in zip((row.module.a.shape, row.b_shape), row.types, strict=True)
+        ),
+        provenance=adapter.provenance,
+        invocation_tokens=adapter.invocation_tokens,
+    )
+
+
+def _read(source: Path) -> PeftAdapter:
+    """The adapter in a folder, whoever trained it."""
+    if not source.is_dir():
+        what = "is a file" if source.exists() else "does not exist"
+        raise ConversionError(
+            f"cannot convert {source}: it {what}",
+            hint="give the folder that holds adapter_config.json and adapter_model.safetensors",
+        )
+    return read_mlx(source) if is_mlx(source) else read_peft(source)
+
+
+def _rows(
+    placed: Sequence[Placed],
+    lora_alpha: float,
+    outtype: str,
+    findings: Findings,
+    progress: Progress | None,
+) -> tuple[list[Row], float]:
+    """The rows of a conversion, every number checked, and the largest magnitude in any B."""
+    rows: list[Row] = []
     broken: list[str] = []
     largest_b = 0.0
     checked: set[str] = set()
@@ -177,13 +220,13 @@ def plan_conversion(
             f"{broken[0]} has numbers that are not finite (NaN or infinity){more}",
             "the training run broke down; use an earlier checkpoint",
         )
-    if findings.problems:
-        raise ConversionError(
-            f"cannot convert {source}",
-            problems=findings.problems,
-            hint=findings.hint,
-            details=findings.details,
-        )
+    return rows, largest_b
+
+
+def _notes(
+    adapter: PeftAdapter, rows: Sequence[Row], largest_b: float, outtype: str, *, text_part: bool
+) -> list[str]:
+    """Remarks on a conversion that can be done."""
     notes = list(adapter.notes)
     if text_part and (left_out := other_parts(adapter)):
         notes.append(f"left out, as not of the text part: {left_out}")
@@ -193,25 +236,7 @@ def plan_conversion(
         notes.append("every lora_B is zero: the adapter changes nothing (was it trained?)")
     if outtype == "q8_0" and any("f16" in row.types for row in rows):
         notes.append("rows whose length is no multiple of 32 are stored as f16, not q8_0")
-    places = {name: place for place, name in enumerate(base.tensors)}
-    rows.sort(key=lambda row: places[row.target])
-    return Conversion(
-        source=source,
-        out=out,
-        name=adapter.name,
-        architecture=base.architecture,
-        outtype=outtype,
-        lora_alpha=lora_alpha,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        n_bytes=sum(
-            n_stored_bytes(shape, type_name)
-            for row in rows
-            for shape, type_name in zip((row.module.a.shape, row.b_shape), row.types, strict=True)
-        ),
-        provenance=adapter.provenance,
-        invocation_tokens=adapter.invocation_tokens,
-    )
+    return notes
 
 
 def n_stored_bytes(shape: tuple[int, ...], type_name: str) -> int:

@@ -16,6 +16,7 @@ from ..console.terminal import ProgressBar, UsageError, out_console, say
 from ..errors import ConversionError, LogoError
 
 if TYPE_CHECKING:
+    from ..convert import Conversion
     from ..files.base_model import BaseModel
 
 
@@ -87,42 +88,17 @@ def convert(
     if not adapters or rank is not None:
         missing = "--rank goes with --merge" if adapters else "no adapter is given"
         raise UsageError(missing, "see logo-local convert --help")
-    from ..convert import Conversion, plan_conversion
-    from ..convert.gguf_lora import write_gguf_lora
-
     outs = _outs(adapters, out)
     if not (force or dry_run):
         _refuse_existing(outs)
-    model = read_base(base)
-    plans: list[Conversion] = []
-    failures: list[ConversionError] = []
-    with ProgressBar() as progress:
-
-        def show(stage: str, name: str) -> Callable[[int, int], None]:
-            return lambda done, total: progress(f"{stage} {name}", done, total)
-
-        for source, path in zip(adapters, outs, strict=True):
-            try:
-                plans.append(
-                    plan_conversion(
-                        source,
-                        model,
-                        path,
-                        outtype,
-                        show("checking", path.stem),
-                        text_part=text_part,
-                    )
-                )
-            except ConversionError as error:
-                failures.append(error)
-        if failures:
-            for failure in failures if verbose else ():
-                for detail in failure.details:
-                    say(f"{failure.message}: {detail}")
-            raise _all_of(failures, len(adapters))
-        if not dry_run:
-            for plan in plans:
-                write_gguf_lora(plan, show("writing", plan.out.stem))
+    plans = _convert_all(
+        list(zip(adapters, outs, strict=True)),
+        read_base(base),
+        outtype,
+        text_part=text_part,
+        dry_run=dry_run,
+        verbose=verbose,
+    )
     if as_json:
         click.echo(json.dumps([report.plan_json(plan) for plan in plans], indent=2))
     for plan in plans:
@@ -134,6 +110,44 @@ def convert(
             click.echo(report.plan_line(plan))
     if dry_run:
         say("dry run: nothing was written", "dim")
+
+
+def _convert_all(
+    files: list[tuple[Path, Path]],
+    model: BaseModel,
+    outtype: str,
+    *,
+    text_part: bool,
+    dry_run: bool,
+    verbose: bool,
+) -> list[Conversion]:
+    """Plan all conversions and then do them; ConversionError, and nothing written, if one fails."""
+    from ..convert import plan_conversion
+    from ..convert.gguf_lora import write_gguf_lora
+
+    plans: list[Conversion] = []
+    failures: list[ConversionError] = []
+    with ProgressBar() as progress:
+
+        def show(stage: str, name: str) -> Callable[[int, int], None]:
+            return lambda done, total: progress(f"{stage} {name}", done, total)
+
+        for source, path in files:
+            shown = show("checking", path.stem)
+            try:
+                plans.append(
+                    plan_conversion(source, model, path, outtype, shown, text_part=text_part)
+                )
+            except ConversionError as error:
+                failures.append(error)
+        if failures:
+            for failure in failures if verbose else ():
+                for detail in failure.details:
+                    say(f"{failure.message}: {detail}")
+            raise _all_of(failures, len(files))
+        for plan in () if dry_run else plans:
+            write_gguf_lora(plan, show("writing", plan.out.stem))
+    return plans
 
 
 def _merge(
