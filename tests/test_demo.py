@@ -150,3 +150,27 @@ def test_twins_are_blended(demo):
     finally:
         demo.unteach("rte")
     assert set(route.names[:2]) == {"snli", "rte"}
+
+
+def test_a_description_is_enough_for_a_prompt_that_is_clearly_its_own(tmp_path):
+    """Three adapters without examples, two of them described."""
+    said = {
+        "passive-voice": "Rewrites a sentence in the passive voice.",
+        "sentiment": "Classifies a film review as positive or negative.",
+    }
+    for name in (*said, "snli"):
+        shutil.copy(FOLDER / "adapters" / f"{name}.gguf", tmp_path)
+    for name, text in said.items():
+        (tmp_path / f"{name}.description.txt").write_text(text + "\n")
+    with LoGo(config.demo_model(), tmp_path, n_threads=1, n_threads_batch=1, n_ctx=1024) as llm:
+        for name, asked in {
+            "passive-voice": "Rewrite this sentence in the passive voice: The cat ate the mouse.",
+            "sentiment": "Is this review positive or negative? A dull and lifeless film.",
+        }.items():
+            route = llm.route([{"role": "user", "content": asked}])
+            assert route.names == (name,)
+            assert route.reason.startswith(f"the description of {name} matches")
+        for asked in ("Why is the sky blue?", "Hello!", "Write a haiku about rain."):
+            route = llm.route([{"role": "user", "content": asked}])
+            assert route.is_base
+            assert "not clearly" in route.reason

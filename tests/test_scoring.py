@@ -9,6 +9,7 @@ from logo_local.files.adapter_file import read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.hidden_states import Hidden, Place
 from logo_local.routing.baselines import ENOUGH, Baselines
+from logo_local.routing.descriptions import Descriptions
 from logo_local.routing.index import RoutingIndex, choose_target
 from logo_local.routing.profiles import Profile
 from logo_local.routing.registry import Need, signals
@@ -121,6 +122,8 @@ def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
         name: profile_around(scorer, base, subject(i)) for i, name in enumerate("abc")
     }
     scorer.samples = profiles(scorer, base, source="samples", gain=0.5)
+    vectors = {name: profile.vectors for name, profile in scorer.prompts.items()}
+    scorer.descriptions = Descriptions.fit(vectors, vectors["a"] + 1)
     scores = scorer.fit(signal, reading(base, 9)).scores
     assert scores.keys() == {"a", "b", "c"}
     assert all(np.isfinite(score) and score >= 0 for score in scores.values())

@@ -8,17 +8,20 @@ each adapter and kept by its content.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import resources
 from itertools import chain
 
 from .. import config
 from ..files.adapter_file import AdapterFile
+from ..files.description import description_of
 from ..files.pool import Pool
 from ..hidden_states import FloatArray
 from .advice import one_wording, twins
 from .contrasts import contrast_prompts, shared_lines
+from .descriptions import description_prompts
 from .example_prompts import TaughtPrompts, prompts_beside
 from .profile_store import Embed, ProfileStore
 from .profiles import Profile
@@ -125,9 +128,11 @@ class AdapterProfiles:
         """Whether this adapter wrote its texts before, for whatever process."""
         return self._store.has_samples(self._key(self._pool.adapters[name]))
 
-    def of_prompts(self, form: str) -> tuple[dict[str, Profile], FloatArray]:
-        """The profiles of all adapters with example prompts, and the vectors (G, F) of general
-        requests. Texts that were never read in this `form` are read now, and kept.
+    def of_prompts(self, form: str) -> tuple[dict[str, Profile], FloatArray, dict[str, FloatArray]]:
+        """The profiles of all adapters with example prompts, the vectors (G, F) of general
+        requests, and the vectors (n, F) for the descriptions of adapters without examples.
+
+        Texts that were never read in this `form` are read now, and kept.
         """
         texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
         described = {name: given for name, given in texts.items() if given}
@@ -140,20 +145,32 @@ class AdapterProfiles:
             ]
             for name, g in described.items()
         }
-        new = [t for t in (general, *texts.values(), *chain(*against.values())) if t]
-        new = [t for t in new if not self._store.has_vectors(t, form)]
+        about = {
+            name: [f"{head}{prompt}{tail}" for prompt in description_prompts(text)]
+            for name in texts
+            if name not in described and (text := description_of(self._pool.origin(name)))
+        }
+        every = (general, *described.values(), *chain(*against.values()), *about.values())
+        with self._reading([given for given in every if given], form):
+            found = {
+                name: self._store.of_prompts(texts[name], against[name], self._embed_one, form)
+                for name in against
+            }
+            vectors = self._store.vectors(general, self._embed_one, form)
+            sayings = {n: self._store.vectors(t, self._embed_one, form) for n, t in about.items()}
+        return found, vectors, sayings
+
+    @contextmanager
+    def _reading(self, texts: Sequence[Sequence[str]], form: str) -> Iterator[None]:
+        """Within this block progress is told, if any of these texts was never read."""
+        new = [given for given in texts if not self._store.has_vectors(given, form)]
         self._done, self._all = 0, sum(map(len, new))
         if new:
             log.info("reading %d example prompts, once for this model", self._all)
             self._progress(READING, 0, self._all)
-        found = {
-            name: self._store.of_prompts(texts[name], against[name], self._embed_one, form)
-            for name in against
-        }
-        vectors = self._store.vectors(general, self._embed_one, form)
+        yield
         if new:
             self._progress(READING, self._all, self._all)
-        return found, vectors
 
     def _embed_one(self, text: str, form: str) -> FloatArray:
         vector = self._embed(text, form)

@@ -44,6 +44,7 @@ class Need(Enum):
     BASELINES = "norms of other texts"
     EXAMPLES = "example prompts"
     SAMPLES = "texts that adapters write"
+    DESCRIPTIONS = "descriptions"
     EACH = "an evaluation with each adapter"
 
 

@@ -22,6 +22,7 @@ from ..hidden_states import WINDOW, FloatArray, Framed, Place, Reading
 from ..progress import ms_since
 from .adapter_profiles import AdapterProfiles, general_requests
 from .baselines import Baselines
+from .descriptions import Descriptions
 from .index import RoutingIndex, choose_target
 from .profile_store import ProfileStore
 from .reader import Reader
@@ -173,8 +174,10 @@ class Router:
         scorer = self._scorers.get(form)
         if scorer is None or scorer.adapters is not self._pool.adapters:
             scorer = self._scorers[form] = self._new_scorer(signal)
-        if scorer.prompts is None and needs & {Need.EXAMPLES, Need.SAMPLES}:
-            scorer.prompts, scorer.general = self._profiles.of_prompts(form)
+        if scorer.prompts is None and needs & {Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS}:
+            profiles, general, described = self._profiles.of_prompts(form)
+            scorer.prompts, scorer.general = profiles, general
+            scorer.descriptions = Descriptions.fit(described, general) if described else None
         self._add_samples(scorer, signal, form)
         if scorer.wants_generic(signal) and scorer.z_norms.unmeasured:
             scorer.z_norms.measure(self._generic_readings())

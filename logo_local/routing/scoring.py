@@ -17,6 +17,7 @@ import numpy as np
 from ..files.adapter_file import AdapterFile
 from ..files.base_model import BaseModel
 from ..hidden_states import FloatArray, Place, Reading
+from .descriptions import Descriptions
 from .index import RoutingIndex
 from .profiles import Measure, Profile, embed
 from .reader import Reader
@@ -143,8 +144,9 @@ class Scorer:
 
     `index` has the factors at the target that the paper's signals read, at `place`. `prompts`
     are the profiles of adapters for which somebody gave examples, None until they are needed, and
-    `samples` those from texts that the adapters wrote; `general` (G, F) are vectors of requests
-    that no adapter is made for. `z_norms` are at `read_places`.
+    `samples` those from texts that the adapters wrote; `descriptions` are of adapters without
+    examples; `general` (G, F) are vectors of requests that no adapter is made for. `z_norms` are
+    at `read_places`.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -155,6 +157,7 @@ class Scorer:
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     general: FloatArray | None = field(default=None, repr=False)
+    descriptions: Descriptions | None = field(default=None, repr=False)
     sampled: set[str] = field(default_factory=set, repr=False)  # those that wrote nothing, too
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
@@ -194,7 +197,7 @@ class Scorer:
         if Need.PROMPT not in needs:
             return here
         wanted = (*here, *read_places(self.base))
-        profiles = needs & {Need.EXAMPLES, Need.SAMPLES}
+        profiles = needs & {Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS}
         return (*wanted, *answer_places(self.base)) if profiles else wanted
 
     def wants_samples(self, signal: str) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..descriptions import LEAST_MARGIN
 from ..registry import Fit, Need, signal
-from ..scoring import Prompt, Scorer
+from ..scoring import Prompt, Scorer, profile_vector
 from ..signals import Scores, sharpened
 
 # Chosen on the choosing set (docs/quality.md).
@@ -59,16 +60,47 @@ def combined(scorer: Scorer, prompt: Prompt) -> Fit:
 
 
 @signal(
+    "description",
+    *(Need.PROMPT, Need.DESCRIPTIONS),
+    summary="1 if its description is clearly the nearest to the prompt",
+    source="our own",
+)
+def description(scorer: Scorer, prompt: Prompt) -> Fit:
+    """By descriptions alone."""
+    return by_descriptions(scorer, prompt)
+
+
+@signal(
     "mixed",
-    *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES),
-    summary="profile; self-profile for adapters without examples",
+    *(Need.PROMPT, Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS),
+    summary="profile; without examples, self-profile or description",
     source="our own",
     everywhere=True,
 )
 def mixed(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By examples or, without them, by what an adapter wrote; one with neither is never chosen."""
+    """By examples; where none fits, by what an adapter without examples wrote or is said to do.
+
+    An adapter with neither is never chosen.
+    """
     fit = by_profiles(scorer, prompt, "any")
-    return fit._replace(scores={**fit.scores, **dict.fromkeys(scorer.without_profile("any"), 0.0)})
+    if not any(fit.scores.values()) and scorer.descriptions is not None:
+        described = by_descriptions(scorer, prompt)
+        if any(described.scores.values()) or not fit.scores:
+            fit = Fit({**fit.scores, **described.scores}, described.reason)
+    return fit._replace(scores={**dict.fromkeys(scorer.adapters, 0.0), **fit.scores})
+
+
+def by_descriptions(scorer: Scorer, prompt: Prompt) -> Fit:
+    """The adapter whose description is clearly the nearest, or none."""
+    if scorer.descriptions is None:
+        return Fit({}, "no adapter has a description")
+    name, margin = scorer.descriptions.nearest(profile_vector(prompt.reading, scorer.base))
+    fits = margin >= LEAST_MARGIN
+    reason = (
+        f"the description of {name} {'matches' if fits else 'is the nearest, but not clearly'} "
+        f"(margin {margin:.2f}, and {LEAST_MARGIN:.2f} is needed)"
+    )
+    return Fit({n: float(fits and n == name) for n in scorer.descriptions.names}, reason)
 
 
 def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:

@@ -1,0 +1,61 @@
+"""What an adapter says of itself in one line: the description in its GGUF file or on its card."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from .folder import CONFIG_FILE
+from .gguf_bounds import GgufError, content, open_adapter, printable
+from .model_card import CARD, MOST, card_fields
+from .text_file import decoded, read_start
+
+DESCRIPTION_KEY = "general.description"
+FILE = "description.txt"
+# What is no sentence in a card: headings, lists, tables, pictures, quotes, code, rules, comments.
+_MARKUP = re.compile(r"[#>|<!\[*`=-]")
+
+
+def description_of(origin: Path) -> str:
+    """The first line that describes the adapter `origin`, a GGUF file or a PEFT folder.
+
+    From a text file beside it (NAME.description.txt, or description.txt in a folder); else
+    `general.description` of a GGUF file, or `description` in a folder's config or card, or the
+    first sentence of the card that is no markup. "" where there is none, or where it cannot be
+    read.
+    """
+    try:
+        text = _beside(origin) or (_of_folder(origin) if origin.is_dir() else _of_file(origin))
+    except (GgufError, OSError, ValueError):
+        return ""
+    return printable(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+
+
+def _beside(origin: Path) -> str:
+    file = origin / FILE if origin.is_dir() else origin.with_suffix(f".{FILE}")
+    return decoded(read_start(file, MOST)) if file.is_file() else ""
+
+
+def _of_folder(folder: Path) -> str:
+    """From the files of a PEFT folder, the shortest way first."""
+    config, card = folder / CONFIG_FILE, folder / CARD
+    said = json.loads(read_start(config, MOST)).get("description") if config.is_file() else ""
+    if not (isinstance(said, str) and said) and card.is_file():
+        said = card_fields(card).get("description") or _of_card(card)
+    return said if isinstance(said, str) else ""
+
+
+def _of_file(path: Path) -> str:
+    field = open_adapter(path).fields.get(DESCRIPTION_KEY)
+    return "" if field is None else str(content(field))
+
+
+def _of_card(card: Path) -> str:
+    if not card.is_file():
+        return ""
+    text = read_start(card, MOST).decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    if text.startswith("---\n"):
+        text = text[4:].partition("\n---")[2].partition("\n")[2]
+    lines = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).splitlines()
+    return next((line for line in lines if line.strip() and not _MARKUP.match(line.strip())), "")

@@ -1,0 +1,74 @@
+"""What an adapter's description says about prompts: less than examples, and often enough.
+
+A sentence such as "Rewrites a sentence in the passive voice." lies far from every prompt. Together
+with a few inputs it lies nearer to prompts of its own adapter than to those of others, if there is
+anything near at all. So a prompt matches the nearest description only if the next one, and every
+general request, is clearly further away. Plain numpy without I/O.
+
+Source: our own; measured in docs/research.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..hidden_states import FloatArray
+from .whitening import Whitening
+
+FRAMES = ("{description}\n\n{input}", "{input}\n\n{description}")
+# Texts that an adapter may be given: sentences, a word, a question. They cancel out.
+INPUTS = (
+    "The old bridge was closed for repairs last week.",
+    "seven",
+    "Is it cold outside?",
+    "My sister works in a hospital near the station.",
+)
+# By this share the second nearest has to be further away. Chosen on the choosing set.
+LEAST_MARGIN = 0.05
+
+
+def description_prompts(description: str) -> list[str]:
+    """The texts that stand for a description."""
+    return [
+        frame.replace("{description}", description).replace("{input}", text)
+        for frame in FRAMES
+        for text in INPUTS
+    ]
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """The descriptions of several adapters; made by `fit`.
+
+    `names` (N,) belong to the rows of `centres` (N, F), whitened means; `general` (G, F) are
+    whitened vectors of requests that no adapter is made for.
+    """
+
+    names: tuple[str, ...]
+    centres: FloatArray = field(repr=False)
+    general: FloatArray = field(repr=False)
+    whitening: Whitening = field(repr=False)
+
+    @classmethod
+    def fit(cls, vectors: Mapping[str, FloatArray], general: FloatArray) -> Descriptions:
+        """From the vectors (n, F) of each adapter's `description_prompts`, for one or more."""
+        groups = [*vectors.values()]
+        whitening = Whitening.fit(groups)
+        centres = np.stack([rows.mean(axis=0) for rows in groups])
+        return cls(tuple(vectors), whitening(centres), whitening(general), whitening)
+
+    def nearest(self, x: FloatArray) -> tuple[str, float]:
+        """The adapter whose description is nearest to a text's vector (F,), and the margin.
+
+        The margin is how much further away the second nearest is, description or general request,
+        as a share of the distance; below 0 where a general request is nearer.
+        """
+        z = self.whitening(x)  # (F,)
+        distances = np.linalg.norm(z - self.centres, axis=1)  # (N,)
+        others = np.linalg.norm(z - self.general, axis=1)  # (G,)
+        best = int(distances.argmin())
+        second = float(np.concatenate([np.delete(distances, best), others]).min())
+        return self.names[best], second / max(float(distances[best]), 1e-12) - 1
