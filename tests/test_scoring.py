@@ -115,7 +115,7 @@ def test_only_the_last_token_counts_for_the_signals_at_one_place(scorer, base):
 
 
 @pytest.mark.parametrize(
-    "signal", [name for name, about in signals().items() if Need.EACH not in about.needs]
+    "signal", [n for n, about in signals().items() if not about.needs & {Need.EACH, Need.MENU}]
 )
 def test_every_signal_gives_scores_that_a_route_can_use(scorer, base, signal):
     scorer.prompts = {

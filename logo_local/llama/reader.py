@@ -14,6 +14,7 @@ from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Framed, Place, Reading
 from ..prefix import common_prefix
 from .embedding import Embedder
+from .menu import Menu
 from .mixture import ResidentAdapters
 from .model import LoadedModel, Prompt
 from .probe import EachProbe, HiddenProbe
@@ -41,6 +42,7 @@ class PromptReader:
         self._hidden: HiddenProbe | None = None
         self._each: EachProbe | None = None
         self._texts: BatchContext | None = None
+        self._menu: Menu | None = None
         self._around: tuple[list[int], list[int]] | None = None
         self._embedder: Embedder | None = None  # closed with the model's other contexts
 
@@ -139,6 +141,14 @@ class PromptReader:
             self._residents.forget(texts.ctx)
         return found
 
+    def menu_logits(self, tokens: Sequence[int], lines: Sequence[str]) -> FloatArray:
+        """How much likelier (n,) the base finds each of `lines` for a prompt than for none."""
+        if self._menu is None:
+            self._menu = Menu(self._loaded)
+        framed = self.frame(tokens)
+        request = self._loaded.text_of(framed.tokens[framed.start : framed.end])
+        return self._menu.logits(lines, request)
+
     def written_by(self, adapter: AdapterFile) -> tuple[list[str], float]:
         """Texts that the model writes with this adapter, and their gain over the base.
 
@@ -174,7 +184,7 @@ class PromptReader:
 
     def close(self) -> None:
         """Free the contexts, before the adapters and the model go."""
-        for context in (self._hidden, self._each, self._texts):
+        for context in (self._hidden, self._each, self._texts, self._menu):
             if context is not None:
                 context.close()
-        self._hidden = self._each = self._texts = None
+        self._hidden = self._each = self._texts = self._menu = None

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
+LONGEST_LINE = 120  # characters on an adapter in a list of several
+
 # What `progress` is told.
 WRITING = "writing example prompts"
 READING = "reading example prompts"
@@ -115,6 +117,16 @@ class AdapterProfiles:
     def examples(self, name: str) -> list[str]:
         """The example prompts of an adapter, those beside it first."""
         return self._given(name, self._pool.adapters[name])
+
+    def about(self) -> dict[str, str]:
+        """A line on each adapter: its description, else its first example, else nothing."""
+        found = {}
+        for name, adapter in self._pool.adapters.items():
+            said = description_of(self._pool.origin(name)) or " ".join(
+                " ".join(self._given(name, adapter)[:1]).split()
+            )
+            found[name] = said if len(said) <= LONGEST_LINE else said[: LONGEST_LINE - 1] + "…"
+        return found
 
     def without_any(self) -> list[str]:
         """The adapters that have neither example prompts nor texts of their own."""

@@ -27,4 +27,7 @@ class Reader(Protocol):
     def gains(  # noqa: D102
         self, tokens: Sequence[int], adapters: Sequence[AdapterFile]
     ) -> list[float]: ...
+    def menu_logits(  # noqa: D102
+        self, tokens: Sequence[int], lines: Sequence[str]
+    ) -> FloatArray: ...
     def written_by(self, adapter: AdapterFile) -> tuple[list[str], float]: ...  # noqa: D102

@@ -45,6 +45,7 @@ class Need(Enum):
     EXAMPLES = "example prompts"
     SAMPLES = "texts that adapters write"
     DESCRIPTIONS = "descriptions"
+    MENU = "one pass over a list of the adapters and the prompt"
     EACH = "an evaluation with each adapter"
 
 

@@ -178,6 +178,8 @@ class Router:
             profiles, general, described = self._profiles.of_prompts(form)
             scorer.prompts, scorer.general = profiles, general
             scorer.descriptions = Descriptions.fit(described, general) if described else None
+        if Need.MENU in needs and not scorer.about:
+            scorer.about = self._profiles.about()
         self._add_samples(scorer, signal, form)
         if scorer.wants_generic(signal) and scorer.z_norms.unmeasured:
             scorer.z_norms.measure(self._generic_readings())

@@ -95,6 +95,13 @@ class EachAdapter:
         yield from zip(self.names, self._reader.logits(self._tokens, adapters), strict=True)
         self.ms += 1000 * (time.perf_counter() - started)
 
+    def menu(self, lines: Sequence[str]) -> FloatArray:
+        """How much likelier (n,) the base names each of `lines` for the prompt than for none."""
+        started = time.perf_counter()
+        found = self._reader.menu_logits(self._tokens, lines)
+        self.ms += 1000 * (time.perf_counter() - started)
+        return found
+
     def gains(self, names: Sequence[str]) -> Scores:
         """By how many nats each of `names` makes the prompt likelier than the base does."""
         started = time.perf_counter()
@@ -158,6 +165,7 @@ class Scorer:
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     general: FloatArray | None = field(default=None, repr=False)
     descriptions: Descriptions | None = field(default=None, repr=False)
+    about: Mapping[str, str] = field(default_factory=dict, repr=False)  # a line each, if needed
     sampled: set[str] = field(default_factory=set, repr=False)  # those that wrote nothing, too
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
