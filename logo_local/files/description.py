@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from ..errors import AdapterError
+from . import paw
 from .folder import CONFIG_FILE
 from .gguf_bounds import GgufError, content, open_adapter, printable
 from .model_card import CARD, MOST, card_fields
@@ -21,13 +23,13 @@ def description_of(origin: Path) -> str:
     """The first line that describes the adapter `origin`, a GGUF file or a PEFT folder.
 
     From a text file beside it (NAME.description.txt, or description.txt in a folder); else
-    `general.description` of a GGUF file, or `description` in a folder's config or card, or the
-    first sentence of the card that is no markup. "" where there is none, or where it cannot be
-    read.
+    `general.description` of a GGUF file, the specification in a .paw file, `description` in a
+    folder's config or card, or the first sentence of the card that is no markup. "" where there is
+    none, or where it cannot be read.
     """
     try:
         text = _beside(origin) or (_of_folder(origin) if origin.is_dir() else _of_file(origin))
-    except (GgufError, OSError, ValueError):
+    except (AdapterError, GgufError, OSError, ValueError):
         return ""
     return printable(next((line.strip() for line in text.splitlines() if line.strip()), ""))
 
@@ -47,6 +49,8 @@ def _of_folder(folder: Path) -> str:
 
 
 def _of_file(path: Path) -> str:
+    if path.suffix.lower() == paw.SUFFIX:
+        return paw.specification(path)
     field = open_adapter(path).fields.get(DESCRIPTION_KEY)
     return "" if field is None else str(content(field))
 

@@ -1,10 +1,10 @@
 """What lies in a folder of adapters, unread: what can be an adapter, and what only looks like one.
 
-The folder's own level is looked at, and one below. A `.gguf` file is an adapter, and so is a folder
-with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie in one file
-or in several, the shards. Hidden names and other files (notes, data) are no adapters and are
-passed over. Links may lead anywhere, unless the caller forbids it. Only what is named like a pickle
-is opened, since the first bytes may say that it is something else.
+The folder's own level is looked at, and one below. A `.gguf` or `.paw` file is an adapter, and so
+is a folder with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie
+in one file or in several, the shards. Hidden names and other files (notes, data) are no adapters
+and are passed over. Links may lead anywhere, unless the caller forbids it. Only what is named like
+a pickle is opened, since the first bytes may say that it is something else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from ..errors import PoolError
 from .gguf_bounds import GGLA, LFS_POINTER, kind_by_start, printable
+from .paw import SUFFIX as PAW
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Entry:
 
     name: str
     path: Path
-    is_peft: bool
+    is_converted: bool  # what is loaded is another file, made from it
     stamp: Stamp
 
 
@@ -161,9 +162,9 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def kind_of(origin: Path) -> str:
-    """Of an adapter as the user keeps it: "gguf", "peft" or "mlx"."""
+    """Of an adapter as the user keeps it: "gguf", "paw", "peft" or "mlx"."""
     if not origin.is_dir():
-        return "gguf"
+        return "paw" if origin.suffix.lower() == PAW else "gguf"
     return "mlx" if weights_in(origin)[0].name == MLX_WEIGHTS_FILE else "peft"
 
 
@@ -230,9 +231,9 @@ def _classify(path: Path, *, last: bool) -> Entry | None:
             raise _NotUsableError(f"a link to {os.readlink(path)}, which is not there") from error
         raise _NotUsableError(f"it cannot be read: {error.strerror}") from error
     suffix = path.suffix.lower()
-    if suffix == ".gguf":
+    if suffix in (".gguf", PAW):
         stamp = ((stat.st_size, stat.st_mtime_ns),)
-        return Entry(path.stem, path, is_peft=False, stamp=stamp)
+        return Entry(path.stem, path, is_converted=suffix == PAW, stamp=stamp)
     if suffix in _PICKLES:
         kind = _kind_of_file(path)
         if kind in (LFS_POINTER, GGLA):
@@ -259,7 +260,7 @@ def _classify_folder(path: Path, *, last: bool) -> Entry | None:
     if CONFIG_FILE in inside:
         stats = [(path / name).stat() for name in _own(inside)]
         stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-        return Entry(path.name, path, is_peft=True, stamp=stamp)
+        return Entry(path.name, path, is_converted=True, stamp=stamp)
     if any(name.startswith(("adapter_model.", "adapter_model-")) for name in inside):
         raise _NotUsableError(f"it holds adapter weights but no {CONFIG_FILE}")
     if path.suffix.lower() == ".gguf":

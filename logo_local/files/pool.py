@@ -1,8 +1,8 @@
 """The adapters of one folder: what of it can be used, what may be routed, what has changed.
 
 What lies in the folder is found by `folder`. Every adapter is checked before anything may use it;
-PEFT adapters are converted into the cache once for each content. What looks like an adapter and
-cannot be used becomes a `Problem`.
+PEFT adapters are converted into the cache once for each content, and .paw files unpacked. What
+looks like an adapter and cannot be used becomes a `Problem`.
 
 Holds no weights and knows nothing of llama.cpp; what is loaded there is decided elsewhere.
 """
@@ -24,6 +24,7 @@ from .base_model import BaseModel
 from .digest import sha256_of
 from .file_index import FileIndex, content_key, is_unchanged
 from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
+from .paw import unpack_adapter
 from .whole_file import only_once
 
 log = logging.getLogger(__name__)
@@ -313,14 +314,14 @@ class Pool:
         """
         self.check_name(name)
         entry = self._entries.get(name)
-        if entry is not None and entry.is_peft and stamp_of(entry.path) != entry.stamp:
+        if entry is not None and entry.is_converted and stamp_of(entry.path) != entry.stamp:
             raise AdapterError(
                 f"{entry.path} has changed since it was checked",
                 hint="rescan the folder of adapters",
             )
 
     def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
-        if not entry.is_peft:
+        if not entry.is_converted:
             return read_adapter(entry.path, self.base)
         try:
             return replace(self._converted(entry, progress), name=entry.name)
@@ -332,13 +333,14 @@ class Pool:
             ) from error
 
     def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
-        """The PEFT adapter as a GGUF file in the cache, made now if it is not there."""
-        if self.converter is None:
+        """The adapter as a GGUF file in the cache, made now if it is not there."""
+        if entry.path.is_dir() and self.converter is None:
             raise AdapterError(
                 "an adapter folder, and nothing converts it",
                 hint="give Pool.open converter=logo_local.convert.FOR_POOL",
             )
-        parts = (self.base.fingerprint, f"converter {self.converter.version}", _OUTTYPE)
+        version = 0 if self.converter is None else self.converter.version
+        parts = (self.base.fingerprint, f"converter {version}", _OUTTYPE)
         out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"
         if out.exists():
             try:
@@ -348,17 +350,21 @@ class Pool:
                 out.unlink(missing_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
+        notes: Iterable[str] = ()
         with only_once(out) as unfinished:
-            notes = self.converter.convert(entry.path, self.base, unfinished, _OUTTYPE, steps)
+            if self.converter is None or not entry.path.is_dir():
+                unpack_adapter(entry.path, unfinished)
+            else:
+                notes = self.converter.convert(entry.path, self.base, unfinished, _OUTTYPE, steps)
         for note in notes:
             log.warning("%s: %s", entry.name, note)
         return read_adapter(out, self.base)
 
 
-def _content_key(folder: Path, parts: Iterable[str]) -> str:
+def _content_key(origin: Path, parts: Iterable[str]) -> str:
     """Sixty-four hex digits for the adapter's files and `parts`."""
     key = hashlib.sha256("\n".join(parts).encode())
-    for file in files_in(folder):
+    for file in files_in(origin) if origin.is_dir() else [origin]:
         if file.is_file():  # without one of them the converter will say what is missing
             # Digests rather than contents: no file can pretend to be the start of the next.
             key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
