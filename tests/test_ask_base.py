@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from logo_local import LoGo
+from logo_local.errors import ContextError
 from logo_local.llama.menu import Menu
 from logo_local.routing.registry import find
 from logo_local.routing.scorers.ask_base import MOST, NONE
@@ -73,3 +74,9 @@ def test_the_last_tokens_of_another_list_are_not_taken_over(random_base, describ
         used.logits(["x: other", NONE], "a long request about something else")
         lines = ["a: sorts", NONE]
         np.testing.assert_allclose(used.logits(lines, "one"), fresh.logits(lines, "one"), atol=1e-3)
+
+
+def test_a_list_that_does_not_fit_says_so(random_base, described_adapters):
+    expected = pytest.raises(ContextError, match="the list of 6 adapters and the prompt")
+    with LoGo(random_base, described_adapters, n_ctx=256) as llm, expected:
+        llm.route("one two", routing={"signal": "ask-base"})

@@ -8,6 +8,7 @@ from logo_local.routing.contrasts import (
     REQUESTS,
     WHOLE_REQUESTS,
     contrast_prompts,
+    n_wordings,
     own_words,
     shared_lines,
     whole_inputs,
@@ -57,6 +58,22 @@ WALKS = [
     "Steps: Take 9 steps. Turn left.\nHome again:",
     "Steps: Turn around. Take 3 steps.\nHome again:",
 ]
+
+
+@pytest.mark.parametrize(
+    ("examples", "expected"),
+    [
+        (WALKS, 2),
+        (EXAMPLES, 2),
+        ([], 0),
+        (["only one"], 1),
+        (["How tall is it?", "Where is it?", "Who are you?"], 2),  # "is it?" ends two of them
+        (["one two a b", "x y a b", "one two z"], 1),  # by way of the first
+        (["Sort a", "Sort b"], 2),  # one word is no wording
+    ],
+)
+def test_how_many_wordings_there_are(examples, expected):
+    assert n_wordings(examples) == expected
 
 
 def test_a_whole_input_is_what_is_not_in_the_wording():

@@ -900,7 +900,7 @@ def test_what_is_wrong_in_a_calls_routing_is_said_at_once(logo, stream):
 
 
 def test_the_name_of_a_routes_signal_can_be_given_back(logo):
-    llm = logo(self_profile=False)
+    llm = logo(self_profile=False, n_ctx=1024)  # ask-base has a list of all adapters
     for signal in registry.names():
         route = llm.route(A, routing={"signal": signal})
         assert route.signal == registry.find(signal).name

@@ -12,7 +12,6 @@ from logo_local.routing.profiles import (
     Measure,
     Profile,
     embed,
-    least_match,
 )
 
 
@@ -160,10 +159,13 @@ def test_without_references_everything_matches():
     assert Measure.fit({"a": profile((1, 0))}).matches(vector(0, 9)).tolist() == [1.0]
 
 
-def test_few_examples_ask_for_less():
-    assert [least_match(n) for n in (1, 2, 6)] == pytest.approx(
-        [LEAST_MATCH / 3, LEAST_MATCH / 2, LEAST_MATCH * 0.75]
-    )
+@pytest.mark.parametrize(
+    ("n_texts", "wordings", "share"),
+    [(1, 1, 1 / 3), (8, 1, 1 / 3), (8, 2, 1 / 2), (8, 4, 2 / 3), (8, 8, 2 / 3), (2, 0, 1 / 2)],
+)
+def test_examples_in_few_wordings_ask_for_less(n_texts, wordings, share):
+    found = profile(*[(1, 0)] * n_texts, wordings=wordings)
+    assert found.least_match == pytest.approx(LEAST_MATCH * share)
 
 
 def test_what_is_typical_of_two_texts_each():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy as np
 
-from ..errors import NativeError
+from ..errors import ContextError, NativeError
 from ..hidden_states import FloatArray
 from ..prefix import common_prefix
 from .model import LoadedModel
@@ -49,9 +49,15 @@ class Menu:
         content = _QUESTION.replace("{menu}", menu).replace("{request}", request)
         loaded = self._loaded
         chat = loaded.has_template
-        tokens = loaded.tokens_of(
-            [{"role": "user", "content": content}] if chat else content + _RAW_END
-        )
+        try:
+            tokens = loaded.tokens_of(
+                [{"role": "user", "content": content}] if chat else content + _RAW_END
+            )
+        except ContextError as error:
+            raise ContextError(
+                f"the list of {len(lines)} adapters and the prompt do not fit into the context",
+                hint="give a larger --ctx-size",
+            ) from error
         start = min(common_prefix(self._seen, tokens), len(tokens) - 1)
         if not self._context.forget_after(start):
             self._context.clear()

@@ -86,6 +86,17 @@ def whole_inputs(examples: Sequence[str]) -> list[str]:
     return found
 
 
+def n_wordings(examples: Sequence[str]) -> int:
+    """In how many wordings the examples are: those with LEAST_WORDING words around are in one."""
+    words = [example.split() for example in examples]
+    group = list(range(len(words)))
+    for i, one in enumerate(words):
+        for j in range(i):
+            if group[j] != group[i] and sum(_around(one, words[j])) >= LEAST_WORDING:
+                group = [group[j] if found == group[i] else found for found in group]
+    return len(set(group))
+
+
 def _around(one: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
     """How many words two examples begin with, and how many of the others they end with."""
     head = common_prefix(one, other)

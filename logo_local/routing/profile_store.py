@@ -18,6 +18,7 @@ import numpy as np
 
 from ..files.cache_file import keep, kept
 from ..hidden_states import FloatArray
+from .contrasts import n_wordings
 from .profiles import Profile
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class ProfileStore:
     ) -> Profile:
         """The profile of given prompts; `embed` makes the vector (F,) of a text in a `form`."""
         against = tuple(self.vectors(kind, embed, form) for kind in contrasts)
-        return Profile(self.vectors(texts, embed, form), "prompts", contrasts=against)
+        vectors = self.vectors(texts, embed, form)
+        return Profile(vectors, "prompts", contrasts=against, wordings=n_wordings(texts))
 
     def of_samples(
         self, key: str, make: Callable[[], tuple[list[str], float]], embed: Embed, form: str

@@ -28,10 +28,10 @@ IntArray: TypeAlias = npt.NDArray[np.intp]
 # In nats a token: below the one, an adapter's samples are no other than the base's, and above the
 # other they are no language any more, as an adapter writes that never saw a prompt in its loss.
 LEAST_GAIN, MOST_GAIN = 0.05, 3.0
-# A prompt matches an adapter whose profile has many texts from this share of the way on: 0 is a
-# reference, 1 the profile's centre. The centre of few texts lies further from new ones, so that n
-# of them need n / (n + FEW) of it. Chosen on the choosing set (docs/quality.md).
-LEAST_MATCH, FEW = 0.48, 2
+# A prompt matches an adapter from this share of the way on: 0 is a reference, 1 the centre of the
+# examples. Those in few wordings have a centre further away from new wordings, so that w of them
+# need w / (w + FEW) of it; more than MOST_WORDINGS need no more. Chosen on the choosing set.
+LEAST_MATCH, FEW, MOST_WORDINGS = 0.57, 2, 4
 # Further away than this, in typical distances, a prompt matches nothing: it may lie between the
 # references and a profile only because it has to do with neither.
 FARTHEST = 1.5
@@ -53,23 +53,26 @@ class Profile:
     `source` is "prompts" or "samples". `contrasts` are its inputs under other requests, for each
     kind of input one array (m, F) with a row a request; empty where there are none. `gain` is how
     many nats a token the adapter's own samples are likelier under it than under the base: near zero
-    says that the samples are the base's. None for given prompts.
+    says that the samples are the base's. None for given prompts. `wordings` is in how many wordings
+    the texts are, 0 for as many as there are texts.
     """
 
     vectors: FloatArray = field(repr=False)
     source: str = "prompts"
     gain: float | None = None
     contrasts: Sequence[FloatArray] = field(default=(), repr=False)
+    wordings: int = 0
+
+    @property
+    def least_match(self) -> float:
+        """The match from which on a prompt fits."""
+        wordings = min(self.wordings or len(self.vectors), MOST_WORDINGS)
+        return LEAST_MATCH * wordings / (wordings + FEW)
 
     @property
     def is_informative(self) -> bool:
         """Whether the texts say anything about the adapter."""
         return self.gain is None or LEAST_GAIN <= self.gain <= MOST_GAIN
-
-
-def least_match(n_texts: int) -> float:
-    """The match from which on a prompt fits a profile of `n_texts` texts."""
-    return LEAST_MATCH * n_texts / (n_texts + FEW)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Measure:
             tuple(profiles),
             centres,
             _typical(vectors, centres, shrinkage),
-            np.array([least_match(len(v)) for v in vectors], dtype=np.float32),
+            np.array([p.least_match for p in profiles.values()], dtype=np.float32),
             whitening,
             None if general is None else whitening(general),
             None if general is None else References.fit([*profiles.values()], general, shrinkage),

@@ -19,7 +19,7 @@ import numpy as np
 from logo_local import LoGo
 from logo_local.evaluation.data import read_examples
 from logo_local.routing.adapter_profiles import general_requests
-from logo_local.routing.contrasts import contrast_prompts
+from logo_local.routing.contrasts import contrast_prompts, n_wordings
 from logo_local.routing.example_prompts import prompts_beside
 from logo_local.routing.profiles import Measure, Profile
 
@@ -80,7 +80,9 @@ def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit)
             for name, prompts in given.items():
                 chosen = [prompts[at] for at in positions]
                 against = tuple(vectors.of(kind) for kind in contrast_prompts(chosen))
-                profiles[name] = Profile(vectors.of(chosen), contrasts=against)
+                profiles[name] = Profile(
+                    vectors.of(chosen), contrasts=against, wordings=n_wordings(chosen)
+                )
             measure = Measure.fit(profiles, general=general)
             first, refused = [], []
             outside = defaultdict(list)
