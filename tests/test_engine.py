@@ -771,8 +771,6 @@ def test_tokens_are_counted(logo):
         ({"layer": -4}, SettingsError, "layer -4"),
         ({"tap": "x", "mixture": "y"}, SettingsError, "mixture.*tap"),
         ({"adapter_memory": 10}, PoolError, "10 are allowed"),
-        ({"adapters": None}, SettingsError, "adapters"),
-        ({"adapters": "nowhere"}, PoolError, "nowhere"),
         ({"lora_path": "x.gguf"}, SettingsError, "lora_path"),
         ({"topk": 3}, SettingsError, "topk"),
         ({"mixture_type": "q4_0", "prefill": "none"}, SettingsError, "mixture_type.*prefill"),
@@ -783,6 +781,50 @@ def test_tokens_are_counted(logo):
 def test_settings_that_cannot_be_used(logo, settings, error, words):
     with pytest.raises(error, match=words):
         logo(**settings)(A, **GREEDY)
+
+
+@pytest.mark.parametrize("signal", ["norm", "auto", "each-entropy"])
+@pytest.mark.parametrize("kind", ["empty", "missing"])
+def test_a_folder_without_adapters_is_answered_by_the_base(logo, tmp_path, caplog, kind, signal):
+    folder = tmp_path / "pool"
+    if kind == "empty":
+        folder.mkdir()
+    llm = logo(adapters=folder, signal=signal)
+    assert caplog.messages == [f"no adapters in {folder} yet: the base model answers"]
+    answer = llm(A, **GREEDY)
+    with llm.base_only():
+        assert llm(A, **GREEDY)["choices"] == answer["choices"]
+    assert answer["logo"]["route"]["adapters"] == []
+    assert answer["logo"]["route"]["reason"] == "there are no adapters"
+    assert llm.signal_scores(A, ["norm", "profile"]) == {"norm": {}, "profile": {}}
+    llm.read_ahead(A)
+    folder.mkdir(exist_ok=True)
+    write_adapter(folder / "late.gguf", seed=1)
+    llm.configure(signal="norm")
+    assert llm.route(A).names == ("late",)  # found without a restart
+    (folder / "late.gguf").unlink()
+    assert llm.route(A).is_base
+    assert caplog.messages[-2].startswith("no adapters in ")
+
+
+def test_an_adapter_that_cannot_be_used_leaves_an_empty_pool_empty(logo, tmp_path, caplog):
+    llm = logo(adapters=tmp_path)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert llm.route(A).is_base
+    assert caplog.messages[-1].startswith("left out: broken.gguf")
+    with pytest.raises(PoolError, match="none of the adapters"):
+        logo(adapters=tmp_path)
+
+
+def test_without_a_folder_the_base_answers_and_nothing_is_said(logo, caplog):
+    llm = logo(adapters=None)
+    assert repr(llm.pool) == "<Pool without a folder, 0 adapters>"
+    assert llm(A, **GREEDY)["logo"]["route"]["adapters"] == []
+    assert not llm.pool.has_changed()
+    assert not llm.pool.rescan()
+    with pytest.raises(PoolError, match="there is no adapter 'a' in use"), llm.under({"a": 1.0}):
+        pass
+    assert caplog.messages == []
 
 
 def test_a_missing_model_is_an_error_that_leaves_nothing_behind(random_adapters, tmp_path):

@@ -194,7 +194,7 @@ def _show(session: Session, _argument: str) -> None:
     used = session.count(session.messages) if session.messages and not session.raw else 0
     rows = [
         ("model", f"{base.name or base.path.name}, {base.architecture}: {base.path}"),
-        ("adapters", f"{len(pool.names)} in {pool.folder}"),
+        ("adapters", f"{len(pool.names)} in {pool.folder}" if pool.folder else "none are loaded"),
         ("pinned", ", ".join(pool.pinned)),
         ("off", ", ".join(pool.excluded)),
         ("messages", str(len(session.messages))),
@@ -254,7 +254,7 @@ def _load(session: Session, argument: str) -> None:
             if name in pool.names:
                 put(name)
             else:
-                note(f"warning: {name} is not an adapter in {pool.folder}", "yellow")
+                note(f"warning: {name} is not one of the adapters here", "yellow")
     if chat.model != session.llm.base.name:
         note(f"warning: the answers are from {chat.model or 'another model'}", "yellow")
     note(f"{len(chat.messages)} messages were loaded from {path}")

@@ -67,7 +67,7 @@ def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) ->
     given |= {"past": False, "seed": 1}
     if given["self_profile"]:
         given["self_profile"] = "kept"
-    llm = cast("LoGo", open_by_options(ctx, model, given))
+    llm = cast("LoGo", open_by_options(ctx, model, given, needs_adapters=True))
     with ProgressBar() as progress:
         names = ("ks", "prompt_tokens", "answer_tokens", "repeats")
         found = measure(llm, progress=progress, **{name: given[name] for name in names})
