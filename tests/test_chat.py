@@ -97,6 +97,40 @@ def test_commands(talk):
     assert len(llm.history) == 1
 
 
+def test_base_switches_routing_off_and_on(talk):
+    """Line 16: the base from the chat; the prompt shows it."""
+    llm, prompts = FakeLoGo(SCORES, ["yes"]), []
+    lines = ["one", "/base", "two", "/retry", "/show", "/base", "three", "/base", "/auto", "four"]
+
+    def read(prompt):
+        prompts.append(prompt)
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    chat(llm, Sampling(), read=read)
+    normal, base = ">>> ", "base >>> "
+    assert prompts == [normal, normal, base, base, base, base, normal, normal, base, normal, normal]
+
+
+@pytest.mark.parametrize("back", ["/base", "/auto", "/pin reverse"])
+def test_after_base_routing_comes_back(talk, back):
+    llm = FakeLoGo(SCORES, ["yes"])
+    routes = []
+    llm.on_route = lambda route: routes.append(route.names)
+    err = talk(llm, "one", "/base", "two", "/why", back, "three").err
+    assert [bool(names) for names in routes] == [True, False, True]
+    assert "The base model answers until /base or /auto\n" in err
+    assert "none" not in err
+
+
+def test_base_without_any_adapters_says_so(talk):
+    llm = FakeLoGo({}, ["yes"])
+    llm.pool.folder = None
+    err = talk(llm, "/base", "/show").err
+    assert "The base model always answers: no adapters are loaded\n" in err
+
+
 def test_clear_forgets(talk):
     llm = FakeLoGo(SCORES, ["yes"])
     talk(llm, "one", "/clear", "two", "/bye")
@@ -529,7 +563,7 @@ def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
     assert other.routing.top_k == 2
     assert contents(other.history[2]) == ["Be brief.", "one", "yes", "two"]
     err = talk(FakeLoGo({"sort-words": 1.0}), f"/load {path}").err
-    assert "warning: reverse is not an adapter in adapters\n" in err
+    assert "warning: reverse is not one of the adapters here\n" in err
 
 
 def test_a_loaded_conversation_can_be_retried(talk, tmp_path):

@@ -253,6 +253,24 @@ def test_outtypes_are_the_converters_own():
     assert options.OUTTYPES == convert.OUTTYPES
 
 
+def test_base_only_reads_no_adapters(call, llm, tmp_path):
+    assert call("run", "m.gguf", "hello", "--base-only").exit_code == 0
+    assert (llm.settings["model_path"], llm.settings["adapters"]) == ("m.gguf", None)
+    call("run", *MODEL, "hello", "--base-only")
+    assert llm.settings["adapters"] is None
+    call("run", "demo", "hello", "--base-only")  # by its name the demo would bring its adapters
+    assert llm.settings["model_path"].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
+    result = call("run", "m.gguf", "hello")
+    assert "or --base-only" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "eval"])
+def test_what_compares_adapters_needs_some(call, tmp_path, command):
+    data = ("--data", tmp_path / "task.jsonl") if command == "eval" else ()
+    result = call(command, "m.gguf", "--adapters", tmp_path, *data, engine=FakeLoGo({}).opened)
+    failed(result, 1, "there are no adapters in")
+
+
 def test_the_demo_needs_no_folder(call, llm):
     assert call("run", "demo", "hello").exit_code == 0
     assert (llm.settings["model_path"], llm.settings["adapters"]) == ("demo", None)

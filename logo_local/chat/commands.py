@@ -30,6 +30,7 @@ class Session(Protocol):
     before: Route | None
     raw: bool
     over: bool
+    base_only: bool
 
     def why(self) -> None: ...  # noqa: D102
     def turn(self, text: str) -> None: ...  # noqa: D102
@@ -156,6 +157,7 @@ def _pin(session: Session, name: str) -> None:
     for other in off:
         pool.exclude(other)
     pool.pin(name)
+    session.base_only = False
     note(f"{name} is pinned until /auto; /teach {name} adds your message to its examples")
 
 
@@ -166,8 +168,20 @@ def _off(session: Session, name: str) -> None:
     note(f"{name} is off until /auto{left}")
 
 
+def _base(session: Session, _argument: str) -> None:
+    if session.llm.pool.folder is None:
+        note("The base model always answers: no adapters are loaded")
+        return
+    session.base_only = not session.base_only
+    if session.base_only:
+        note("The base model answers until /base or /auto")
+    else:
+        note("Adapters are selected for each message again")
+
+
 def _auto(session: Session, _argument: str) -> None:
     session.llm.pool.auto()
+    session.base_only = False
     note("Adapters are selected for each message again")
 
 
@@ -195,6 +209,7 @@ def _show(session: Session, _argument: str) -> None:
     rows = [
         ("model", f"{base.name or base.path.name}, {base.architecture}: {base.path}"),
         ("adapters", f"{len(pool.names)} in {pool.folder}" if pool.folder else "none are loaded"),
+        ("answers by", "the base model alone, until /base" if session.base_only else ""),
         ("pinned", ", ".join(pool.pinned)),
         ("off", ", ".join(pool.excluded)),
         ("messages", str(len(session.messages))),
@@ -285,6 +300,7 @@ COMMANDS = (
     Command("/adapters", "list the adapters: weight in the last answer, pinned or off", _adapters),
     Command("/pin", "use only this adapter, until /auto", _pin, "NAME"),
     Command("/off", "exclude this adapter, until /auto", _off, "NAME"),
+    Command("/base", "answer with the base model alone; /base again: select adapters", _base),
     Command("/auto", "select from all adapters again", _auto),
     Command("/teach", "add your last message to the examples of NAME", _teach, "NAME"),
     Command("/unteach", "remove the last example that you added to NAME", _unteach, "NAME"),

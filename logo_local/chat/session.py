@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from threading import Thread
 
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
@@ -26,7 +26,8 @@ class Session:
     `suggestions` are prompts that the opening shows.
 
     `messages` are those by user and assistant in turn, `last` is the last message that was sent,
-    `before` the route of the turn before the last one.
+    `before` the route of the turn before the last one; with `base_only` the next answers are the
+    base model's.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Session:
         self.messages: list[Message] = []
         self.last = ""
         self.before: Route | None = None
-        self.over = False
+        self.over = self.base_only = False
         self._ahead: Thread | None = None  # reads the conversation while nobody asks
 
     def run(self, read: Callable[[str], str]) -> None:
@@ -63,7 +64,7 @@ class Session:
                 note("warning: --system has no effect without a chat template", "yellow")
         while not self.over:
             try:
-                self.take(read_message(read))
+                self.take(read_message(read, "base " if self.base_only else ""))
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -106,8 +107,9 @@ class Session:
         try:
             self._make_room({"role": "user", "content": text})
             asked = [*self.messages, {"role": "user", "content": text}]
-            for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
-                print(for_reader(piece), end="", flush=True)
+            with self.llm.base_only() if self.base_only else nullcontext():
+                for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
+                    print(for_reader(piece), end="", flush=True)
         except KeyboardInterrupt:
             stopped = True
         except LogoError as error:

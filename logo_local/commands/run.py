@@ -13,6 +13,7 @@ from ..console import report
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import (
+    BASE_ONLY,
     ESCAPE_SPECIAL,
     EXPLAIN,
     JSON,
@@ -34,7 +35,7 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@options(*SAMPLING[:1], *ROUTES, *SAMPLING[1:], SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
+@options(*SAMPLING[:1], BASE_ONLY, *ROUTES, *SAMPLING[1:], SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
 @options(EXPLAIN, RAW, JSON, JSONL)
 @click.pass_context
 def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:

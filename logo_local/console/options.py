@@ -247,6 +247,9 @@ ESCAPE_SPECIAL = _shared(
     help="Insert spaces into control tokens in messages, such as <|im_end|>, to disable them.",
     hidden=True,
 )
+BASE_ONLY = _shared(
+    "--base-only", is_flag=True, help="Answer with the base model; no adapters are read."
+)
 SYSTEM = _shared("--system", metavar="TEXT", help="System message.")
 
 

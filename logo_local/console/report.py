@@ -189,9 +189,9 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
         if bars:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")
-    lines: list[Text | Table] = [Text(how_line(route), style="dim"), table]
-    if not shown:
-        lines.pop()  # only headings
+    lines: list[Text | Table] = [table] if shown else []
+    if route.signal != Route.signal:  # a route that somebody gave was not scored
+        lines.insert(0, Text(how_line(route), style="dim"))
     if rest := ranked[len(shown) :]:
         what = "more" if rest[0][1] > 0 else "with a score of 0"
         and_ = "and " if shown else ""
