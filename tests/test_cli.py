@@ -4,6 +4,7 @@ import errno
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, convert
-from logo_local.commands import cli
+from logo_local.commands import cli, serve
 from logo_local.config import parse_memory
 from logo_local.console import background, options
 from logo_local.errors import ModelError, PromptError
@@ -242,9 +243,9 @@ def test_signals_of_all_commands_are_those_of_the_papers_and_the_best():
 
 def test_run_shows_what_people_use_and_names_the_rest(call):
     shown = call("run", "--help").stdout
-    options = re.findall(r"^  (--[a-z-]+)", shown.partition("Rarely needed")[0], re.M)
-    assert options[0] == "--max-tokens"
-    assert len(options) <= 16
+    options = re.findall(r"^  .*?(--[a-z-]+)", shown.partition("Rarely needed")[0], re.M)
+    assert options[0] == "--model"
+    assert len(options) <= 23
     assert "--top-p" not in options
     assert "--no-self-profile" in shown.partition("Rarely needed")[2]
 
@@ -271,6 +272,111 @@ def test_what_compares_adapters_needs_some(call, tmp_path, command):
     failed(result, 1, "there are no adapters in")
 
 
+@pytest.mark.parametrize(
+    ("args", "model", "prompt"),
+    [
+        (["hello"], "usual.gguf", "hello"),
+        (["-p", "hello"], "usual.gguf", "hello"),
+        (["other.gguf", "hello"], "other.gguf", "hello"),
+        (["demo", "hello"], "demo", "hello"),
+        (["demo", "-p", "hello"], "demo", "hello"),
+        (["-m", "m.gguf", "hello"], "m.gguf", "hello"),
+        (["-m", "m.gguf", "demo"], "m.gguf", "demo"),
+        (["other.gguf", "hello", "-m", "usual.gguf"], None, "only one argument is left, PROMPT"),
+        (["hello", "-p", "hello"], None, "several prompts"),
+    ],
+)
+def test_the_model_may_be_set_for_good(call, llm, home, args, model, prompt):
+    """Line 16: `model` in config.toml."""
+    (home / "config.toml").write_text('model = "usual.gguf"\nadapters = "pool"')
+    result = call("run", *args)
+    if model is None:
+        failed(result, 2, prompt)
+        return
+    assert result.exit_code == 0
+    assert (llm.settings["model_path"], llm.history[0].prompt) == (model, prompt)
+
+
+def test_run_and_serve_need_no_arguments_then(call, llm, home, monkeypatch):
+    (home / "config.toml").write_text('model = "~/usual.gguf"\nadapters = "pool"')
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    assert call("run", stdin="hello\n").stdout == "Apple pear\n"
+    assert llm.settings["model_path"] == os.path.expanduser("~/usual.gguf")
+    seen = []
+    monkeypatch.setattr(serve, "_engines", lambda _ctx, model, _given: seen.append(model) or [llm])
+    monkeypatch.setattr("logo_local.server.http.listen", lambda *_args, **_given: None)
+    assert call("serve", "--port", "0").exit_code == 0
+    assert seen == [os.path.expanduser("~/usual.gguf")]
+
+
+def test_prompt_and_system_message_from_files(call, llm, tmp_path, home):
+    prompt, system = tmp_path / "prompt.txt", tmp_path / "system.txt"
+    prompt.write_bytes("\ufeffSort:\r\npear apple\n".encode())
+    system.write_text("Be brief.\n")
+    assert call("run", *MODEL, "-f", prompt, "--system-file", system).exit_code == 0
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be brief.", "Sort:\npear apple"]
+    (home / "config.toml").write_text(f'system-file = "{system}"')
+    call("run", *MODEL, "hello", "-sys", "Be kind.")  # what is typed comes before what is set
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be kind.", "hello"]
+    call("run", *MODEL, "hello", "-sysf", system, env={"LOGO_LOCAL_SYSTEM": "Be kind."})
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be brief.", "hello"]
+    failed(call("run", *MODEL, "hello", "-sys", "a", "-sysf", system), 2, "cannot go together")
+    failed(call("run", *MODEL, "-f", tmp_path / "none"), 2, "cannot be read")
+    prompt.write_bytes(b"\xff\xff")
+    failed(call("run", *MODEL, "-f", prompt), 2, "cannot be used")
+
+
+def test_short_options_are_those_of_llama_cpp(call, llm):
+    args = ["-c", "512", "-n", "5", "-t", "3", "-ngl", "-1", "-s", "7", "--temp", "0.5"]
+    assert call("run", "-m", "m.gguf", "--adapters", "pool", "-p", "hello", *args).exit_code == 0
+    expected = {"n_ctx": 512, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": -1, "seed": 7}
+    assert expected.items() <= llm.settings.items()
+    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
+
+
+def test_quiet_and_verbose(call, llm, monkeypatch):
+    llm.unprofiled = ["reverse"]
+    for command in ("run", "score"):
+        assert call(command, *MODEL, "hello", "-q").stderr == ""
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    result = call("run", *MODEL, "--no-self-profile", "-q", stdin="hello\n/off silent\n")
+    assert (result.stdout, result.stderr) == ("Apple pear\n", "silent is off until /auto\n")
+    llm.unprofiled, lines = [], call("run", *MODEL, "hello", "-v").stderr.splitlines()
+    assert lines[0] == "loaded fake.gguf with 3 adapters in 0 ms"
+    assert lines[-1] == "prompt 1 tokens in 0 ms · answer 2 tokens"
+    result = call("run", *MODEL, "-v", stdin="hello\n")
+    assert result.stderr.endswith(BLEND + "prompt 1 tokens in 0 ms · answer 2 tokens\n")
+    assert call("run", *MODEL, "hello").stderr == BLEND  # the next command is as usual
+
+
+def test_verbose_shows_what_the_log_says(call, llm):
+    def opened(*args, **given):
+        logging.getLogger("logo_local.routing").info("reading 8 example prompts")
+        return llm.opened(*args, **given)
+
+    line = "reading 8 example prompts\n"
+    assert line in call("run", *MODEL, "hello", "-v", engine=opened).stderr
+    assert line not in call("run", *MODEL, "hello", engine=opened).stderr
+
+
+def test_check_quietly_shows_what_does_not_fit(call, random_base, tmp_path):
+    write_adapter(tmp_path / "good.gguf", seed=1)
+    assert call("check", tmp_path, "--base", random_base, "-q").stdout == ""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    lines = call("check", tmp_path, "--base", random_base, "-q").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["adapter", "broken.gguf"]
+
+
+def test_profile_quietly_only_answers(call, random_adapters, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Sort: pear apple")
+    adapter = random_adapters / "ad0.gguf"
+    assert call("profile", adapter, "-q").stderr == ""
+    result = call("profile", adapter, "--prompts", prompts, "-q")
+    assert (result.stdout, result.stderr) == ("added: Sort: pear apple\n", "")
+    call("profile", adapter, "--forget", "-q")
+
+
 def test_the_demo_needs_no_folder(call, llm):
     assert call("run", "demo", "hello").exit_code == 0
     assert (llm.settings["model_path"], llm.settings["adapters"]) == ("demo", None)
@@ -279,7 +385,7 @@ def test_the_demo_needs_no_folder(call, llm):
 @pytest.mark.parametrize(
     ("args", "stdin", "code", "stderr"),
     [
-        (["run"], "", 2, "Missing argument 'MODEL'"),
+        (["run"], "", 2, "no model given"),
         (["run", "m.gguf", "hi"], "", 2, "logo-local run m.gguf --adapters DIR"),
         (["score", "m.gguf", "hi"], "", 2, "logo-local score m.gguf --adapters DIR"),
         (["run", *MODEL], "", 2, "the prompt is empty"),

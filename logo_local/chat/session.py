@@ -12,7 +12,7 @@ from threading import Thread
 
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
 from ..console import report
-from ..console.terminal import err_console, for_reader, note, print_error
+from ..console.terminal import aside, err_console, for_reader, is_verbose, note, print_error
 from ..errors import LogoError, PromptError
 from ..routing.route import Route
 from . import commands
@@ -52,12 +52,12 @@ class Session:
 
     def run(self, read: Callable[[str], str]) -> None:
         """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
-        note(opening(self.llm))
+        aside(opening(self.llm))
         if self.suggestions:
-            note("Some prompts to try:")
+            aside("Some prompts to try:")
         for prompt in self.suggestions:
-            note(f"  {prompt}")
-        note("Send a message (/? for help)")
+            aside(f"  {prompt}")
+        aside("Send a message (/? for help)")
         if self.raw:
             note("Each line is completed by itself, without a chat template")
             if self.settings.system:
@@ -130,7 +130,9 @@ class Session:
             if self.explain:
                 self.why()
             if not (self.explain and self.llm.last_route.is_base):  # else it is said already
-                note(report.blend_line(self.llm.last_route, err_console().width))
+                aside(report.blend_line(self.llm.last_route, err_console().width))
+            if is_verbose():
+                note(report.answer_line(self.llm.timings_ms, self.llm.usage))
 
     def _make_room(self, message: Message) -> None:
         """Forget the oldest turns where the conversation would leave no room for an answer."""

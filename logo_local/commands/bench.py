@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..console.opening import open_by_options
-from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
+from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, MODEL, SIGNAL, Several, options
+from ..console.prompts import named_model
 from ..console.terminal import ProgressBar, say
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@options(ADAPTERS, SIGNAL)
+@click.argument("model", required=False)
+@options(MODEL, ADAPTERS, SIGNAL)
 @click.option(
     "--top-k",
     "ks",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the ratios into this SVG file.")
 @options(*ENGINE, JSON)
 @click.pass_context
-def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) -> None:
+def bench(ctx: click.Context, /, model: str | None, plot: Path | None, **given: Any) -> None:
     """Measure the cost of mixtures and routing on this machine.
 
     Figures are ratios to the base model alone, which is measured right before. The first adapters
@@ -62,6 +63,7 @@ def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) ->
     from ..bench.report import draw, markdown
     from ..console.figures import load
 
+    model = named_model(ctx, model, given)
     if plot is not None:
         load()  # what is missing is said before minutes of measuring
     given |= {"past": False, "seed": 1}

@@ -17,15 +17,27 @@ from ..console.options import (
     ESCAPE_SPECIAL,
     EXPLAIN,
     JSON,
+    MODEL,
+    PROMPT,
+    QUIET,
     RAW,
     ROUTES,
     SAMPLING,
     SYSTEM,
     TEMPLATE_KWARGS,
+    VERBOSE,
     options,
 )
-from ..console.prompts import announce_self_profiles, prompt_text
-from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
+from ..console.prompts import announce_self_profiles, model_and_prompt, prompt_text, system_text
+from ..console.terminal import (
+    UsageError,
+    aside,
+    err_console,
+    for_reader,
+    is_verbose,
+    print_json,
+    say,
+)
 from .jsonl import JSONL, answer_lines
 from .showcase import PROMPTS_FILE, read_examples
 
@@ -33,24 +45,25 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("prompt", required=False)
-@options(*SAMPLING[:1], BASE_ONLY, *ROUTES, *SAMPLING[1:], SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
-@options(EXPLAIN, RAW, JSON, JSONL)
+@options(MODEL, *PROMPT, *SAMPLING[:1], BASE_ONLY, *ROUTES, *SAMPLING[1:])
+@options(*SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
+@options(EXPLAIN, RAW, JSON, JSONL, VERBOSE, QUIET)
 @click.pass_context
-def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
+def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT with the adapters that match it, or start a chat.
 
     Standard input, if it is piped, is put before PROMPT or replaces it. Without both, a chat
-    starts. The answer is streamed to standard output; the selected adapters are printed on
-    standard error.
+    starts. MODEL can be left out if it is set in config.toml. The answer is streamed to standard
+    output; the selected adapters are printed on standard error.
     """
+    model, prompt = model_and_prompt(ctx, model, prompt, given)
     sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:
         answer_lines(ctx, model, prompt, sampling, given)
         return
-    if given["system"]:
-        check_text(given["system"], "--system")
+    given["system"] = system_text(ctx, given)
     talk = prompt is None and chat.is_terminal()
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
@@ -83,7 +96,9 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     route = llm.last_route
     told = given["as_json"] or (given["explain"] and route is not None and route.is_base)
     if route is not None and not told:
-        say(report.blend_line(route, err_console().width), "dim")
+        aside(report.blend_line(route, err_console().width))
+    if is_verbose():
+        say(report.answer_line(llm.timings_ms, llm.usage), "dim")
 
 
 def _demo_prompts() -> list[str]:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 from ..ask import Engine
-from .terminal import say
+from .terminal import aside
 
 _NICER = 10
 _N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
@@ -32,7 +32,7 @@ def self_profiles_in_background(
     missing = llm.without_profile()
     if not missing:
         return nullcontext()
-    say(f"Generating example prompts for {len(missing)} adapters in the background", "dim")
+    aside(f"Generating example prompts for {len(missing)} adapters in the background")
     names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
     settings = {name: given[name] for name in names if name in given}
     return making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings)

@@ -17,7 +17,7 @@ from ..ask import Engine
 from ..errors import ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
-from .terminal import ProgressBar, UsageError, say
+from .terminal import ProgressBar, UsageError, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
@@ -98,6 +98,9 @@ def open_by_options(
     with ProgressBar() as bar:
         llm = opened(model, adapters, progress=progress or bar, **chosen)
     ctx.call_on_close(llm.close)
+    if is_verbose():
+        n = len(llm.pool.names)
+        say(f"loaded {llm.base.path} with {n} adapters in {llm.timings_ms['load']:.0f} ms", "dim")
     if needs_adapters and not llm.pool.names:
         raise nothing_usable(llm.pool.folder or Path(), [])
     return llm
