@@ -869,6 +869,31 @@ def test_a_reader_that_goes_away_is_no_news(random_base, random_adapters):
     assert done.returncode != 0
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_produced(call, shell):
+    result = call(env={"_LOGO_LOCAL_COMPLETE": f"{shell}_source"})
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "_LOGO_LOCAL_COMPLETE=" in result.stdout
+    assert f"{shell}_complete" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("ad", "plain,adapters"),
+        ("run --sig", "plain,--signal"),
+        ("run --signal pro", "plain,profile"),
+        ("run de", "plain,demo"),
+        ("run mod", "file,mod"),
+        ("run -m de", "plain,demo"),
+    ],
+)
+def test_what_is_completed(call, words, found):
+    env = {"COMP_WORDS": f"logo-local {words}", "COMP_CWORD": str(len(words.split()))}
+    result = call(env={"_LOGO_LOCAL_COMPLETE": "bash_complete", **env})
+    assert found in result.stdout.splitlines()
+
+
 def test_help_is_quick_and_light():
     code = (
         "import sys; from logo_local.commands.cli import cli\n"

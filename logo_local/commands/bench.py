@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..console.opening import open_by_options
-from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, MODEL, SIGNAL, Several, options
+from ..console.options import (
+    ADAPTERS,
+    ENGINE,
+    FOLDER,
+    JSON,
+    MODEL,
+    MODEL_ARGUMENT,
+    SIGNAL,
+    Several,
+    options,
+)
 from ..console.prompts import named_model
 from ..console.terminal import ProgressBar, say
 
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
+@MODEL_ARGUMENT
 @options(MODEL, ADAPTERS, SIGNAL)
 @click.option(
     "--top-k",

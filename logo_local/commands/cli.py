@@ -11,6 +11,7 @@ from .. import __version__, config
 from ..console.opening import open_engine
 from ..console.options import checks, rare, settable, unknown_variables
 from ..console.terminal import CommandGroup, say, warnings_as_lines
+from .adapters import adapters
 from .bench import bench
 from .check import check
 from .convert import convert
@@ -48,7 +49,7 @@ def cli(ctx: click.Context) -> None:
     ctx.with_resource(warnings_as_lines())
 
 
-for command in (run, score, check, bench, convert, evaluate, profile, serve, doctor):
+for command in (run, score, adapters, check, bench, convert, evaluate, profile, serve, doctor):
     command.epilog = rare(command)
     cli.add_command(command)
 

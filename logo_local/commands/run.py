@@ -18,6 +18,7 @@ from ..console.options import (
     EXPLAIN,
     JSON,
     MODEL,
+    MODEL_ARGUMENT,
     PROMPT,
     QUIET,
     RAW,
@@ -45,7 +46,7 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 
 
 @click.command()
-@click.argument("model", required=False)
+@MODEL_ARGUMENT
 @click.argument("prompt", required=False)
 @options(MODEL, *PROMPT, *SAMPLING[:1], BASE_ONLY, *ROUTES, *SAMPLING[1:])
 @options(*SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)

@@ -10,13 +10,13 @@ from .. import chat
 from ..ask import as_prompt
 from ..console import report
 from ..console.opening import open_by_options
-from ..console.options import MODEL, PROMPT, QUIET, ROUTING, VERBOSE, options
+from ..console.options import MODEL, MODEL_ARGUMENT, PROMPT, QUIET, ROUTING, VERBOSE, options
 from ..console.prompts import announce_self_profiles, model_and_prompt, prompt_text
 from ..console.terminal import UsageError, aside, err_console, print_json
 
 
 @click.command()
-@click.argument("model", required=False)
+@MODEL_ARGUMENT
 @click.argument("prompt", required=False)
 @options(MODEL, *PROMPT, *ROUTING, VERBOSE, QUIET)
 @click.pass_context

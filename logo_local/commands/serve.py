@@ -16,6 +16,7 @@ from ..console.opening import open_by_options
 from ..console.options import (
     ESCAPE_SPECIAL,
     MODEL,
+    MODEL_ARGUMENT,
     QUIET,
     ROUTES_ALONE,
     SAMPLING,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
+@MODEL_ARGUMENT
 @options(
     VERBOSE_SERVER, QUIET, MODEL, *SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import config
 from ..routing import registry, settings
@@ -118,11 +119,22 @@ QUIET = click.option(
     callback=_set_volume,
     help="Show answers, warnings and errors only.",
 )
+
+
+def _complete_model(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    names = [CompletionItem("demo")] if incomplete and "demo".startswith(incomplete) else []
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+MODEL_ARGUMENT = click.argument("model", required=False, shell_complete=_complete_model)
 MODEL = _shared(
     "--model",
     "-m",
     "default_model",
     metavar="MODEL",
+    shell_complete=_complete_model,
     help="The model, instead of the argument MODEL; useful in config.toml.",
 )
 PROMPT = (
