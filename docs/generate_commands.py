@@ -22,10 +22,10 @@ Options of `run`, `score`, `serve` and `bench` can also be set
 - in the environment, as `LOGO_LOCAL_` and the name: `LOGO_LOCAL_TOP_K=5`
 - in `config.toml`: `top-k = 5`
 
-except `--prompt`, `--file`, `--raw`, `--json`, `--jsonl`, `--verbose` and `--quiet`. The command line
-overrides the environment, the environment overrides the file, and the file overrides the default. A
-repeatable option is a list in the file (`allow-host = ["box.lan"]`), and separated by spaces in the
-environment.
+except `--prompt`, `--file`, `--raw`, `--json`, `--jsonl`, `--verbose` and `--quiet`. The command
+line overrides the environment, the environment overrides the file, and the file overrides the
+default. A repeatable option is a list in the file (`allow-host = ["box.lan"]`), and separated by
+spaces in the environment.
 
 `LOGO_LOCAL_HOME` sets one folder for the config file, the caches and the data (example prompts and
 chat history). Without it, they are in the standard folders of your platform. `logo-local doctor`
@@ -110,6 +110,9 @@ def page() -> str:
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=name, parent=top)
         sections.append(section(f"logo-local {name}", command, context))
+        for part, inner in getattr(command, "commands", {}).items():
+            below = click.Context(inner, info_name=part, parent=context)
+            sections.append(section(f"logo-local {name} {part}", inner, below))
     return "\n".join([START, *sections, signals_section()])
 
 

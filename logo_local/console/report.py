@@ -375,3 +375,17 @@ def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         cells = [Text(printable(row["name"])), *([fits] if with_fits else [])]
         table.add_row(*cells, examples, size, about)
     return table
+
+
+def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The parts of the cache: number of entries, size, what of it is unused, and what it is."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("part", no_wrap=True)
+    for heading in ("entries", "size", "unused"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("content")
+    for row in rows:
+        unused = size_text(row["unused_bytes"]) if row["unused"] else ""
+        size = size_text(row["n_bytes"])
+        table.add_row(row["name"], str(row["entries"]), size, unused, row["about"])
+    return table
