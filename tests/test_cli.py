@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -448,7 +449,9 @@ def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
     assert [message["content"] for message in asked.messages] == ["Be brief.", "hello"]
     sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7}
     assert asked.options == {"max_tokens": 512, **sampling, "stream": True}
-    assert result.stderr.startswith("fake with 3 adapters\nSend a message (/? for help)\n")
+    assert result.stderr.startswith(
+        "fake with 3 adapters (all with example prompts)\nSend a message (/? for help)\n"
+    )
     failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
     failed(call("score", *MODEL), 2, "no prompt given")
 
@@ -459,7 +462,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     @contextmanager
     def asking(model, adapters, settings):
         began.append((model, adapters, settings))
-        yield
+        yield SimpleNamespace(poll=lambda: None)
 
     monkeypatch.setattr(background, "making_self_profiles", asking)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
@@ -467,7 +470,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     assert (began, llm.settings["self_profile"]) == ([], "kept")
     llm.unprofiled = ["reverse"]
     result = call("run", *MODEL, "--adapter-memory=1M")
-    assert result.stderr.startswith("Generating example prompts for 1 adapters in the background\n")
+    assert result.stderr.startswith("Generating example prompts for 1 adapter in the background\n")
     assert began == [("fake.gguf", "adapters", {"signal": "auto", "adapter_memory": 2**20})]
     call("run", *MODEL, "--no-self-profile")
     assert llm.settings["self_profile"] is False
@@ -494,6 +497,17 @@ def test_score(call, llm):
     assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
     assert [asked.method for asked in llm.history] == ["route"]
     assert llm.history[0].messages == ({"role": "user", "content": "hello"},)
+
+
+def test_an_empty_answer_says_so(call, llm):
+    llm._answers = [""]
+    result = call("run", *MODEL, "hello")
+    assert (result.stdout, result.stderr) == ("", "The answer is empty\n" + BLEND)
+
+
+def test_names_near_an_unknown_option_are_suggested(call):
+    """Line 17."""
+    assert "--top-k" in call("run", *MODEL, "hi", "--tpo-k", "1").stderr
 
 
 def test_score_reads_a_pipe_and_explains(call):

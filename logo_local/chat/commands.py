@@ -31,6 +31,7 @@ class Session(Protocol):
     raw: bool
     over: bool
     base_only: bool
+    background: Callable[[], str]
 
     def why(self) -> None: ...  # noqa: D102
     def turn(self, text: str) -> None: ...  # noqa: D102
@@ -210,6 +211,7 @@ def _show(session: Session, _argument: str) -> None:
         ("model", f"{base.name or base.path.name}, {base.architecture}: {base.path}"),
         ("adapters", f"{len(pool.names)} in {pool.folder}" if pool.folder else "none are loaded"),
         ("answers by", "the base model alone, until /base" if session.base_only else ""),
+        ("background", session.background()),
         ("pinned", ", ".join(pool.pinned)),
         ("off", ", ".join(pool.excluded)),
         ("messages", str(len(session.messages))),
@@ -310,7 +312,7 @@ COMMANDS = (
     Command("/clear", "clear the conversation", _clear),
     Command("/save", "save the conversation and the settings to a file", _save, "FILE"),
     Command("/load", "continue a saved conversation", _load, "FILE"),
-    Command("/bye", "leave the chat, like Ctrl+D", _bye, others=("/exit", "/quit")),
+    Command("/bye", "leave the chat, like exit, quit and Ctrl+D", _bye, others=("/exit", "/quit")),
     Command("/?", "this help", _help, others=("/help",)),
 )
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.others)}

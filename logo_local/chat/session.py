@@ -12,18 +12,23 @@ from threading import Thread
 
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
 from ..console import report
-from ..console.terminal import aside, err_console, for_reader, is_verbose, note, print_error
+from ..console.answers import AnswerStream
+from ..console.terminal import aside, err_console, is_verbose, note, print_error
 from ..errors import LogoError, PromptError
+from ..routing import registry
 from ..routing.route import Route
 from . import commands
 from .lines import read_message
 from .settings import Settings
 
+LEAVE = ("exit", "quit")  # typed as in other programs
+
 
 class Session:
     """One chat with an engine; `raw` completes each message by itself, as no conversation.
 
-    `suggestions` are prompts that the opening shows.
+    `suggestions` are prompts that the opening shows; `background` says in a few words what is done
+    meanwhile, "" for nothing.
 
     `messages` are those by user and assistant in turn, `last` is the last message that was sent,
     `before` the route of the turn before the last one; with `base_only` the next answers are the
@@ -39,8 +44,10 @@ class Session:
         explain: bool = False,
         raw: bool = False,
         suggestions: Sequence[str] = (),
+        background: Callable[[], str] = str,
     ) -> None:
         self.llm, self.suggestions = llm, suggestions
+        self.background, self._was_busy = background, bool(background())
         self.settings = Settings(llm, sampling, system)
         self.explain = explain
         self.raw = raw
@@ -63,6 +70,9 @@ class Session:
             if self.settings.system:
                 note("warning: --system has no effect without a chat template", "yellow")
         while not self.over:
+            if self._was_busy and not self.background():
+                self._was_busy = False
+                aside("The example prompts are ready")
             try:
                 self.take(read_message(read, "base " if self.base_only else ""))
             except EOFError:
@@ -75,6 +85,8 @@ class Session:
         self.stop_reading()
         if text.startswith("//"):
             self.turn(text[1:])
+        elif text.casefold() in LEAVE:
+            self.over = True
         elif text.startswith("/"):
             try:
                 commands.run(self, text)
@@ -104,19 +116,20 @@ class Session:
         """One message and its answer; a failure or Ctrl+C ends the answer, not the session."""
         self.last = text
         route, answer, stopped = self.llm.last_route, Answer(), False
+        shown = AnswerStream()
         try:
             self._make_room({"role": "user", "content": text})
             asked = [*self.messages, {"role": "user", "content": text}]
             with self.llm.base_only() if self.base_only else nullcontext():
                 for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
-                    print(for_reader(piece), end="", flush=True)
+                    shown.write(piece)
         except KeyboardInterrupt:
             stopped = True
         except LogoError as error:
-            _end_line(answer)
+            shown.end()
             print_error(error)
             return
-        _end_line(answer)
+        shown.end()
         # Nothing said: two messages of the user in a row would upset some templates.
         if answer.text and not self.raw:
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
@@ -124,7 +137,10 @@ class Session:
             self._read_ahead()
         if stopped:
             note("stopped")
-        elif self.llm.last_route is not None:
+            return
+        if not answer.text.strip():
+            note("The answer is empty")
+        if self.llm.last_route is not None:
             self.before = route
             self._say_how_it_ended(answer)
             if self.explain:
@@ -188,13 +204,11 @@ def opening(llm: Engine) -> str:
     """One line about the model and its adapters, and how many of these the router knows."""
     n, missing = len(llm.pool.names), len(llm.without_profile())
     adapters = "no adapters" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters"
-    known = f", {n - missing} of them with example prompts" if missing else ""
+    looked_for = llm.routing.self_profile and llm.routing.resolved() == registry.DEFAULT
+    if not n or not looked_for:
+        return f"{llm.base.path.stem} with {adapters}"
+    known = f" ({n - missing if missing else 'all'} with example prompts)"
     return f"{llm.base.path.stem} with {adapters}{known}"
-
-
-def _end_line(answer: Answer) -> None:
-    if answer.text and not answer.text.endswith("\n"):
-        print(flush=True)
 
 
 def that_fits(

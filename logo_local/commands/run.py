@@ -10,6 +10,7 @@ import click
 from .. import chat, config
 from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from ..console import report
+from ..console.answers import AnswerStream
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import (
@@ -34,7 +35,6 @@ from ..console.terminal import (
     UsageError,
     aside,
     err_console,
-    for_reader,
     is_verbose,
     print_json,
     say,
@@ -73,13 +73,14 @@ def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: A
         given["self_profile"] = "kept"  # nobody waits for the rest: see below
     llm = open_by_options(ctx, model, given)
     if talk:
-        with self_profiles_in_background(llm, given):
+        with self_profiles_in_background(llm, given) as background:
             chat.chat(
                 llm,
                 replace(sampling, seed=given["seed"]),
                 system=given["system"],
                 explain=given["explain"],
                 raw=given["raw"],
+                background=background,
                 suggestions=_demo_prompts() if model == "demo" else (),
             )
         return
@@ -115,10 +116,11 @@ def _explain(llm: Engine) -> None:
 
 
 def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
-    answer = Answer()
+    answer, shown = Answer(), AnswerStream()
     try:
         for piece in stream(llm, prompt, sampling, answer):
-            click.echo(for_reader(piece), nl=False)
+            shown.write(piece)
     finally:
-        if answer.text and not answer.text.endswith("\n"):
-            click.echo()
+        shown.end()
+    if not answer.text.strip():
+        aside("The answer is empty")
