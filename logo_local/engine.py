@@ -27,7 +27,7 @@ from .files.pool import Pool
 from .hidden_states import FloatArray
 from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
-from .llama.interrupts import interrupts_held
+from .llama.interrupts import StoppableLoad, interrupts_held, stoppable
 from .llama.llama_errors import Closed, loading, problems_of
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
@@ -62,7 +62,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
-    metadata = UsableTemplates()
+    metadata, model_params = UsableTemplates(), StoppableLoad()
 
     def __init__(
         self,
@@ -331,8 +331,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 raise _Stopped
             counted = False
             try:
-                with interrupts_held():
-                    super().eval(tokens[start : start + self.n_batch])
+                batch = tokens[start : start + self.n_batch]
+                with interrupts_held(), stoppable(self.ctx, len(batch)):
+                    super().eval(batch)
                     counted = True
             finally:
                 if not counted:

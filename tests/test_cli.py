@@ -21,7 +21,7 @@ from random_gguf import write_adapter
 from logo_local import __version__, chat, convert
 from logo_local.commands import cli, serve
 from logo_local.config import parse_memory
-from logo_local.console import background, options
+from logo_local.console import background, opening, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.routing.settings import OPTIONS
@@ -853,6 +853,21 @@ def test_streams_that_were_closed(random_base, random_adapters, closed, code, st
     assert done.returncode == code
     assert done.stdout[:2] == stdout
     assert done.stderr.split("\n")[0] == stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("process_ubatch: failed to compute graph, compute status: -1", True),
+        ("process_ubatch: failed to compute graph, compute status: 1", False),
+        ("graph_compute: ggml_backend_sched_graph_compute_async failed with error 1", False),
+        ("llama_decode: failed to decode, ret = 2", False),
+        ("llama_decode: failed to decode, ret = -3", True),
+    ],
+)
+def test_what_ctrl_c_gave_up_is_no_error_of_llama_cpp(capsys, line, shown):
+    opening._llama_log()._receive(4, line.encode() + b"\n", None)
+    assert bool(capsys.readouterr().err) == shown
 
 
 def test_llama_cpps_reasons_are_given(random_base, random_adapters, tmp_path):

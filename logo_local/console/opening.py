@@ -21,6 +21,8 @@ from .terminal import ProgressBar, UsageError, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
+# What llama.cpp says of an evaluation that Ctrl+C gave up, which is no error.
+_ABORTED = ("compute status: 1", "failed with error 1", "failed to decode, ret = 2")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
@@ -43,7 +45,7 @@ class _LlamaLog:
     def _receive(self, level: int, text: bytes, _data: Any) -> None:
         self._continued = level == _ERROR or (level == 5 and self._continued)
         line = text.decode(errors="replace").strip()
-        if not (self._continued and line):
+        if not (self._continued and line) or line.endswith(_ABORTED):
             return
         if self.kept is None:
             say(f"llama.cpp: {line}", "yellow")

@@ -30,6 +30,8 @@ from ..files.text_file import is_encodable
 
 # Tables for programs are never cut; rich would otherwise assume 80 columns.
 _UNCUT = 10_000
+# Columns that a bar leaves free: the terminal echoes ^C there, and would else begin another line.
+_ECHO = 3
 _SHOW_PROGRESS_AFTER = 1.0  # seconds
 
 
@@ -287,6 +289,7 @@ class ProgressBar:
             if waited < _SHOW_PROGRESS_AFTER or done >= total:
                 return
             console = err_console()
+            console.width = max(console.width - _ECHO, 1)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Progress(
                 *columns,

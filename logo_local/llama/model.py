@@ -23,7 +23,7 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from ..errors import ContextError, NativeError, PromptError
 from .chat_templates import handler_with
-from .interrupts import interrupts_held, make_context
+from .interrupts import interrupts_held, make_context, stoppable
 from .llama_errors import prompt_errors
 from .native import EvalCallback
 from .special_tokens import control_tokens, escaped
@@ -67,7 +67,7 @@ class Context:
         """Evaluate one of llama.cpp's own batches; raises as `decode` does."""
         if self._callback is not None:
             self._callback.start()
-        with interrupts_held():
+        with interrupts_held(), stoppable(self.ctx, batch.n_tokens):
             code = llama_cpp.llama_decode(self.ctx, batch)
         if code != 0:
             raise NativeError(
