@@ -359,7 +359,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         return super().tokenize(text, add_bos, special)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, by the base model alone."""
+        """As in the parent, by the base model alone; SettingsError without embedding=True."""
+        self.loaded.check_embedding()
         self._set_mixture([])
         return super().embed(*args, **kwargs)
 

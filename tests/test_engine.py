@@ -3,7 +3,9 @@
 import copy
 import gc
 import inspect
+import logging
 import pickle
+import re
 import sys
 import traceback
 import weakref
@@ -825,6 +827,43 @@ def test_without_a_folder_the_base_answers_and_nothing_is_said(logo, caplog):
     with pytest.raises(PoolError, match="there is no adapter 'a' in use"), llm.under({"a": 1.0}):
         pass
     assert caplog.messages == []
+
+
+def test_embeddings_without_the_setting_name_what_to_use(logo):
+    """Line 19: create_embedding failed without naming `embeddings`."""
+    llm = logo()
+    with pytest.raises(SettingsError, match="embedding=True") as caught:
+        llm.create_embedding(A)
+    assert "llm.embeddings(texts)" in caught.value.hint
+    assert len(logo(embedding=True).create_embedding(A)["data"][0]["embedding"]) > 0
+
+
+def test_the_pool_is_shown_in_a_line(logo, random_adapters):
+    """Line 19: it had 11,749 characters."""
+    assert repr(logo().pool) == f"<Pool {random_adapters}, 5 adapters>"
+
+
+def test_what_takes_long_is_told_and_logged(logo, tmp_path, monkeypatch, caplog):
+    """Line 19: progress and an INFO log while profiles are made."""
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path / "home"))
+    pool, stages = tmp_path / "pool", set()
+    pool.mkdir()
+    write_adapter(pool / "told.gguf", seed=1)
+    write_adapter(pool / "untold.gguf", seed=2)
+    (pool / "told.prompts.txt").write_text("alpha beta\n")
+    caplog.set_level(logging.INFO, "logo_local")
+    llm = logo(adapters=pool, signal="auto", progress=lambda *now: stages.add(now[0]))
+    llm.make_self_profiles()
+    llm.signal_scores(A, ["mixed", "z-norm"])
+    assert {"writing example prompts", "reading example prompts"} <= stages
+    text = caplog.text
+    assert "letting adapters write example prompts: untold" in text
+    assert re.search(r"reading \d+ example prompts, once for this model", text)
+    assert "reading 64 generic prompts, once for this model" in text
+    caplog.clear()
+    llm.make_self_profiles()
+    llm.signal_scores(A, ["mixed"])
+    assert not [r for r in caplog.records if r.levelno == logging.INFO]
 
 
 def test_a_missing_model_is_an_error_that_leaves_nothing_behind(random_adapters, tmp_path):

@@ -220,6 +220,7 @@ class Router:
         """The pass over each of the generic prompts that come with the package."""
         lines = general_requests()
         places = read_places(self._pool.base)
+        log.info("reading %d generic prompts, once for this model", len(lines))
         for done, text in enumerate(lines):
             self._progress(CALIBRATING, done, len(lines))
             yield self._reader.read(self._reader.frame_text(text, "chat"), places)
