@@ -29,6 +29,7 @@ from logo_local.routing.settings import OPTIONS
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
 BLEND = "sort-words 0.75 · reverse 0.25\n"
 MODEL = ("m.gguf", "--adapters", "pool")
+FIVE = {"max_tokens": 5, "repeat_penalty": 1.1, "stream": True}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,9 @@ def test_run(call, llm, args, stdin, prompt, method):
     assert result.stderr == BLEND
     (asked,) = llm.history
     assert (asked.method, asked.prompt) == (method, prompt)
-    assert asked.options == {"max_tokens": 512, "temperature": 0.0, "stream": True}
+    assert asked.options == {
+        **{"max_tokens": 512, "temperature": 0.0, "repeat_penalty": 1.1, "stream": True}
+    }
     assert llm.closed
 
 
@@ -197,7 +200,7 @@ def test_options_reach_the_engine(call, llm):
     llama |= {"self_profile": False, "past": False, "escape_special": True}
     llama |= {"chat_template_kwargs": {"enable_thinking": False}}
     assert llm.settings == {"model_path": "m.gguf", **ALL_OPTIONS, **llama}
-    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
+    assert llm.history[0].options == FIVE | {"temperature": 0.5}
 
 
 def test_defaults_are_the_engines_own(call, llm):
@@ -332,7 +335,7 @@ def test_short_options_are_those_of_llama_cpp(call, llm):
     assert call("run", "-m", "m.gguf", "--adapters", "pool", "-p", "hello", *args).exit_code == 0
     expected = {"n_ctx": 512, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": -1, "seed": 7}
     assert expected.items() <= llm.settings.items()
-    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
+    assert llm.history[0].options == FIVE | {"temperature": 0.5}
 
 
 def test_quiet_and_verbose(call, llm, monkeypatch):
@@ -447,7 +450,7 @@ def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
     assert result.stdout == "Apple pear\n"
     (asked,) = llm.history
     assert [message["content"] for message in asked.messages] == ["Be brief.", "hello"]
-    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7}
+    sampling = {"temperature": 0.5, "top_p": 0.9, "repeat_penalty": 1.1, "seed": 7}
     assert asked.options == {"max_tokens": 512, **sampling, "stream": True}
     assert result.stderr.startswith(
         "fake with 3 adapters (all with example prompts)\nSend a message (/? for help)\n"
@@ -565,7 +568,7 @@ def test_everything_shared_can_stand_in_the_file(call, llm, home):
     assert llm.settings["adapters"] == (llm.settings["adapters"].home() / "pool")
     assert llm.settings["adapter_memory"] == 2**20
     assert llm.settings["n_threads"] == 2
-    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.25, "stream": True}
+    assert llm.history[0].options == FIVE | {"temperature": 0.25}
     assert "█" in result.stderr
 
 

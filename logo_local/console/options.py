@@ -212,7 +212,7 @@ SAMPLING = (
     _shared(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
-        default=1.0,
+        default=1.1,
         help="Values above 1 make repeated tokens less likely.",
         hidden=True,
     ),
