@@ -9,7 +9,7 @@ import click
 
 from .. import config
 from ..console.options import FOLDER, JSON, QUIET, VERBOSE, options
-from ..console.terminal import UsageError, aside
+from ..console.terminal import UsageError, aside, say
 from ..files.file_index import content_key
 from ..routing.advice import one_wording
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
