@@ -74,6 +74,14 @@ def test_added_examples_count_and_the_first_one_describes(folder):
     assert line.endswith("e.g. Sort: pear apple")
 
 
+@pytest.mark.parametrize("config", ["[]", "{", "[" * 100_000, '{"description": 5}', "\xff"])
+def test_a_config_that_is_none_describes_nothing(folder, config):
+    (folder / "peft" / "README.md").unlink()
+    (folder / "peft" / "adapter_config.json").write_text(config, encoding="latin-1")
+    rows = {row["name"]: row for row in json.loads(call("adapters", folder, "--json").stdout)}
+    assert rows["peft"]["description"] == ""
+
+
 def test_an_empty_and_a_missing_folder(tmp_path):
     result = call("adapters", tmp_path)
     assert (result.exit_code, result.stdout) == (0, "")
