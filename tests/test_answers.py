@@ -60,6 +60,12 @@ def test_only_a_terminal_is_wrapped(monkeypatch, kind, shown):
     assert sys.stdout.getvalue() == shown
 
 
+def test_a_pipe_gets_escape_sequences_as_they_are(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    AnswerStream().write("a \x1b[31mred\x1b[0m")
+    assert sys.stdout.getvalue() == "a \x1b[31mred\x1b[0m"
+
+
 def test_nothing_that_came_ends_no_line(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Screen())
     AnswerStream().end()

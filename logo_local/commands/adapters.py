@@ -26,9 +26,9 @@ from .convert import read_base
 def adapters(folder: Path, model: str | None, as_json: bool) -> None:
     """List the adapters in DIR: examples, size and description.
 
-    With MODEL, the list shows which of them fit it. DIR can be demo. The description is
-    general.description of a GGUF file, or the first sentence of the model card of a PEFT folder;
-    without one, the first example prompt is shown.
+    With MODEL, the list shows which of them fit it. DIR can be demo. The description is read from
+    NAME.description.txt, from a GGUF file (general.description), or from the config or the model
+    card of a PEFT folder; without one, the first example prompt is shown.
     """
     folder = config.demo_adapters() if str(folder) == "demo" else folder
     entries, problems = scan(folder)

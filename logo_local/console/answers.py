@@ -101,5 +101,5 @@ class AnswerStream:
 
     def _show(self, text: str) -> None:
         if text:
-            click.echo(text, nl=False)
+            click.echo(text, nl=False, color=True)  # else click would drop escape sequences
             self._last = text
