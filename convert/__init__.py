@@ -15,7 +15,7 @@ if __name__ != "logo_local.convert":
 from pathlib import Path
 
 from ..files.base_model import BaseModel
-from ..files.pool import Converter
+from ..files.converted import Converter
 from .gguf_lora import CONVERTER_VERSION, write_gguf_lora
 from .plan import OUTTYPES, Conversion, Progress, Row, plan_conversion
 

@@ -17,18 +17,46 @@ out.
 
 ## Setting options permanently
 
-Options of `run`, `score` and `serve` can also be set
+Options of `run`, `score`, `serve` and `bench` can also be set
 
 - in the environment, as `LOGO_LOCAL_` and the name: `LOGO_LOCAL_TOP_K=5`
 - in `config.toml`: `top-k = 5`
 
-except `--raw`, `--json` and `--jsonl`. The command line overrides the environment, the environment
-overrides the file, and the file overrides the default. A repeatable option is a list in the file
-(`allow-host = ["box.lan"]`), and separated by spaces in the environment.
+except `--prompt`, `--file`, `--raw`, `--json`, `--jsonl`, `--verbose` and `--quiet`. The command
+line overrides the environment, the environment overrides the file, and the file overrides the
+default. A repeatable option is a list in the file (`allow-host = ["box.lan"]`), and separated by
+spaces in the environment.
 
 `LOGO_LOCAL_HOME` sets one folder for the config file, the caches and the data (example prompts and
 chat history). Without it, they are in the standard folders of your platform. `logo-local doctor`
 prints the paths.
+
+## The usual model
+
+With `model` and `adapters` in `config.toml`, `logo-local run` and `logo-local serve` need no
+arguments:
+
+```toml
+model = "~/models/model.gguf"
+adapters = "~/adapters"
+```
+
+`logo-local run "a prompt"` then answers with this model. An argument that is `demo`, an existing
+file or a name that ends with `.gguf` is MODEL, not PROMPT; `-p "a prompt"` is always the prompt.
+
+Short options are those of llama.cpp where they mean the same: `-m`, `-p`, `-f`, `-sys`, `-sysf`,
+`-n`, `-c`, `-t`, `-ngl` and `-s`.
+
+## Shell completion
+
+Completion covers commands, options, their values, and file names. Add one line to the start-up
+file of your shell:
+
+```sh
+eval "$(_LOGO_LOCAL_COMPLETE=bash_source logo-local)"  # bash, in ~/.bashrc
+eval "$(_LOGO_LOCAL_COMPLETE=zsh_source logo-local)"   # zsh, in ~/.zshrc
+_LOGO_LOCAL_COMPLETE=fish_source logo-local | source   # fish, in ~/.config/fish/config.fish
+```
 
 ## Output and exit codes
 
@@ -82,6 +110,9 @@ def page() -> str:
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=name, parent=top)
         sections.append(section(f"logo-local {name}", command, context))
+        for part, inner in getattr(command, "commands", {}).items():
+            below = click.Context(inner, info_name=part, parent=context)
+            sections.append(section(f"logo-local {name} {part}", inner, below))
     return "\n".join([START, *sections, signals_section()])
 
 

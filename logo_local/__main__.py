@@ -1,5 +1,19 @@
-"""`python -m logo_local` is `logo-local`."""
+"""The entry point of the program: `logo-local`, or `python -m logo_local`."""
 
-from .commands.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl+C ends it quietly also while its modules are imported."""
+    try:
+        from .commands.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

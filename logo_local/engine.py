@@ -27,7 +27,7 @@ from .files.pool import Pool
 from .hidden_states import FloatArray
 from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
-from .llama.interrupts import interrupts_held
+from .llama.interrupts import StoppableLoad, interrupts_held, stoppable
 from .llama.llama_errors import Closed, loading, problems_of
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
@@ -35,10 +35,9 @@ from .llama.options import ChatOptions, CompletionOptions, like
 from .llama.reader import PromptReader
 from .progress import Stages, ms_since
 from .routed import PHASES, Given, Routed
-from .routing import registry
-from .routing.index import block_number, choose_target
+from .routing.index import block_number
 from .routing.route import Route
-from .routing.router import Progress, Router
+from .routing.router import Progress, Router, check_target
 from .routing.settings import DEFAULT_N_CTX, DEFAULTS, Routing, RoutingSettings
 
 N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
@@ -63,7 +62,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
-    metadata = UsableTemplates()
+    metadata, model_params = UsableTemplates(), StoppableLoad()
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
 
         Args:
             model_path: A GGUF file, or "demo" for SmolLM2-135M and the project's adapters for it.
-            adapters: A folder of GGUF LoRA files and PEFT folders.
+            adapters: A folder of GGUF LoRA files and PEFT folders; it may be empty. Or None.
             signal: How scores are computed: a name in `routing.registry`, or "auto", the best.
             top_k: The most adapters that a route holds.
             probe: "one-pass", or "each": one evaluation with each adapter.
@@ -121,21 +120,21 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         if str(model_path) == "demo":
             model_path, adapters = config.demo_model(), adapters or config.demo_adapters()
         self._settings = RoutingSettings(**{name: given[name] for name in vars(DEFAULTS)})
-        self._settings.check(other_problems=problems_of(adapters, llama))
+        self._settings.check(other_problems=problems_of(llama))
         check_api()
         self._progress = Stages(progress or (lambda _stage, _done, _total: None))
         self.base = BaseModel.read(model_path)
         block_number(layer, self.base)
         self.pool = Pool.open(
-            Path(str(adapters)),
+            adapters,
             self.base,
             cache=config.cache_dir(),
             converter=FOR_POOL,
             progress=self._progress,
+            may_be_empty=True,
             links_out=links_out,
         )
-        if registry.Need.LAST_TOKEN in registry.find(self._settings.resolved()).needs:
-            choose_target(self.pool.adapters, self.base, layer)
+        check_target(self.pool, self._settings)
         n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx
         with loading(model_path, n_ctx, self.base):
             super().__init__(
@@ -332,8 +331,9 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
                 raise _Stopped
             counted = False
             try:
-                with interrupts_held():
-                    super().eval(tokens[start : start + self.n_batch])
+                batch = tokens[start : start + self.n_batch]
+                with interrupts_held(), stoppable(self.ctx, len(batch)):
+                    super().eval(batch)
                     counted = True
             finally:
                 if not counted:
@@ -359,7 +359,8 @@ class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without type
         return super().tokenize(text, add_bos, special)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, by the base model alone."""
+        """As in the parent, by the base model alone; SettingsError without embedding=True."""
+        self.loaded.check_embedding()
         self._set_mixture([])
         return super().embed(*args, **kwargs)
 

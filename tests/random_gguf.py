@@ -140,6 +140,7 @@ def write_adapter(
     shape: Shape = SMALL,
     dtype: type[np.floating] = np.float32,
     embeddings: bool = False,
+    description: str = "",
 ) -> Path:
     """A LoRA for `write_base`'s model of that shape; `loudness` scales B.
 
@@ -149,6 +150,8 @@ def write_adapter(
     w = gguf.GGUFWriter(path, "llama")
     w.add_type("adapter")
     w.add_string("adapter.type", "lora")
+    if description:
+        w.add_description(description)
     w.add_float32("adapter.lora.alpha", alpha)
     for block in range(shape.blocks) if blocks is None else blocks:
         for kind in shape.matrices if kinds is None else kinds:

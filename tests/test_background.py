@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from random_gguf import write_adapter
@@ -49,6 +51,22 @@ def test_nobody_is_asked_where_it_would_change_nothing(random_base, folder, home
 def test_a_shortlist_begins_with_what_adapters_say(random_base, folder, home):
     with LoGo(random_base, folder, n_ctx=256, signal="shortlist") as llm:
         assert llm.without_profile() == ["silent"]
+
+
+def test_the_state_counts_what_is_left(random_base, folder, home, monkeypatch):
+    with LoGo(random_base, folder, n_ctx=256, self_profile="kept") as llm:
+        monkeypatch.setattr(background, "making_self_profiles", lambda *_given: idle())
+        with background.self_profiles_in_background(llm, {"signal": "auto"}) as state:
+            assert state() == "generating example prompts, 1 adapter left"
+            background.main([str(random_base), str(folder), '{"signal": "auto"}'])
+            assert state() == ""
+        with background.self_profiles_in_background(llm, {"signal": "auto"}) as state:
+            assert state() == ""
+
+
+@contextmanager
+def idle():
+    yield SimpleNamespace(poll=lambda: None)
 
 
 def test_the_process_ends_with_the_block(monkeypatch):

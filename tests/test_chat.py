@@ -42,7 +42,9 @@ def test_a_conversation_keeps_its_history(talk):
     llm = FakeLoGo(SCORES, [["apple ", "pear"], "done"])
     out, err = talk(llm, "sort: pear apple", "", "thanks", "/bye")
     assert out == "apple pear\ndone\n"
-    assert err.startswith("fake with 2 adapters\nSend a message (/? for help)\n")
+    assert err.startswith(
+        "fake with 2 adapters (all with example prompts)\nSend a message (/? for help)\n"
+    )
     assert err.count("sort-words 0.75 · reverse 0.25\n") == 2
     first, second = llm.history
     assert first.messages == ({"role": "user", "content": "sort: pear apple"},)
@@ -95,6 +97,76 @@ def test_commands(talk):
     assert "norm · one-pass · blk.3.attn_q.weight" in err
     assert "error: there is no command /nonsense\nhint: /? lists them; two slashes " in err
     assert len(llm.history) == 1
+
+
+def test_base_switches_routing_off_and_on(talk):
+    """Line 16: the base from the chat; the prompt shows it."""
+    llm, prompts = FakeLoGo(SCORES, ["yes"]), []
+    lines = ["one", "/base", "two", "/retry", "/show", "/base", "three", "/base", "/auto", "four"]
+
+    def read(prompt):
+        prompts.append(prompt)
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    chat(llm, Sampling(), read=read)
+    normal, base = ">>> ", "base >>> "
+    assert prompts == [normal, normal, base, base, base, base, normal, normal, base, normal, normal]
+
+
+@pytest.mark.parametrize("back", ["/base", "/auto", "/pin reverse"])
+def test_after_base_routing_comes_back(talk, back):
+    llm = FakeLoGo(SCORES, ["yes"])
+    routes = []
+    llm.on_route = lambda route: routes.append(route.names)
+    err = talk(llm, "one", "/base", "two", "/why", back, "three").err
+    assert [bool(names) for names in routes] == [True, False, True]
+    assert "The base model answers until /base or /auto\n" in err
+    assert "none" not in err
+
+
+def test_base_without_any_adapters_says_so(talk):
+    llm = FakeLoGo({}, ["yes"])
+    llm.pool.folder = None
+    err = talk(llm, "/base", "/show").err
+    assert "The base model always answers: no adapters are loaded\n" in err
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Exit", "/exit", "/quit", "/bye"])
+def test_words_that_leave(talk, word):
+    """Line 17: exit and quit leave."""
+    llm = FakeLoGo(SCORES, ["yes"])
+    talk(llm, "how do I quit", word)
+    assert [call.prompt for call in llm.history] == ["how do I quit"]
+
+
+@pytest.mark.parametrize("answer", ["", "\n"])
+def test_an_empty_answer_says_so(talk, answer):
+    err = talk(FakeLoGo(SCORES, [answer]), "one").err
+    assert "The answer is empty\n" in err
+
+
+@pytest.mark.parametrize(
+    ("scores", "self_profile", "opening"),
+    [
+        ({}, "kept", "fake with no adapters"),
+        ({"a": 1.0}, "kept", "fake with 1 adapter (all with example prompts)"),
+        ({"a": 1.0, "b": 1.0}, False, "fake with 2 adapters"),
+    ],
+)
+def test_the_opening_counts_examples_where_they_are_known(talk, scores, self_profile, opening):
+    llm = FakeLoGo(scores).opened("m", self_profile=self_profile)
+    assert talk(llm).err.splitlines()[0] == opening
+
+
+def test_background_work_is_visible(talk):
+    """Line 17: its state in /show, and a line when it is done."""
+    states = ["generating", "generating", "generating", "", ""]
+    err = talk(FakeLoGo(SCORES), "/show", "", "", "", background=lambda: states.pop(0)).err
+    assert re.search("^background +generating$", err, re.M)
+    assert err.count("The example prompts are ready\n") == 1
+    assert "ready" not in talk(FakeLoGo(SCORES), "/show").err
 
 
 def test_clear_forgets(talk):
@@ -529,7 +601,7 @@ def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
     assert other.routing.top_k == 2
     assert contents(other.history[2]) == ["Be brief.", "one", "yes", "two"]
     err = talk(FakeLoGo({"sort-words": 1.0}), f"/load {path}").err
-    assert "warning: reverse is not an adapter in adapters\n" in err
+    assert "warning: reverse is not one of the adapters here\n" in err
 
 
 def test_a_loaded_conversation_can_be_retried(talk, tmp_path):
@@ -628,7 +700,7 @@ def test_the_opening_names_model_adapters_and_prompts_to_try(capsys):
     llm.unprofiled = ["b"]
     chat(llm, Sampling(), read=lambda _prompt: "/bye", suggestions=["Sort: b a"])
     assert capsys.readouterr().err.splitlines()[:4] == [
-        "fake with 2 adapters, 1 of them with example prompts",
+        "fake with 2 adapters (1 with example prompts)",
         "Some prompts to try:",
         "  Sort: b a",
         "Send a message (/? for help)",

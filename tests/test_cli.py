@@ -4,12 +4,14 @@ import errno
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -17,9 +19,9 @@ from peft_folder import factors, write_peft
 from random_gguf import write_adapter
 
 from logo_local import __version__, chat, convert
-from logo_local.commands import cli
+from logo_local.commands import cli, serve
 from logo_local.config import parse_memory
-from logo_local.console import background, options
+from logo_local.console import background, opening, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.routing.settings import OPTIONS
@@ -27,6 +29,7 @@ from logo_local.routing.settings import OPTIONS
 SCORES = {"sort-words": 3.0, "reverse": 1.0, "silent": 0.0}
 BLEND = "sort-words 0.75 · reverse 0.25\n"
 MODEL = ("m.gguf", "--adapters", "pool")
+FIVE = {"max_tokens": 5, "repeat_penalty": 1.1, "stream": True}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +95,9 @@ def test_run(call, llm, args, stdin, prompt, method):
     assert result.stderr == BLEND
     (asked,) = llm.history
     assert (asked.method, asked.prompt) == (method, prompt)
-    assert asked.options == {"max_tokens": 512, "temperature": 0.0, "stream": True}
+    assert asked.options == {
+        **{"max_tokens": 512, "temperature": 0.0, "repeat_penalty": 1.1, "stream": True}
+    }
     assert llm.closed
 
 
@@ -195,7 +200,7 @@ def test_options_reach_the_engine(call, llm):
     llama |= {"self_profile": False, "past": False, "escape_special": True}
     llama |= {"chat_template_kwargs": {"enable_thinking": False}}
     assert llm.settings == {"model_path": "m.gguf", **ALL_OPTIONS, **llama}
-    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.5, "stream": True}
+    assert llm.history[0].options == FIVE | {"temperature": 0.5}
 
 
 def test_defaults_are_the_engines_own(call, llm):
@@ -242,15 +247,138 @@ def test_signals_of_all_commands_are_those_of_the_papers_and_the_best():
 
 def test_run_shows_what_people_use_and_names_the_rest(call):
     shown = call("run", "--help").stdout
-    options = re.findall(r"^  (--[a-z-]+)", shown.partition("Rarely needed")[0], re.M)
-    assert options[0] == "--max-tokens"
-    assert len(options) <= 16
+    options = re.findall(r"^  .*?(--[a-z-]+)", shown.partition("Rarely needed")[0], re.M)
+    assert options[0] == "--model"
+    assert len(options) <= 23
     assert "--top-p" not in options
     assert "--no-self-profile" in shown.partition("Rarely needed")[2]
 
 
 def test_outtypes_are_the_converters_own():
     assert options.OUTTYPES == convert.OUTTYPES
+
+
+def test_base_only_reads_no_adapters(call, llm, tmp_path):
+    assert call("run", "m.gguf", "hello", "--base-only").exit_code == 0
+    assert (llm.settings["model_path"], llm.settings["adapters"]) == ("m.gguf", None)
+    call("run", *MODEL, "hello", "--base-only")
+    assert llm.settings["adapters"] is None
+    call("run", "demo", "hello", "--base-only")  # by its name the demo would bring its adapters
+    assert llm.settings["model_path"].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
+    result = call("run", "m.gguf", "hello")
+    assert "or --base-only" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "eval"])
+def test_what_compares_adapters_needs_some(call, tmp_path, command):
+    data = ("--data", tmp_path / "task.jsonl") if command == "eval" else ()
+    result = call(command, "m.gguf", "--adapters", tmp_path, *data, engine=FakeLoGo({}).opened)
+    failed(result, 1, "there are no adapters in")
+
+
+@pytest.mark.parametrize(
+    ("args", "model", "prompt"),
+    [
+        (["hello"], "usual.gguf", "hello"),
+        (["-p", "hello"], "usual.gguf", "hello"),
+        (["other.gguf", "hello"], "other.gguf", "hello"),
+        (["demo", "hello"], "demo", "hello"),
+        (["demo", "-p", "hello"], "demo", "hello"),
+        (["-m", "m.gguf", "hello"], "m.gguf", "hello"),
+        (["-m", "m.gguf", "demo"], "m.gguf", "demo"),
+        (["other.gguf", "hello", "-m", "usual.gguf"], None, "only one argument is left, PROMPT"),
+        (["hello", "-p", "hello"], None, "several prompts"),
+    ],
+)
+def test_the_model_may_be_set_for_good(call, llm, home, args, model, prompt):
+    """Line 16: `model` in config.toml."""
+    (home / "config.toml").write_text('model = "usual.gguf"\nadapters = "pool"')
+    result = call("run", *args)
+    if model is None:
+        failed(result, 2, prompt)
+        return
+    assert result.exit_code == 0
+    assert (llm.settings["model_path"], llm.history[0].prompt) == (model, prompt)
+
+
+def test_run_and_serve_need_no_arguments_then(call, llm, home, monkeypatch):
+    (home / "config.toml").write_text('model = "~/usual.gguf"\nadapters = "pool"')
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    assert call("run", stdin="hello\n").stdout == "Apple pear\n"
+    assert llm.settings["model_path"] == os.path.expanduser("~/usual.gguf")
+    seen = []
+    monkeypatch.setattr(serve, "_engines", lambda _ctx, model, _given: seen.append(model) or [llm])
+    monkeypatch.setattr("logo_local.server.http.listen", lambda *_args, **_given: None)
+    assert call("serve", "--port", "0").exit_code == 0
+    assert seen == [os.path.expanduser("~/usual.gguf")]
+
+
+def test_prompt_and_system_message_from_files(call, llm, tmp_path, home):
+    prompt, system = tmp_path / "prompt.txt", tmp_path / "system.txt"
+    prompt.write_bytes("\ufeffSort:\r\npear apple\n".encode())
+    system.write_text("Be brief.\n")
+    assert call("run", *MODEL, "-f", prompt, "--system-file", system).exit_code == 0
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be brief.", "Sort:\npear apple"]
+    (home / "config.toml").write_text(f'system-file = "{system}"')
+    call("run", *MODEL, "hello", "-sys", "Be kind.")  # what is typed comes before what is set
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be kind.", "hello"]
+    call("run", *MODEL, "hello", "-sysf", system, env={"LOGO_LOCAL_SYSTEM": "Be kind."})
+    assert [m["content"] for m in llm.history[-1].messages] == ["Be brief.", "hello"]
+    failed(call("run", *MODEL, "hello", "-sys", "a", "-sysf", system), 2, "cannot go together")
+    failed(call("run", *MODEL, "-f", tmp_path / "none"), 2, "cannot be read")
+    prompt.write_bytes(b"\xff\xff")
+    failed(call("run", *MODEL, "-f", prompt), 2, "cannot be used")
+
+
+def test_short_options_are_those_of_llama_cpp(call, llm):
+    args = ["-c", "512", "-n", "5", "-t", "3", "-ngl", "-1", "-s", "7", "--temp", "0.5"]
+    assert call("run", "-m", "m.gguf", "--adapters", "pool", "-p", "hello", *args).exit_code == 0
+    expected = {"n_ctx": 512, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": -1, "seed": 7}
+    assert expected.items() <= llm.settings.items()
+    assert llm.history[0].options == FIVE | {"temperature": 0.5}
+
+
+def test_quiet_and_verbose(call, llm, monkeypatch):
+    llm.unprofiled = ["reverse"]
+    for command in ("run", "score"):
+        assert call(command, *MODEL, "hello", "-q").stderr == ""
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    result = call("run", *MODEL, "--no-self-profile", "-q", stdin="hello\n/off silent\n")
+    assert (result.stdout, result.stderr) == ("Apple pear\n", "silent is off until /auto\n")
+    llm.unprofiled, lines = [], call("run", *MODEL, "hello", "-v").stderr.splitlines()
+    assert lines[0] == "loaded fake.gguf with 3 adapters in 0 ms"
+    assert lines[-1] == "prompt 1 tokens in 0 ms · answer 2 tokens"
+    result = call("run", *MODEL, "-v", stdin="hello\n")
+    assert result.stderr.endswith(BLEND + "prompt 1 tokens in 0 ms · answer 2 tokens\n")
+    assert call("run", *MODEL, "hello").stderr == BLEND  # the next command is as usual
+
+
+def test_verbose_shows_what_the_log_says(call, llm):
+    def opened(*args, **given):
+        logging.getLogger("logo_local.routing").info("reading 8 example prompts")
+        return llm.opened(*args, **given)
+
+    line = "reading 8 example prompts\n"
+    assert line in call("run", *MODEL, "hello", "-v", engine=opened).stderr
+    assert line not in call("run", *MODEL, "hello", engine=opened).stderr
+
+
+def test_check_quietly_shows_what_does_not_fit(call, random_base, tmp_path):
+    write_adapter(tmp_path / "good.gguf", seed=1)
+    assert call("check", tmp_path, "--base", random_base, "-q").stdout == ""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    lines = call("check", tmp_path, "--base", random_base, "-q").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["adapter", "broken.gguf"]
+
+
+def test_profile_quietly_only_answers(call, random_adapters, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Sort: pear apple")
+    adapter = random_adapters / "ad0.gguf"
+    assert call("profile", adapter, "-q").stderr == ""
+    result = call("profile", adapter, "--prompts", prompts, "-q")
+    assert (result.stdout, result.stderr) == ("added: Sort: pear apple\n", "")
+    call("profile", adapter, "--forget", "-q")
 
 
 def test_the_demo_needs_no_folder(call, llm):
@@ -261,7 +389,7 @@ def test_the_demo_needs_no_folder(call, llm):
 @pytest.mark.parametrize(
     ("args", "stdin", "code", "stderr"),
     [
-        (["run"], "", 2, "Missing argument 'MODEL'"),
+        (["run"], "", 2, "no model given"),
         (["run", "m.gguf", "hi"], "", 2, "logo-local run m.gguf --adapters DIR"),
         (["score", "m.gguf", "hi"], "", 2, "logo-local score m.gguf --adapters DIR"),
         (["run", *MODEL], "", 2, "the prompt is empty"),
@@ -322,9 +450,11 @@ def test_a_terminal_gets_a_chat(call, llm, monkeypatch):
     assert result.stdout == "Apple pear\n"
     (asked,) = llm.history
     assert [message["content"] for message in asked.messages] == ["Be brief.", "hello"]
-    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 7}
+    sampling = {"temperature": 0.5, "top_p": 0.9, "repeat_penalty": 1.1, "seed": 7}
     assert asked.options == {"max_tokens": 512, **sampling, "stream": True}
-    assert result.stderr.startswith("fake with 3 adapters\nSend a message (/? for help)\n")
+    assert result.stderr.startswith(
+        "fake with 3 adapters (all with example prompts)\nSend a message (/? for help)\n"
+    )
     failed(call("run", *MODEL, "--json"), 2, "--json needs a prompt")
     failed(call("score", *MODEL), 2, "no prompt given")
 
@@ -335,7 +465,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     @contextmanager
     def asking(model, adapters, settings):
         began.append((model, adapters, settings))
-        yield
+        yield SimpleNamespace(poll=lambda: None)
 
     monkeypatch.setattr(background, "making_self_profiles", asking)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
@@ -343,7 +473,7 @@ def test_a_chat_asks_adapters_in_the_background(call, llm, monkeypatch):
     assert (began, llm.settings["self_profile"]) == ([], "kept")
     llm.unprofiled = ["reverse"]
     result = call("run", *MODEL, "--adapter-memory=1M")
-    assert result.stderr.startswith("Generating example prompts for 1 adapters in the background\n")
+    assert result.stderr.startswith("Generating example prompts for 1 adapter in the background\n")
     assert began == [("fake.gguf", "adapters", {"signal": "auto", "adapter_memory": 2**20})]
     call("run", *MODEL, "--no-self-profile")
     assert llm.settings["self_profile"] is False
@@ -370,6 +500,17 @@ def test_score(call, llm):
     assert result.stdout == "sort-words  0.7500  3\nreverse     0.2500  1\n"
     assert [asked.method for asked in llm.history] == ["route"]
     assert llm.history[0].messages == ({"role": "user", "content": "hello"},)
+
+
+def test_an_empty_answer_says_so(call, llm):
+    llm._answers = [""]
+    result = call("run", *MODEL, "hello")
+    assert (result.stdout, result.stderr) == ("", "The answer is empty\n" + BLEND)
+
+
+def test_names_near_an_unknown_option_are_suggested(call):
+    """Line 17."""
+    assert "--top-k" in call("run", *MODEL, "hi", "--tpo-k", "1").stderr
 
 
 def test_score_reads_a_pipe_and_explains(call):
@@ -427,7 +568,7 @@ def test_everything_shared_can_stand_in_the_file(call, llm, home):
     assert llm.settings["adapters"] == (llm.settings["adapters"].home() / "pool")
     assert llm.settings["adapter_memory"] == 2**20
     assert llm.settings["n_threads"] == 2
-    assert llm.history[0].options == {"max_tokens": 5, "temperature": 0.25, "stream": True}
+    assert llm.history[0].options == FIVE | {"temperature": 0.25}
     assert "█" in result.stderr
 
 
@@ -717,6 +858,21 @@ def test_streams_that_were_closed(random_base, random_adapters, closed, code, st
     assert done.stderr.split("\n")[0] == stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("process_ubatch: failed to compute graph, compute status: -1", True),
+        ("process_ubatch: failed to compute graph, compute status: 1", False),
+        ("graph_compute: ggml_backend_sched_graph_compute_async failed with error 1", False),
+        ("llama_decode: failed to decode, ret = 2", False),
+        ("llama_decode: failed to decode, ret = -3", True),
+    ],
+)
+def test_what_ctrl_c_gave_up_is_no_error_of_llama_cpp(capsys, line, shown):
+    opening._llama_log()._receive(4, line.encode() + b"\n", None)
+    assert bool(capsys.readouterr().err) == shown
+
+
 def test_llama_cpps_reasons_are_given(random_base, random_adapters, tmp_path):
     model = tmp_path / "model.gguf"
     content = random_base.read_bytes()
@@ -743,6 +899,31 @@ def test_a_reader_that_goes_away_is_no_news(random_base, random_adapters):
     os.close(write_end)
     assert done.stderr == b""
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_produced(call, shell):
+    result = call(env={"_LOGO_LOCAL_COMPLETE": f"{shell}_source"})
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "_LOGO_LOCAL_COMPLETE=" in result.stdout
+    assert f"{shell}_complete" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("ad", "plain,adapters"),
+        ("run --sig", "plain,--signal"),
+        ("run --signal pro", "plain,profile"),
+        ("run de", "plain,demo"),
+        ("run mod", "file,mod"),
+        ("run -m de", "plain,demo"),
+    ],
+)
+def test_what_is_completed(call, words, found):
+    env = {"COMP_WORDS": f"logo-local {words}", "COMP_CWORD": str(len(words.split()))}
+    result = call(env={"_LOGO_LOCAL_COMPLETE": "bash_complete", **env})
+    assert found in result.stdout.splitlines()
 
 
 def test_help_is_quick_and_light():

@@ -3,7 +3,9 @@
 import copy
 import gc
 import inspect
+import logging
 import pickle
+import re
 import sys
 import traceback
 import weakref
@@ -771,8 +773,6 @@ def test_tokens_are_counted(logo):
         ({"layer": -4}, SettingsError, "layer -4"),
         ({"tap": "x", "mixture": "y"}, SettingsError, "mixture.*tap"),
         ({"adapter_memory": 10}, PoolError, "10 are allowed"),
-        ({"adapters": None}, SettingsError, "adapters"),
-        ({"adapters": "nowhere"}, PoolError, "nowhere"),
         ({"lora_path": "x.gguf"}, SettingsError, "lora_path"),
         ({"topk": 3}, SettingsError, "topk"),
         ({"mixture_type": "q4_0", "prefill": "none"}, SettingsError, "mixture_type.*prefill"),
@@ -783,6 +783,87 @@ def test_tokens_are_counted(logo):
 def test_settings_that_cannot_be_used(logo, settings, error, words):
     with pytest.raises(error, match=words):
         logo(**settings)(A, **GREEDY)
+
+
+@pytest.mark.parametrize("signal", ["norm", "auto", "each-entropy"])
+@pytest.mark.parametrize("kind", ["empty", "missing"])
+def test_a_folder_without_adapters_is_answered_by_the_base(logo, tmp_path, caplog, kind, signal):
+    folder = tmp_path / "pool"
+    if kind == "empty":
+        folder.mkdir()
+    llm = logo(adapters=folder, signal=signal)
+    assert caplog.messages == [f"no adapters in {folder} yet: the base model answers"]
+    answer = llm(A, **GREEDY)
+    with llm.base_only():
+        assert llm(A, **GREEDY)["choices"] == answer["choices"]
+    assert answer["logo"]["route"]["adapters"] == []
+    assert answer["logo"]["route"]["reason"] == "there are no adapters"
+    assert llm.signal_scores(A, ["norm", "profile"]) == {"norm": {}, "profile": {}}
+    llm.read_ahead(A)
+    folder.mkdir(exist_ok=True)
+    write_adapter(folder / "late.gguf", seed=1)
+    llm.configure(signal="norm")
+    assert llm.route(A).names == ("late",)  # found without a restart
+    (folder / "late.gguf").unlink()
+    assert llm.route(A).is_base
+    assert caplog.messages[-2].startswith("no adapters in ")
+
+
+def test_an_adapter_that_cannot_be_used_leaves_an_empty_pool_empty(logo, tmp_path, caplog):
+    llm = logo(adapters=tmp_path)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert llm.route(A).is_base
+    assert caplog.messages[-1].startswith("left out: broken.gguf")
+    with pytest.raises(PoolError, match="none of the adapters"):
+        logo(adapters=tmp_path)
+
+
+def test_without_a_folder_the_base_answers_and_nothing_is_said(logo, caplog):
+    llm = logo(adapters=None)
+    assert repr(llm.pool) == "<Pool without a folder, 0 adapters>"
+    assert llm(A, **GREEDY)["logo"]["route"]["adapters"] == []
+    assert not llm.pool.has_changed()
+    assert not llm.pool.rescan()
+    with pytest.raises(PoolError, match="there is no adapter 'a' in use"), llm.under({"a": 1.0}):
+        pass
+    assert caplog.messages == []
+
+
+def test_embeddings_without_the_setting_name_what_to_use(logo):
+    """Line 19: create_embedding failed without naming `embeddings`."""
+    llm = logo()
+    with pytest.raises(SettingsError, match="embedding=True") as caught:
+        llm.create_embedding(A)
+    assert "llm.embeddings(texts)" in caught.value.hint
+    assert len(logo(embedding=True).create_embedding(A)["data"][0]["embedding"]) > 0
+
+
+def test_the_pool_is_shown_in_a_line(logo, random_adapters):
+    """Line 19: it had 11,749 characters."""
+    assert repr(logo().pool) == f"<Pool {random_adapters}, 5 adapters>"
+
+
+def test_what_takes_long_is_told_and_logged(logo, tmp_path, monkeypatch, caplog):
+    """Line 19: progress and an INFO log while profiles are made."""
+    monkeypatch.setenv("LOGO_LOCAL_HOME", str(tmp_path / "home"))
+    pool, stages = tmp_path / "pool", set()
+    pool.mkdir()
+    write_adapter(pool / "told.gguf", seed=1)
+    write_adapter(pool / "untold.gguf", seed=2)
+    (pool / "told.prompts.txt").write_text("alpha beta\n")
+    caplog.set_level(logging.INFO, "logo_local")
+    llm = logo(adapters=pool, signal="auto", progress=lambda *now: stages.add(now[0]))
+    llm.make_self_profiles()
+    llm.signal_scores(A, ["mixed", "z-norm"])
+    assert {"writing example prompts", "reading example prompts"} <= stages
+    text = caplog.text
+    assert "letting adapters write example prompts: untold" in text
+    assert re.search(r"reading \d+ example prompts, once for this model", text)
+    assert "reading 64 generic prompts, once for this model" in text
+    caplog.clear()
+    llm.make_self_profiles()
+    llm.signal_scores(A, ["mixed"])
+    assert not [r for r in caplog.records if r.levelno == logging.INFO]
 
 
 def test_a_missing_model_is_an_error_that_leaves_nothing_behind(random_adapters, tmp_path):

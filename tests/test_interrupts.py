@@ -9,10 +9,11 @@ import pytest
 from random_gguf import write_adapter
 
 from logo_local import LoGo
+from logo_local import __main__ as program
 from logo_local.hidden_states import Place
 from logo_local.llama.interrupts import interrupted, interrupts_held
 from logo_local.llama.model import LoadedModel
-from logo_local.llama.probe import HiddenProbe
+from logo_local.llama.probe import EachProbe, HiddenProbe
 from logo_local.routing.router import Router
 
 PROMPT = [1, *range(60, 80)]
@@ -135,19 +136,56 @@ def test_a_prompt_read_by_the_base_gets_its_first_token_under_given_weights(logo
     assert first_token(by_base) != of_base
 
 
-def test_ctrl_c_while_the_model_loads_ends_the_load(logo, monkeypatch):
-    real, done = llama_cpp._internals.LlamaModel.__init__, []
+def test_ctrl_c_ends_a_load_before_its_end(logo, monkeypatch):
+    """Line 7: at once, not when gigabytes have been read."""
+    real, loaded = llama_cpp.llama_model_load_from_file, []
 
-    def loading(self, **given):
+    def loading(path, params):
         signal.raise_signal(signal.SIGINT)
-        real(self, **given)
-        done.append(interrupted())
+        model = real(path, params)
+        loaded.append(bool(model))
+        return model
 
-    monkeypatch.setattr(llama_cpp._internals.LlamaModel, "__init__", loading)
+    monkeypatch.setattr(llama_cpp._internals.llama_cpp, "llama_model_load_from_file", loading)
     with pytest.raises(KeyboardInterrupt):
         logo()
-    assert done == [True]
+    assert loaded == [False]
     assert not interrupted()
+
+
+@pytest.mark.parametrize("where", ["answer", "probe"])
+def test_ctrl_c_ends_a_batch_before_its_end(logo, random_llama, monkeypatch, where):
+    """Line 7: a batch of 512 tokens takes half a minute with a large model."""
+    codes, real = [], llama_cpp.llama_decode
+
+    def decode(ctx, batch):
+        signal.raise_signal(signal.SIGINT)
+        codes.append(real(ctx, batch))
+        return codes[-1]
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", decode)
+    monkeypatch.setattr(llama_cpp._internals.llama_cpp, "llama_decode", decode)
+    if where == "answer":
+        llm = logo()
+        with pytest.raises(KeyboardInterrupt), llm.base_only():
+            llm.create_completion(PROMPT, max_tokens=1)
+        assert llm.n_tokens == 0
+    else:
+        probe = EachProbe(LoadedModel(random_llama))
+        with pytest.raises(KeyboardInterrupt):
+            probe.logits(PROMPT)
+        probe.close()
+    assert codes == [2]  # aborted, as llama.h has it
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch):
+    def importing():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logo_local.commands.cli.main", importing)
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert caught.value.code == 130
 
 
 def test_no_progress_stage_stays_open_after_ctrl_c(logo, tmp_path, monkeypatch):

@@ -29,7 +29,9 @@ def test_requests_in_events_out():
     done, fake = call(*RUN, "--max-tokens=7", "--temp=0.5", stdin='{"id": 1, "prompt": "hi"}\n')
     assert (done.exit_code, done.stderr) == (0, "")
     assert [e["event"] for e in events(done.stdout)] == ["ready", "route", "token", "done"]
-    assert fake.history[0].options == {"max_tokens": 7, "temperature": 0.5, "stream": True}
+    assert fake.history[0].options == {
+        **{"max_tokens": 7, "temperature": 0.5, "repeat_penalty": 1.1, "stream": True}
+    }
     assert fake.closed
 
 

@@ -157,7 +157,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     }
     assert f"{info}/licenses/LICENSE" in names
     entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
-    assert "logo-local = logo_local.commands.cli:main" in entry_points
+    assert "logo-local = logo_local.__main__:main" in entry_points
 
 
 def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):

@@ -184,7 +184,7 @@ def test_json_of_an_answer():
     assert made["usage"] == {"prompt_tokens": 31, "completion_tokens": 12}
     assert made["timings_ms"] == dict.fromkeys(PHASES, 1.235)
     assert list(made["route"]) == [
-        *("signal", "probe", "target", "mixture", "strength", "reason"),
+        *("signal", "probe", "target", "mixture", "reason"),
         *("adapters", "scores"),
     ]
     assert made["route"]["adapters"][0] == {

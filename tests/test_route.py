@@ -91,7 +91,6 @@ def test_as_dict_is_json_in_the_documented_form():
         "probe": "one-pass",
         "target": "blk.0.attn_q.weight",
         "mixture": "scales",
-        "strength": 1.0,
         "reason": "",
         "adapters": [{"name": "b", "score": 3.0, "weight": 1.0}],
         "scores": {"a": 1.0, "b": 3.0},

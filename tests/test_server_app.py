@@ -75,6 +75,23 @@ def test_a_stream_carries_the_route_at_both_ends(client, fake):
     assert all("usage" not in chunk for chunk in (first, second, last))
 
 
+@pytest.mark.parametrize(
+    ("asked", "penalty"),
+    [
+        ({}, 1.1),
+        ({"repeat_penalty": 1.2}, 1.2),
+        ({"response_format": {"type": "json_object"}}, None),
+        ({"response_format": {"type": "json_object"}, "repeat_penalty": 1.2}, 1.2),
+        ({"response_format": {"type": "text"}}, 1.1),
+    ],
+)
+def test_json_may_repeat_its_brackets(fake, asked, penalty):
+    app = create_app([fake], defaults=Sampling(repeat_penalty=1.1))
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.post(CHAT, json={"messages": HI, **asked}).status_code == 200
+    assert fake.history[-1].options.get("repeat_penalty") == penalty
+
+
 @pytest.mark.parametrize("prompt", ["hi", ["hi"], [1, 2, 3]])
 def test_completions_take_text_and_tokens(client, fake, prompt):
     answer = client.post(TEXT, json={"prompt": prompt, "max_tokens": 3}).json()

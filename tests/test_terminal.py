@@ -52,6 +52,16 @@ def test_slow_work_shows_a_bar_that_goes_away(screen, clock):
     assert text.getvalue().endswith("\x1b[2K")  # the line is erased
 
 
+def test_a_bar_leaves_room_for_what_ctrl_c_echoes(clock, monkeypatch):
+    """Line 7: where ^C begins another line, the bar above it is never erased."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=50, color_system=None)
+    monkeypatch.setattr(terminal, "err_console", lambda: console)
+    work(clock, 9)
+    (bar,) = {len(line) for line in re.split(r"[\r\n]|\x1b\[\S*?[A-Za-z]", text.getvalue()) if line}
+    assert bar == 47
+
+
 def test_a_pipe_never_gets_a_bar(screen, clock):
     text = screen(is_terminal=False)
     work(clock, 9)

@@ -25,19 +25,27 @@ def chat(
     explain: bool = False,
     raw: bool = False,
     suggestions: Sequence[str] = (),
+    background: Callable[[], str] = str,
     read: Callable[[str], str] | None = None,
 ) -> None:
     """Talk until /bye or the end of input.
 
     With a chat template the conversation so far, after `system`, is part of each prompt; without
     one, or with `raw`, each line is completed by itself. `explain` shows the scores after each
-    answer, `suggestions` are prompts to try that are shown first. `read` is given the prompt and
+    answer, `suggestions` are prompts to try that are shown first,
+    `background` says what is done meanwhile. `read` is given the prompt and
     returns the next line; it raises EOFError at the end, and KeyboardInterrupt for Ctrl+C. The
     default is an editor on the terminal.
     """
     raw = raw or not has_chat_template(llm)
     session = Session(
-        llm, sampling, system=system, explain=explain, raw=raw, suggestions=suggestions
+        llm,
+        sampling,
+        system=system,
+        explain=explain,
+        raw=raw,
+        suggestions=suggestions,
+        background=background,
     )
     if read is None:
         from .reading import reader

@@ -30,6 +30,8 @@ class Session(Protocol):
     before: Route | None
     raw: bool
     over: bool
+    base_only: bool
+    background: Callable[[], str]
 
     def why(self) -> None: ...  # noqa: D102
     def turn(self, text: str) -> None: ...  # noqa: D102
@@ -156,6 +158,7 @@ def _pin(session: Session, name: str) -> None:
     for other in off:
         pool.exclude(other)
     pool.pin(name)
+    session.base_only = False
     note(f"{name} is pinned until /auto; /teach {name} adds your message to its examples")
 
 
@@ -166,8 +169,20 @@ def _off(session: Session, name: str) -> None:
     note(f"{name} is off until /auto{left}")
 
 
+def _base(session: Session, _argument: str) -> None:
+    if session.llm.pool.folder is None:
+        note("The base model always answers: no adapters are loaded")
+        return
+    session.base_only = not session.base_only
+    if session.base_only:
+        note("The base model answers until /base or /auto")
+    else:
+        note("Adapters are selected for each message again")
+
+
 def _auto(session: Session, _argument: str) -> None:
     session.llm.pool.auto()
+    session.base_only = False
     note("Adapters are selected for each message again")
 
 
@@ -194,7 +209,9 @@ def _show(session: Session, _argument: str) -> None:
     used = session.count(session.messages) if session.messages and not session.raw else 0
     rows = [
         ("model", f"{base.name or base.path.name}, {base.architecture}: {base.path}"),
-        ("adapters", f"{len(pool.names)} in {pool.folder}"),
+        ("adapters", f"{len(pool.names)} in {pool.folder}" if pool.folder else "none are loaded"),
+        ("answers by", "the base model alone, until /base" if session.base_only else ""),
+        ("background", session.background()),
         ("pinned", ", ".join(pool.pinned)),
         ("off", ", ".join(pool.excluded)),
         ("messages", str(len(session.messages))),
@@ -254,7 +271,7 @@ def _load(session: Session, argument: str) -> None:
             if name in pool.names:
                 put(name)
             else:
-                note(f"warning: {name} is not an adapter in {pool.folder}", "yellow")
+                note(f"warning: {name} is not one of the adapters here", "yellow")
     if chat.model != session.llm.base.name:
         note(f"warning: the answers are from {chat.model or 'another model'}", "yellow")
     note(f"{len(chat.messages)} messages were loaded from {path}")
@@ -285,6 +302,7 @@ COMMANDS = (
     Command("/adapters", "list the adapters: weight in the last answer, pinned or off", _adapters),
     Command("/pin", "use only this adapter, until /auto", _pin, "NAME"),
     Command("/off", "exclude this adapter, until /auto", _off, "NAME"),
+    Command("/base", "answer with the base model alone; /base again: select adapters", _base),
     Command("/auto", "select from all adapters again", _auto),
     Command("/teach", "add your last message to the examples of NAME", _teach, "NAME"),
     Command("/unteach", "remove the last example that you added to NAME", _unteach, "NAME"),
@@ -294,7 +312,7 @@ COMMANDS = (
     Command("/clear", "clear the conversation", _clear),
     Command("/save", "save the conversation and the settings to a file", _save, "FILE"),
     Command("/load", "continue a saved conversation", _load, "FILE"),
-    Command("/bye", "leave the chat, like Ctrl+D", _bye, others=("/exit", "/quit")),
+    Command("/bye", "leave the chat, like exit, quit and Ctrl+D", _bye, others=("/exit", "/quit")),
     Command("/?", "this help", _help, others=("/help",)),
 )
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.others)}

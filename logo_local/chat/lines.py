@@ -36,9 +36,9 @@ def unwrapped(text: str) -> str:
     return (begin[1] or "") + inner.removeprefix("\n").removesuffix("\n")
 
 
-def read_message(read: Callable[[str], str]) -> str:
-    """The next message or command; raises what `read` raises."""
-    text = read(PROMPT)
+def read_message(read: Callable[[str], str], state: str = "") -> str:
+    """The next message or command, asked for with `state` before the prompt; raises as `read`."""
+    text = read(state + PROMPT)
     while is_open(text):
         text += "\n" + read(MORE)
     return unwrapped(text)

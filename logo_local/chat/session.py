@@ -7,26 +7,32 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from threading import Thread
 
 from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
 from ..console import report
-from ..console.terminal import err_console, for_reader, note, print_error
+from ..console.answers import AnswerStream
+from ..console.terminal import aside, err_console, is_verbose, note, print_error
 from ..errors import LogoError, PromptError
+from ..routing import registry
 from ..routing.route import Route
 from . import commands
 from .lines import read_message
 from .settings import Settings
 
+LEAVE = ("exit", "quit")  # typed as in other programs
+
 
 class Session:
     """One chat with an engine; `raw` completes each message by itself, as no conversation.
 
-    `suggestions` are prompts that the opening shows.
+    `suggestions` are prompts that the opening shows; `background` says in a few words what is done
+    meanwhile, "" for nothing.
 
     `messages` are those by user and assistant in turn, `last` is the last message that was sent,
-    `before` the route of the turn before the last one.
+    `before` the route of the turn before the last one; with `base_only` the next answers are the
+    base model's.
     """
 
     def __init__(
@@ -38,32 +44,37 @@ class Session:
         explain: bool = False,
         raw: bool = False,
         suggestions: Sequence[str] = (),
+        background: Callable[[], str] = str,
     ) -> None:
         self.llm, self.suggestions = llm, suggestions
+        self.background, self._was_busy = background, bool(background())
         self.settings = Settings(llm, sampling, system)
         self.explain = explain
         self.raw = raw
         self.messages: list[Message] = []
         self.last = ""
         self.before: Route | None = None
-        self.over = False
+        self.over = self.base_only = False
         self._ahead: Thread | None = None  # reads the conversation while nobody asks
 
     def run(self, read: Callable[[str], str]) -> None:
         """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
-        note(opening(self.llm))
+        aside(opening(self.llm))
         if self.suggestions:
-            note("Some prompts to try:")
+            aside("Some prompts to try:")
         for prompt in self.suggestions:
-            note(f"  {prompt}")
-        note("Send a message (/? for help)")
+            aside(f"  {prompt}")
+        aside("Send a message (/? for help)")
         if self.raw:
             note("Each line is completed by itself, without a chat template")
             if self.settings.system:
                 note("warning: --system has no effect without a chat template", "yellow")
         while not self.over:
+            if self._was_busy and not self.background():
+                self._was_busy = False
+                aside("The example prompts are ready")
             try:
-                self.take(read_message(read))
+                self.take(read_message(read, "base " if self.base_only else ""))
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -74,6 +85,8 @@ class Session:
         self.stop_reading()
         if text.startswith("//"):
             self.turn(text[1:])
+        elif text.casefold() in LEAVE:
+            self.over = True
         elif text.startswith("/"):
             try:
                 commands.run(self, text)
@@ -103,18 +116,20 @@ class Session:
         """One message and its answer; a failure or Ctrl+C ends the answer, not the session."""
         self.last = text
         route, answer, stopped = self.llm.last_route, Answer(), False
+        shown = AnswerStream()
         try:
             self._make_room({"role": "user", "content": text})
             asked = [*self.messages, {"role": "user", "content": text}]
-            for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
-                print(for_reader(piece), end="", flush=True)
+            with self.llm.base_only() if self.base_only else nullcontext():
+                for piece in stream(self.llm, self.prompt(asked), self.settings.sampling, answer):
+                    shown.write(piece)
         except KeyboardInterrupt:
             stopped = True
         except LogoError as error:
-            _end_line(answer)
+            shown.end()
             print_error(error)
             return
-        _end_line(answer)
+        shown.end()
         # Nothing said: two messages of the user in a row would upset some templates.
         if answer.text and not self.raw:
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
@@ -122,13 +137,18 @@ class Session:
             self._read_ahead()
         if stopped:
             note("stopped")
-        elif self.llm.last_route is not None:
+            return
+        if not answer.text.strip():
+            note("The answer is empty")
+        if self.llm.last_route is not None:
             self.before = route
             self._say_how_it_ended(answer)
             if self.explain:
                 self.why()
             if not (self.explain and self.llm.last_route.is_base):  # else it is said already
-                note(report.blend_line(self.llm.last_route, err_console().width))
+                aside(report.blend_line(self.llm.last_route, err_console().width))
+            if is_verbose():
+                note(report.answer_line(self.llm.timings_ms, self.llm.usage))
 
     def _make_room(self, message: Message) -> None:
         """Forget the oldest turns where the conversation would leave no room for an answer."""
@@ -184,13 +204,11 @@ def opening(llm: Engine) -> str:
     """One line about the model and its adapters, and how many of these the router knows."""
     n, missing = len(llm.pool.names), len(llm.without_profile())
     adapters = "no adapters" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters"
-    known = f", {n - missing} of them with example prompts" if missing else ""
+    looked_for = llm.routing.self_profile and llm.routing.resolved() == registry.DEFAULT
+    if not n or not looked_for:
+        return f"{llm.base.path.stem} with {adapters}"
+    known = f" ({n - missing if missing else 'all'} with example prompts)"
     return f"{llm.base.path.stem} with {adapters}{known}"
-
-
-def _end_line(answer: Answer) -> None:
-    if answer.text and not answer.text.endswith("\n"):
-        print(flush=True)
 
 
 def that_fits(

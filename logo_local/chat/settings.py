@@ -20,7 +20,7 @@ from ..errors import SettingsError
 DEFAULT = "default"  # the value that takes an option back to what it was when the chat began
 _ROUTING = ("top-k", "signal", "mixture")  # what LoGo.configure takes
 _SAMPLING = ("temp", "max-tokens", "seed", "top-p", "min-p", "repeat-penalty")
-_DECLARED = options.declared(*options.ROUTING, *options.SAMPLING, options.SYSTEM)
+_DECLARED = options.declared(*options.ROUTING, *options.SAMPLING, *options.SYSTEM)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..console.opening import open_by_options
-from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, SIGNAL, Several, options
+from ..console.options import (
+    ADAPTERS,
+    ENGINE,
+    FOLDER,
+    JSON,
+    MODEL,
+    MODEL_ARGUMENT,
+    SIGNAL,
+    Several,
+    options,
+)
+from ..console.prompts import named_model
 from ..console.terminal import ProgressBar, say
 
 if TYPE_CHECKING:
@@ -17,8 +28,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@options(ADAPTERS, SIGNAL)
+@MODEL_ARGUMENT
+@options(MODEL, ADAPTERS, SIGNAL)
 @click.option(
     "--top-k",
     "ks",
@@ -52,7 +63,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the ratios into this SVG file.")
 @options(*ENGINE, JSON)
 @click.pass_context
-def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) -> None:
+def bench(ctx: click.Context, /, model: str | None, plot: Path | None, **given: Any) -> None:
     """Measure the cost of mixtures and routing on this machine.
 
     Figures are ratios to the base model alone, which is measured right before. The first adapters
@@ -62,12 +73,13 @@ def bench(ctx: click.Context, /, model: str, plot: Path | None, **given: Any) ->
     from ..bench.report import draw, markdown
     from ..console.figures import load
 
+    model = named_model(ctx, model, given)
     if plot is not None:
         load()  # what is missing is said before minutes of measuring
     given |= {"past": False, "seed": 1}
     if given["self_profile"]:
         given["self_profile"] = "kept"
-    llm = cast("LoGo", open_by_options(ctx, model, given))
+    llm = cast("LoGo", open_by_options(ctx, model, given, needs_adapters=True))
     with ProgressBar() as progress:
         names = ("ks", "prompt_tokens", "answer_tokens", "repeats")
         found = measure(llm, progress=progress, **{name: given[name] for name in names})

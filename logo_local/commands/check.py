@@ -8,8 +8,8 @@ import click
 
 from .. import config
 from ..console import report
-from ..console.options import FOLDER
-from ..console.terminal import ProgressBar, out_console, print_json, say
+from ..console.options import FOLDER, QUIET
+from ..console.terminal import ProgressBar, is_quiet, out_console, print_json, say
 from .convert import BASE_OPTION, VERBOSE_OPTION, read_base
 
 
@@ -17,6 +17,7 @@ from .convert import BASE_OPTION, VERBOSE_OPTION, read_base
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @BASE_OPTION
 @VERBOSE_OPTION
+@QUIET
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
     """Check which adapters in DIR fit the base model.
@@ -44,7 +45,9 @@ def check(folder: Path, base: str, verbose: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        out_console().print(report.check_table(rows))
+        shown = [row for row in rows if not (is_quiet() and row["fits"])]
+        if shown:
+            out_console().print(report.check_table(shown))
         for problem in pool.problems if verbose else ():
             for detail in problem.details:
                 say(f"{problem.path.name}: {detail}")

@@ -11,7 +11,9 @@ from .. import __version__, config
 from ..console.opening import open_engine
 from ..console.options import checks, rare, settable, unknown_variables
 from ..console.terminal import CommandGroup, say, warnings_as_lines
+from .adapters import adapters
 from .bench import bench
+from .cache import cache
 from .check import check
 from .convert import convert
 from .doctor import doctor
@@ -48,7 +50,19 @@ def cli(ctx: click.Context) -> None:
     ctx.with_resource(warnings_as_lines())
 
 
-for command in (run, score, check, bench, convert, evaluate, profile, serve, doctor):
+for command in (
+    run,
+    score,
+    adapters,
+    check,
+    bench,
+    convert,
+    evaluate,
+    profile,
+    serve,
+    doctor,
+    cache,
+):
     command.epilog = rare(command)
     cli.add_command(command)
 

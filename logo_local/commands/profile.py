@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from .. import config
-from ..console.options import FOLDER
-from ..console.terminal import UsageError, say
+from ..console.options import FOLDER, JSON, QUIET, VERBOSE, options
+from ..console.terminal import UsageError, aside, say
 from ..files.file_index import content_key
 from ..routing.advice import one_wording
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
@@ -21,7 +21,7 @@ from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompt
     "--prompts", type=FOLDER, metavar="FILE", help="Add the prompts in this file, one per line."
 )
 @click.option("--forget", is_flag=True, help="Remove all prompts that were added to this adapter.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options(JSON, VERBOSE, QUIET)
 def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) -> None:
     """Show, add or remove example prompts of ADAPTER, a GGUF file or a PEFT folder.
 
@@ -36,11 +36,11 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
     taught = TaughtPrompts(config.data_dir() / "prompts")
     if forget:
         gone = taught.forget(key)
-        say(f"forgot {gone} prompt{'s' * (gone != 1)}", "dim")
+        aside(f"forgot {gone} prompt{'s' * (gone != 1)}")
     if prompts is not None:
         new = taught.add(key, read_prompts(prompts))
         kept = f", kept in {taught.path(key)}" if new else ""
-        say(f"{new} new prompt{'s' * (new != 1)}{kept}", "dim")
+        aside(f"{new} new prompt{'s' * (new != 1)}{kept}")
     found = {"beside": prompts_beside(adapter), "added": taught.read(key)}
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
@@ -52,6 +52,4 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
     if alike:
         say(f"all examples {alike}: examples in other words help more than further ones", "yellow")
     if not any(found.values()):
-        say(
-            "no example prompts: the adapter is never selected; add some with --prompts FILE", "dim"
-        )
+        aside("no example prompts: the adapter is never selected; add some with --prompts FILE")

@@ -10,21 +10,35 @@ import click
 from .. import chat, config
 from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
 from ..console import report
+from ..console.answers import AnswerStream
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import (
+    BASE_ONLY,
     ESCAPE_SPECIAL,
     EXPLAIN,
     JSON,
+    MODEL,
+    MODEL_ARGUMENT,
+    PROMPT,
+    QUIET,
     RAW,
     ROUTES,
     SAMPLING,
     SYSTEM,
     TEMPLATE_KWARGS,
+    VERBOSE,
     options,
 )
-from ..console.prompts import announce_self_profiles, prompt_text
-from ..console.terminal import UsageError, check_text, err_console, for_reader, print_json, say
+from ..console.prompts import announce_self_profiles, model_and_prompt, prompt_text, system_text
+from ..console.terminal import (
+    UsageError,
+    aside,
+    err_console,
+    is_verbose,
+    print_json,
+    say,
+)
 from .jsonl import JSONL, answer_lines
 from .showcase import PROMPTS_FILE, read_examples
 
@@ -32,24 +46,25 @@ SUGGESTIONS = 3  # prompts that a chat with the demo begins with
 
 
 @click.command()
-@click.argument("model")
+@MODEL_ARGUMENT
 @click.argument("prompt", required=False)
-@options(*SAMPLING[:1], *ROUTES, *SAMPLING[1:], SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
-@options(EXPLAIN, RAW, JSON, JSONL)
+@options(MODEL, *PROMPT, *SAMPLING[:1], BASE_ONLY, *ROUTES, *SAMPLING[1:])
+@options(*SYSTEM, ESCAPE_SPECIAL, TEMPLATE_KWARGS)
+@options(EXPLAIN, RAW, JSON, JSONL, VERBOSE, QUIET)
 @click.pass_context
-def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
+def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: Any) -> None:
     """Answer PROMPT with the adapters that match it, or start a chat.
 
     Standard input, if it is piped, is put before PROMPT or replaces it. Without both, a chat
-    starts. The answer is streamed to standard output; the selected adapters are printed on
-    standard error.
+    starts. MODEL can be left out if it is set in config.toml. The answer is streamed to standard
+    output; the selected adapters are printed on standard error.
     """
+    model, prompt = model_and_prompt(ctx, model, prompt, given)
     sampling = Sampling(**{name: given[name] for name in SAMPLED})
     if given["jsonl"]:
         answer_lines(ctx, model, prompt, sampling, given)
         return
-    if given["system"]:
-        check_text(given["system"], "--system")
+    given["system"] = system_text(ctx, given)
     talk = prompt is None and chat.is_terminal()
     if talk and given["as_json"]:
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
@@ -58,13 +73,14 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
         given["self_profile"] = "kept"  # nobody waits for the rest: see below
     llm = open_by_options(ctx, model, given)
     if talk:
-        with self_profiles_in_background(llm, given):
+        with self_profiles_in_background(llm, given) as background:
             chat.chat(
                 llm,
                 replace(sampling, seed=given["seed"]),
                 system=given["system"],
                 explain=given["explain"],
                 raw=given["raw"],
+                background=background,
                 suggestions=_demo_prompts() if model == "demo" else (),
             )
         return
@@ -82,7 +98,9 @@ def run(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> 
     route = llm.last_route
     told = given["as_json"] or (given["explain"] and route is not None and route.is_base)
     if route is not None and not told:
-        say(report.blend_line(route, err_console().width), "dim")
+        aside(report.blend_line(route, err_console().width))
+    if is_verbose():
+        say(report.answer_line(llm.timings_ms, llm.usage), "dim")
 
 
 def _demo_prompts() -> list[str]:
@@ -98,10 +116,11 @@ def _explain(llm: Engine) -> None:
 
 
 def _stream(llm: Engine, prompt: Prompt, sampling: Sampling) -> None:
-    answer = Answer()
+    answer, shown = Answer(), AnswerStream()
     try:
         for piece in stream(llm, prompt, sampling, answer):
-            click.echo(for_reader(piece), nl=False)
+            shown.write(piece)
     finally:
-        if answer.text and not answer.text.endswith("\n"):
-            click.echo()
+        shown.end()
+    if not answer.text.strip():
+        aside("The answer is empty")

@@ -10,22 +10,23 @@ from .. import chat
 from ..ask import as_prompt
 from ..console import report
 from ..console.opening import open_by_options
-from ..console.options import ROUTING, options
-from ..console.prompts import announce_self_profiles, prompt_text
-from ..console.terminal import UsageError, err_console, print_json, say
+from ..console.options import MODEL, MODEL_ARGUMENT, PROMPT, QUIET, ROUTING, VERBOSE, options
+from ..console.prompts import announce_self_profiles, model_and_prompt, prompt_text
+from ..console.terminal import UsageError, aside, err_console, print_json
 
 
 @click.command()
-@click.argument("model")
+@MODEL_ARGUMENT
 @click.argument("prompt", required=False)
-@options(*ROUTING)
+@options(MODEL, *PROMPT, *ROUTING, VERBOSE, QUIET)
 @click.pass_context
-def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -> None:
+def score(ctx: click.Context, /, model: str | None, prompt: str | None, **given: Any) -> None:
     """Show the route for PROMPT, without an answer.
 
     Each line has the name, weight and score of an adapter. Standard input, if it is piped, is put
     before PROMPT or replaces it.
     """
+    model, prompt = model_and_prompt(ctx, model, prompt, given)
     if prompt is None and chat.is_terminal():
         raise UsageError("no prompt given", f'{ctx.command_path} {model} "the prompt"')
     text = prompt_text(prompt)
@@ -41,4 +42,4 @@ def score(ctx: click.Context, /, model: str, prompt: str | None, **given: Any) -
         console = err_console()
         console.print(report.explain_table(route, console.width))
     elif route.is_base and not given["as_json"]:
-        say(report.BASE_ALONE, "dim")
+        aside(report.BASE_ALONE)

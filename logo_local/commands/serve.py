@@ -15,13 +15,18 @@ from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import (
     ESCAPE_SPECIAL,
+    MODEL,
+    MODEL_ARGUMENT,
+    QUIET,
     ROUTES_ALONE,
     SAMPLING,
     SERVER,
     TEMPLATE_KWARGS,
+    VERBOSE_SERVER,
     options,
 )
-from ..console.terminal import UsageError, say
+from ..console.prompts import named_model
+from ..console.terminal import UsageError, is_verbose, say
 from ..errors import SettingsError
 from ..extras import install_hint
 
@@ -30,17 +35,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.option("-v", "--verbose", is_flag=True, help="Log each request on standard error.")
-@options(*SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE)
+@MODEL_ARGUMENT
+@options(
+    VERBOSE_SERVER, QUIET, MODEL, *SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE
+)
 @click.pass_context
-def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
+def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
     """Start a server with an OpenAI-compatible API and a web page.
 
     The model of a request is auto (adapters that match), base, or base:NAME for one adapter. --temp
     is the default temperature, --max-tokens an upper limit. Ctrl+C or SIGTERM finishes the running
     requests.
     """
+    model = named_model(ctx, model, given)
     try:
         from ..server.http import listen
         from ..server.request_log import show
@@ -50,7 +57,7 @@ def serve(ctx: click.Context, /, model: str, **given: Any) -> None:
             hint=install_hint("server"),
         ) from error
     rules = _rules(given)
-    if given["verbose"]:
+    if is_verbose():
         show()
     with _socket(given["host"], given["port"]) as bound:
         engines = _engines(ctx, model, given)

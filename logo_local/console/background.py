@@ -11,31 +11,44 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..ask import Engine
-from .terminal import say
+from .terminal import aside
 
 _NICER = 10
 _N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
 
 
+@contextmanager
 def self_profiles_in_background(
     llm: Engine, given: Mapping[str, Any]
-) -> AbstractContextManager[object]:
+) -> Iterator[Callable[[], str]]:
     """`making_self_profiles` for an engine, with a line that says so; nothing where none lacks.
 
-    `given` are the options that the engine was opened by.
+    Yields what says in a few words how far it is; "" when nothing is done any more. `given` are the
+    options that the engine was opened by.
     """
     missing = llm.without_profile()
     if not missing:
-        return nullcontext()
-    say(f"Generating example prompts for {len(missing)} adapters in the background", "dim")
+        yield lambda: ""
+        return
+    aside(f"Generating example prompts for {_adapters(missing)} in the background")
     names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
     settings = {name: given[name] for name in names if name in given}
-    return making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings)
+    with making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings) as process:
+
+        def state() -> str:
+            left = llm.without_profile() if process.poll() is None else []
+            return f"generating example prompts, {_adapters(left)} left" if left else ""
+
+        yield state
+
+
+def _adapters(names: Sequence[str]) -> str:
+    return "1 adapter" if len(names) == 1 else f"{len(names)} adapters"
 
 
 @contextmanager

@@ -12,13 +12,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from .. import config
 from ..ask import Engine
 from ..errors import ModelError
+from ..files.folder import nothing_usable
 from ..routing import settings
-from .terminal import ProgressBar, UsageError, say
+from .terminal import ProgressBar, UsageError, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
+# What llama.cpp says of an evaluation that Ctrl+C gave up, which is no error.
+_ABORTED = ("compute status: 1", "failed with error 1", "failed to decode, ret = 2")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
@@ -41,7 +45,7 @@ class _LlamaLog:
     def _receive(self, level: int, text: bytes, _data: Any) -> None:
         self._continued = level == _ERROR or (level == 5 and self._continued)
         line = text.decode(errors="replace").strip()
-        if not (self._continued and line):
+        if not (self._continued and line) or line.endswith(_ABORTED):
             return
         if self.kept is None:
             say(f"llama.cpp: {line}", "yellow")
@@ -56,21 +60,31 @@ _SAME = (*settings.OPTIONS, "links_out", "n_gpu_layers", "escape_special", "chat
 
 
 def open_by_options(
-    ctx: click.Context, model: str, given: Mapping[str, Any], progress: Progress | None = None
+    ctx: click.Context,
+    model: str,
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+    *,
+    needs_adapters: bool = False,
 ) -> Engine:
     """The engine that a command's options ask for, closed when the command ends.
 
     What opens it is the context's object, as the group of commands set it. `progress` is told
-    what `LoGo` tells it; by default a bar on standard error is. Raises UsageError
-    where a folder of adapters is needed and none is named.
+    what `LoGo` tells it; by default a bar on standard error is. Raises UsageError where a folder
+    of adapters is needed and none is named, and PoolError where it is empty and `needs_adapters`.
     """
     adapters = given["adapters"]
-    if model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE:
+    if given.get("base_only"):
+        model, adapters = str(config.demo_model()) if model == "demo" else model, None
+    elif (
+        model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE
+    ):
         adapters = None  # the folder set for good is for another model
-    if adapters is None and model != "demo":
+    elif adapters is None and model != "demo":
+        others = ", or --base-only" if "base_only" in given else ""
         raise UsageError(
             "no adapters given",
-            f"add --adapters DIR, the folder that holds them: "
+            f"add --adapters DIR, the folder that holds them{others}: "
             f"{ctx.command_path} {model} --adapters DIR",
         )
     chosen = {name: given[name] for name in _SAME if name in given}
@@ -86,6 +100,11 @@ def open_by_options(
     with ProgressBar() as bar:
         llm = opened(model, adapters, progress=progress or bar, **chosen)
     ctx.call_on_close(llm.close)
+    if is_verbose():
+        n = len(llm.pool.names)
+        say(f"loaded {llm.base.path} with {n} adapters in {llm.timings_ms['load']:.0f} ms", "dim")
+    if needs_adapters and not llm.pool.names:
+        raise nothing_usable(llm.pool.folder or Path(), [])
     return llm
 
 

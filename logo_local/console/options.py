@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import config
 from ..routing import registry, settings
+from .terminal import set_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +97,51 @@ def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
 
 FOLDER = click.Path(path_type=Path)
 
+
+def _set_volume(ctx: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        set_volume(-1 if option.name == "quiet" else 1)
+        ctx.call_on_close(lambda: set_volume(0))
+
+
+def _verbose(shows: str) -> Callable[[F], F]:
+    names = ("-v", "--verbose")
+    return click.option(*names, is_flag=True, expose_value=False, callback=_set_volume, help=shows)
+
+
+VERBOSE = _verbose("Also show what is prepared, and timings.")
+VERBOSE_SERVER = _verbose("Log each request on standard error.")
+QUIET = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_volume,
+    help="Show answers, warnings and errors only.",
+)
+
+
+def _complete_model(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    names = [CompletionItem("demo")] if incomplete and "demo".startswith(incomplete) else []
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+MODEL_ARGUMENT = click.argument("model", required=False, shell_complete=_complete_model)
+MODEL = _shared(
+    "--model",
+    "-m",
+    "default_model",
+    metavar="MODEL",
+    shell_complete=_complete_model,
+    help="The model, instead of the argument MODEL; useful in config.toml.",
+)
+PROMPT = (
+    click.option("-p", "--prompt", "given_prompt", metavar="TEXT", help="Same as PROMPT."),
+    click.option("-f", "--file", type=FOLDER, metavar="FILE", help="Read PROMPT from a file."),
+)
+
 RAW = click.option("--raw", is_flag=True, help="Do not apply the chat template.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 EXPLAIN = _shared("--explain", is_flag=True, help="Show all scores on standard error.")
@@ -109,15 +156,23 @@ PAST = _routing("past", hidden=True)
 LLAMA = (
     _shared(
         "--ctx-size",
+        "-c",
         type=click.IntRange(1),
         help="Context length in tokens  [default: the model's, at most 4096]",
     ),
     _shared(
         "--threads",
+        "-t",
         type=click.IntRange(1),
         help="CPU threads  [default: all for prompts, half for answers]",
     ),
-    _shared("--n-gpu-layers", type=int, default=0, help="Number of layers on the GPU; -1 for all."),
+    _shared(
+        "--n-gpu-layers",
+        "-ngl",
+        type=int,
+        default=0,
+        help="Number of layers on the GPU; -1 for all.",
+    ),
 )
 # How the engine works, whatever routes it makes.
 ENGINE = (
@@ -130,13 +185,15 @@ ENGINE = (
 RESEARCH = tuple(
     _routing(name) for name, option in settings.OPTIONS.items() if not option.metadata["common"]
 )
-SEED = _shared("--seed", type=click.IntRange(1), help="Seed for sampling  [default: random]")
+SEED = _shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
 ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
-    _shared("--max-tokens", type=click.IntRange(1), default=512, help="Maximum tokens per answer."),
+    _shared(
+        "--max-tokens", "-n", type=click.IntRange(1), default=512, help="Maximum tokens per answer."
+    ),
     _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
     _shared(
         "--top-p",
@@ -155,7 +212,7 @@ SAMPLING = (
     _shared(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
-        default=1.0,
+        default=1.1,
         help="Values above 1 make repeated tokens less likely.",
         hidden=True,
     ),
@@ -247,7 +304,20 @@ ESCAPE_SPECIAL = _shared(
     help="Insert spaces into control tokens in messages, such as <|im_end|>, to disable them.",
     hidden=True,
 )
-SYSTEM = _shared("--system", metavar="TEXT", help="System message.")
+BASE_ONLY = _shared(
+    "--base-only", is_flag=True, help="Answer with the base model; no adapters are read."
+)
+SYSTEM = (
+    _shared("--system", "-sys", metavar="TEXT", help="System message."),
+    _shared(
+        "--system-file",
+        "-sysf",
+        type=FOLDER,
+        metavar="FILE",
+        help="Read the system message from a file.",
+        hidden=True,
+    ),
+)
 
 
 def options(*several: Callable[[F], F]) -> Callable[[F], F]:

@@ -27,6 +27,7 @@ BASE_ALONE = "base alone"
 _SEPARATOR = " · "
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _MOST_ROWS = 20
+_LONGEST_ABOUT = 100  # characters of a description in a list
 _MOVED = 0.005  # less is not to be seen in two digits
 
 
@@ -189,9 +190,9 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
         if bars:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")
-    lines: list[Text | Table] = [Text(how_line(route), style="dim"), table]
-    if not shown:
-        lines.pop()  # only headings
+    lines: list[Text | Table] = [table] if shown else []
+    if route.signal != Route.signal:  # a route that somebody gave was not scored
+        lines.insert(0, Text(how_line(route), style="dim"))
     if rest := ranked[len(shown) :]:
         what = "more" if rest[0][1] > 0 else "with a score of 0"
         and_ = "and " if shown else ""
@@ -344,4 +345,47 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             reason = Text(f"no: {row['reason']}", style="red")
             name = printable(os.path.basename(row["path"]))
             table.add_row(Text(name), "", "", "", "", "", reason)
+    return table
+
+
+def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `logo-local adapters`: name, whether it fits, examples, size, description.
+
+    Without a description the first example prompt is shown; `fits` is None where it was not
+    checked, and the column is then left out unless something cannot be used at all.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    with_fits = any(row["fits"] is not None for row in rows)
+    table.add_column("adapter", overflow="fold")
+    if with_fits:
+        table.add_column("fits", no_wrap=True)
+    for heading in ("examples", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("description", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        fits = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("")}[row["fits"]]
+        about = Text(" ".join(row["description"].split()))
+        if row["fits"] is False:
+            about = Text(row["reason"], "red")
+        elif not row["description"] and row["first_example"]:
+            about = Text(f"e.g. {' '.join(row['first_example'].split())}", "dim")
+        about.truncate(_LONGEST_ABOUT, overflow="ellipsis")
+        examples = str(row["examples"]) if row["fits"] is not False else ""
+        size = size_text(row["n_bytes"]) if row["n_bytes"] else ""
+        cells = [Text(printable(row["name"])), *([fits] if with_fits else [])]
+        table.add_row(*cells, examples, size, about)
+    return table
+
+
+def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The parts of the cache: number of entries, size, what of it is unused, and what it is."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("part", no_wrap=True)
+    for heading in ("entries", "size", "unused"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("content")
+    for row in rows:
+        unused = size_text(row["unused_bytes"]) if row["unused"] else ""
+        size = size_text(row["n_bytes"])
+        table.add_row(row["name"], str(row["entries"]), size, unused, row["about"])
     return table

@@ -30,7 +30,29 @@ from ..files.text_file import is_encodable
 
 # Tables for programs are never cut; rich would otherwise assume 80 columns.
 _UNCUT = 10_000
+# Columns that a bar leaves free: the terminal echoes ^C there, and would else begin another line.
+_ECHO = 3
 _SHOW_PROGRESS_AFTER = 1.0  # seconds
+
+
+# -1 with --quiet, 1 with --verbose. Of the process, as its streams are.
+_volume = 0
+
+
+def set_volume(volume: int) -> None:
+    """Say less (-1), as usual (0) or more (1) on standard error from now on."""
+    global _volume
+    _volume = volume
+
+
+def is_quiet() -> bool:
+    """Whether less is said than usual."""
+    return _volume < 0
+
+
+def is_verbose() -> bool:
+    """Whether more is said than usual."""
+    return _volume > 0
 
 
 def err_console() -> Console:
@@ -59,6 +81,12 @@ def print_json(value: object) -> None:
 def note(text: str, style: str = "dim") -> None:
     """A remark beside a conversation, on standard error."""
     say(text, style)
+
+
+def aside(text: str, style: str = "dim") -> None:
+    """As `say`, for what --quiet leaves out: neither an answer to a command nor a warning."""
+    if not is_quiet():
+        say(text, style)
 
 
 def _print_words(text: str, style: str = "", lead: str = "", lead_style: str = "") -> None:
@@ -215,21 +243,31 @@ def _without_reader() -> int:
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            if is_verbose():
+                say(record.getMessage(), "dim")
+            return
         say(f"{record.levelname.lower()}: {record.getMessage()}", "yellow")
 
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within this block the package's log warnings are `warning: ...` lines."""
+    """Within this block the package's log warnings are `warning: ...` lines.
+
+    With --verbose what is said at the level INFO is a line, too.
+    """
     logger = logging.getLogger("logo_local")
-    handler = _Warnings(logging.WARNING)
+    handler = _Warnings(logging.INFO)
     logger.addHandler(handler)
     before, logger.propagate = logger.propagate, False
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
+        logger.setLevel(level)
 
 
 class ProgressBar:
@@ -251,9 +289,13 @@ class ProgressBar:
             if waited < _SHOW_PROGRESS_AFTER or done >= total:
                 return
             console = err_console()
+            console.width = max(console.width - _ECHO, 1)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Progress(
-                *columns, console=console, transient=True, disable=not console.is_terminal
+                *columns,
+                console=console,
+                transient=True,
+                disable=not console.is_terminal or is_quiet(),
             )
             self._bar.start()
         if stage not in self._stages:

@@ -29,7 +29,7 @@ def description_of(origin: Path) -> str:
     """
     try:
         text = _beside(origin) or (_of_folder(origin) if origin.is_dir() else _of_file(origin))
-    except (AdapterError, GgufError, OSError, ValueError):
+    except (AdapterError, GgufError, OSError, ValueError, RecursionError):
         return ""
     return printable(next((line.strip() for line in text.splitlines() if line.strip()), ""))
 
@@ -42,7 +42,8 @@ def _beside(origin: Path) -> str:
 def _of_folder(folder: Path) -> str:
     """From the files of a PEFT folder, the shortest way first."""
     config, card = folder / CONFIG_FILE, folder / CARD
-    said = json.loads(read_start(config, MOST)).get("description") if config.is_file() else ""
+    fields = json.loads(read_start(config, MOST)) if config.is_file() else {}
+    said = fields.get("description") if isinstance(fields, dict) else ""
     if not (isinstance(said, str) and said) and card.is_file():
         said = card_fields(card).get("description") or _of_card(card)
     return said if isinstance(said, str) else ""

@@ -129,6 +129,22 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
         yield from _adapters(below, within=None)
 
 
+def nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
+    """The error for a folder without an adapter that can be used, with all `problems`."""
+    if not problems:
+        return PoolError(
+            f"there are no adapters in {folder}",
+            hint="put GGUF LoRA files or PEFT adapter folders into it; "
+            "logo-local convert makes the one from the other",
+        )
+    hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
+    return PoolError(
+        f"none of the adapters in {folder} can be used",
+        problems=[str(problem) for problem in problems],
+        hint=hints[0] if hints else "",
+    )
+
+
 def shards_in(folder: Path) -> list[Path]:
     """The files in `folder` that are named as parts of an adapter's weights, by name.
 
@@ -171,7 +187,7 @@ def kind_of(origin: Path) -> str:
 def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
     """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
     found: list[Path] = []
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path not in used and path.is_dir():
             found.append(path)
             with suppress(OSError):  # one that cannot be read is a problem, and known as such

@@ -10,30 +10,32 @@ Holds no weights and knows nothing of llama.cpp; what is loaded there is decided
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from ..errors import AdapterError, PoolError, UnknownAdapterError
+from ..errors import AdapterError, UnknownAdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
-from .digest import sha256_of
+from .converted import Converter, converted
 from .file_index import FileIndex, content_key, is_unchanged
-from .folder import Entry, Problem, Stamp, files_in, other_folders, scan, stamp_of
-from .paw import unpack_adapter
-from .whole_file import only_once
+from .folder import (
+    Entry,
+    Problem,
+    Stamp,
+    nothing_usable,
+    other_folders,
+    scan,
+    stamp_of,
+)
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-Steps = Callable[[int, int], None]
 
-# The stored form of converted adapters; half of float32's size, and the common choice.
-_OUTTYPE = "f16"
 READING = "reading adapters"  # what progress is told; PEFT folders have stages of their own
 
 
@@ -61,19 +63,6 @@ class Changes:
         return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
-class Converter(NamedTuple):
-    """What makes a GGUF LoRA file of an adapter folder; `version` changes with what it makes.
-
-    `convert(source, base, out, outtype, progress)` writes `out` and returns lines to be logged;
-    it raises ConversionError. `convert.FOR_POOL` is one.
-    """
-
-    version: int
-    convert: Callable[
-        [Path, BaseModel, Path, str, Callable[[int, int], None] | None], Iterable[str]
-    ]
-
-
 @dataclass
 class _Known:
     entry: Entry
@@ -85,15 +74,17 @@ class Pool:
     """All usable adapters of one folder, by name, for one base model. Make it with `open`.
 
     `adapters` is sorted by name, and is another mapping after each rescan that found a change.
+    `folder` is None where adapters are not wanted at all: the pool is empty then, and stays so.
     `problems` are the things left out. `candidates` are the names that routing may choose from:
     the pinned ones if any are, otherwise all; never an excluded one.
     """
 
-    folder: Path
+    folder: Path | None
     base: BaseModel
     cache: Path
     on_problem: Callable[[Problem], None] | None = None
     all_may_be_unfit: bool = False
+    may_be_empty: bool = False
     links_out: bool = True
     converter: Converter | None = None
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
@@ -104,16 +95,17 @@ class Pool:
     _known: dict[Path, _Known] = field(default_factory=dict, repr=False)
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
     _file_index: FileIndex = field(init=False, repr=False)
+    _is_open: bool = field(default=False, repr=False)
     # When it was last looked at: the folder, and what in it is not in use.
     _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
 
     def __post_init__(self) -> None:
-        self._file_index = FileIndex(self.cache, self.folder, self.base.fingerprint)
+        self._file_index = FileIndex(self.cache, self.folder or Path(), self.base.fingerprint)
 
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        folder: str | Path | None,
         base: BaseModel,
         *,
         cache: str | Path,
@@ -121,6 +113,7 @@ class Pool:
         progress: Progress | None = None,
         on_problem: Callable[[Problem], None] | None = None,
         all_may_be_unfit: bool = False,
+        may_be_empty: bool = False,
         links_out: bool = True,
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
@@ -129,17 +122,26 @@ class Pool:
         `progress` is called with (stage, done, total) as adapters are read and converted;
         `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
         all problems, when `folder` is no folder of adapters or holds none, and when none of them
-        can be used, unless `all_may_be_unfit`. Without `links_out`, links to adapters outside of
+        can be used, unless `all_may_be_unfit`. With `may_be_empty` a folder without adapters, or
+        one that does not exist, is an empty pool and a line in the log: a rescan finds what comes
+        later. Without `links_out`, links to adapters outside of
         the folder are left out.
         """
         pool = cls(
-            Path(folder), base, Path(cache), on_problem, all_may_be_unfit, links_out, converter
+            None if folder is None else Path(folder),
+            base,
+            Path(cache),
+            on_problem,
+            all_may_be_unfit,
+            may_be_empty,
+            links_out,
+            converter,
         )
         pool.rescan(progress=progress)
         return pool
 
     def __repr__(self) -> str:
-        return f"<Pool {self.folder}, {len(self.adapters)} adapters>"
+        return f"<Pool {self.folder or 'without a folder'}, {len(self.adapters)} adapters>"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,8 +219,9 @@ class Pool:
         A file in use that was written to is not noticed here, but by whoever opens it next.
         """
         stamp, unused = self._seen
-        return stamp_of(self.folder) != stamp or any(
-            stamp_of(path) != then for path, then in unused.items()
+        return self.folder is not None and (
+            stamp_of(self.folder) != stamp
+            or any(stamp_of(path) != then for path, then in unused.items())
         )
 
     def rescan(self, *, progress: Progress | None = None) -> Changes:
@@ -226,10 +229,16 @@ class Pool:
 
         Files are known by path, size and modification time. Pins and exclusions of names that
         are still there stay. Problems that were there before are not reported again. Raises
-        PoolError, and changes nothing, when no usable adapter is left.
+        PoolError, and changes nothing, when no usable adapter is left, unless the pool may be or
+        already was empty.
         """
+        if self.folder is None:
+            return Changes((), (), ())
         stamp = stamp_of(self.folder)
-        entries, problems = scan(self.folder, links_out=self.links_out)
+        if self.may_be_empty and not os.path.lexists(self.folder):
+            entries, problems = list[Entry](), list[Problem]()
+        else:
+            entries, problems = scan(self.folder, links_out=self.links_out)
         used = {entry.path for entry in entries}
         unused = {path: stamp_of(path) for path in other_folders(self.folder, used)}
         unused |= {problem.path: stamp_of(problem.path) for problem in problems}
@@ -261,8 +270,13 @@ class Pool:
             progress(READING, len(fresh), len(fresh))
         self._file_index.save()
         problems.sort(key=lambda problem: problem.path)
-        if not known and not (problems and self.all_may_be_unfit):
-            raise _nothing_usable(self.folder, problems)
+        is_news = not self._is_open or bool(self.adapters)
+        accepts = self.all_may_be_unfit if problems else self.may_be_empty
+        if not known and is_news and not accepts:
+            raise nothing_usable(self.folder, problems)
+        if not known and is_news and not problems:
+            log.warning("no adapters in %s yet: the base model answers", self.folder)
+        self._is_open = True
         return self._take_over(known, problems)
 
     def _take_over(self, known: dict[Path, _Known], problems: list[Problem]) -> Changes:
@@ -302,8 +316,8 @@ class Pool:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
             raise UnknownAdapterError(
-                f"there is no adapter {name!r} in {self.folder.name}",
-                hint=f"{guess}the adapters are: {', '.join(self.adapters)}",
+                f"there is no adapter {name!r} in {self.folder.name if self.folder else 'use'}",
+                hint=f"{guess}the adapters are: {', '.join(self.adapters) or 'none'}",
             )
 
     def check_current(self, name: str) -> None:
@@ -323,64 +337,5 @@ class Pool:
     def _read(self, entry: Entry, progress: Progress | None) -> AdapterFile:
         if not entry.is_converted:
             return read_adapter(entry.path, self.base)
-        try:
-            return replace(self._converted(entry, progress), name=entry.name)
-        except OSError as error:
-            raise AdapterError(
-                f"cannot convert {entry.path}",
-                problems=[f"it cannot be converted: {error.strerror}: {error.filename}"],
-                hint=f"converted adapters are written to {self.cache}",
-            ) from error
-
-    def _converted(self, entry: Entry, progress: Progress | None) -> AdapterFile:
-        """The adapter as a GGUF file in the cache, made now if it is not there."""
-        if entry.path.is_dir() and self.converter is None:
-            raise AdapterError(
-                "an adapter folder, and nothing converts it",
-                hint="give Pool.open converter=logo_local.convert.FOR_POOL",
-            )
-        version = 0 if self.converter is None else self.converter.version
-        parts = (self.base.fingerprint, f"converter {version}", _OUTTYPE)
-        out = self.cache / "converted" / f"{_content_key(entry.path, parts)}.gguf"
-        if out.exists():
-            try:
-                return read_adapter(out, self.base)
-            except AdapterError as error:
-                log.warning("%s is damaged and made anew: %s", out, error)
-                out.unlink(missing_ok=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
         steps = partial(progress, f"converting {entry.name}") if progress else None
-        notes: Iterable[str] = ()
-        with only_once(out) as unfinished:
-            if self.converter is None or not entry.path.is_dir():
-                unpack_adapter(entry.path, unfinished)
-            else:
-                notes = self.converter.convert(entry.path, self.base, unfinished, _OUTTYPE, steps)
-        for note in notes:
-            log.warning("%s: %s", entry.name, note)
-        return read_adapter(out, self.base)
-
-
-def _content_key(origin: Path, parts: Iterable[str]) -> str:
-    """Sixty-four hex digits for the adapter's files and `parts`."""
-    key = hashlib.sha256("\n".join(parts).encode())
-    for file in files_in(origin) if origin.is_dir() else [origin]:
-        if file.is_file():  # without one of them the converter will say what is missing
-            # Digests rather than contents: no file can pretend to be the start of the next.
-            key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
-    return key.hexdigest()
-
-
-def _nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
-    if not problems:
-        return PoolError(
-            f"there are no adapters in {folder}",
-            hint="put GGUF LoRA files or PEFT adapter folders into it; "
-            "logo-local convert makes the one from the other",
-        )
-    hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
-    return PoolError(
-        f"none of the adapters in {folder} can be used",
-        problems=[str(problem) for problem in problems],
-        hint=hints[0] if hints else "",
-    )
+        return converted(entry, self.base, self.cache, self.converter, steps)

@@ -23,6 +23,7 @@ _FUNCTIONS = {
     "llama_set_adapters_lora": 4,
     "llama_init_from_model": 2,
     "llama_decode": 2,
+    "llama_set_abort_callback": 3,
     "llama_get_memory": 1,
     "llama_memory_clear": 2,
     "llama_memory_seq_rm": 4,

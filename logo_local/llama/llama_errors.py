@@ -85,12 +85,11 @@ def _reason(error: Exception) -> str:
     return text if in_its_own_words else f"{type(error).__name__}: {text}"
 
 
-def problems_of(adapters: str | Path | None, llama: Mapping[str, Any]) -> list[str]:
-    """What cannot be used of the folder and of the parent's arguments."""
-    problems = [] if adapters is not None else ["adapters names no folder"]
+def problems_of(llama: Mapping[str, Any]) -> list[str]:
+    """What cannot be used of the parent's arguments."""
     # The parent takes any keyword and ignores those that it does not know.
     known = inspect.signature(Llama.__init__).parameters
-    problems += [f"there is no setting {name!r}" for name in llama if name not in known]
+    problems = [f"there is no setting {name!r}" for name in llama if name not in known]
     if llama.get("lora_path"):
         problems.append("lora_path cannot be given: put that adapter into the adapters folder")
     if llama.get("vocab_only"):

@@ -21,9 +21,9 @@ from jinja2 import TemplateError
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-from ..errors import ContextError, NativeError, PromptError
+from ..errors import ContextError, NativeError, PromptError, SettingsError
 from .chat_templates import handler_with
-from .interrupts import interrupts_held, make_context
+from .interrupts import interrupts_held, make_context, stoppable
 from .llama_errors import prompt_errors
 from .native import EvalCallback
 from .special_tokens import control_tokens, escaped
@@ -67,7 +67,7 @@ class Context:
         """Evaluate one of llama.cpp's own batches; raises as `decode` does."""
         if self._callback is not None:
             self._callback.start()
-        with interrupts_held():
+        with interrupts_held(), stoppable(self.ctx, batch.n_tokens):
             code = llama_cpp.llama_decode(self.ctx, batch)
         if code != 0:
             raise NativeError(
@@ -167,6 +167,16 @@ class LoadedModel:
         """Whether the generating context's last logits are numbers."""
         logits = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
         return not logits or math.isfinite(logits[0])  # one is NaN where all are
+
+    def check_embedding(self) -> None:
+        """Raise SettingsError where the generating context makes no vectors of texts."""
+        self.llama.n_ctx()  # of a closed engine a PromptError
+        if not self.params.embeddings:
+            raise SettingsError(
+                "this engine was opened without embedding=True, which embed and create_embedding "
+                "need",
+                hint="llm.embeddings(texts) needs no setting, and returns vectors of norm 1",
+            )
 
     def forget_generated(self) -> None:
         """Drop the generating context's keys and values.

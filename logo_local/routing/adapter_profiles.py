@@ -193,6 +193,9 @@ class AdapterProfiles:
     def of_samples(self, names: Sequence[str], form: str) -> dict[str, Profile]:
         """The self-profiles of these adapters; one that wrote nothing at all has none."""
         found = {}
+        new = [name for name in names if not self.has_written(name)]
+        if new:
+            log.info("letting adapters write example prompts: %s", ", ".join(new))
         for done, name in enumerate(names):
             self._progress(WRITING, done, len(names))
             adapter = self._pool.adapters[name]

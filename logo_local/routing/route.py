@@ -51,7 +51,6 @@ class Route:
             "probe": self.probe,
             "target": self.target,
             "mixture": self.mixture,
-            "strength": 1.0,  # of older releases: a route is applied in full
             "reason": self.reason,
             "adapters": [
                 {"name": name, "score": score, "weight": weight}

@@ -118,6 +118,9 @@ class Router:
         """
         signal = self.settings.resolved(signal)
         about = find(signal)
+        if not self._pool.adapters:
+            self._last_scorer = None
+            return Scored(signal, about.probe, None, {}, "there are no adapters")
         framed = self._framed(tokens, signal)
         scorer = self._last_scorer = self._scorer_for(signal, framed.form)
         at_one_place = Need.LAST_TOKEN in about.needs
@@ -156,6 +159,8 @@ class Router:
 
     def read_ahead(self, tokens: list[int]) -> None:
         """Let the pass read a prompt that the next one will begin with."""
+        if not self._pool.adapters:
+            return
         signal = self.settings.resolved()
         framed = self._framed(tokens, signal)
         if places := self._scorer_for(signal, framed.form).places(signal):
@@ -217,6 +222,7 @@ class Router:
         """The pass over each of the generic prompts that come with the package."""
         lines = general_requests()
         places = read_places(self._pool.base)
+        log.info("reading %d generic prompts, once for this model", len(lines))
         for done, text in enumerate(lines):
             self._progress(CALIBRATING, done, len(lines))
             yield self._reader.read(self._reader.frame_text(text, "chat"), places)
@@ -267,7 +273,7 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
     """
     if index is not None and index.adapters is pool.adapters:
         return index
-    if Need.LAST_TOKEN not in find(signal).needs:
+    if not pool.adapters or Need.LAST_TOKEN not in find(signal).needs:
         try:
             target = choose_target(pool.adapters, pool.base, layer)
         except PoolError:
@@ -282,3 +288,9 @@ def profile_store(base: BaseModel) -> ProfileStore:
     shape = f"{base.chat_template} {profile_places(base)} {WINDOW}"
     shipped = config.demo_folder() / "profiles"
     return ProfileStore(config.cache_dir(), base.path, shape, shipped)
+
+
+def check_target(pool: Pool, settings: RoutingSettings) -> None:
+    """Raise PoolError where the settings' signal reads a block that no adapter can be read at."""
+    if pool.adapters and Need.LAST_TOKEN in find(settings.resolved()).needs:
+        choose_target(pool.adapters, pool.base, settings.layer)

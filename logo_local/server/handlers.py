@@ -150,7 +150,10 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole chat completion."""
     options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
-    options |= _structure(request)
+    structure = _structure(request)
+    options |= structure
+    if structure and request.repeat_penalty is None:
+        options.pop("repeat_penalty", None)  # brackets and names repeat in JSON and in calls
     if request.chat_template_kwargs:
         options["chat_template_kwargs"] = request.chat_template_kwargs
 

@@ -1,0 +1,105 @@
+"""An answer on standard output as it is made: on a terminal, with whole words at the edge."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+from rich.cells import cell_len
+from rich.console import Console
+
+from .terminal import for_reader
+
+_TAB = 8  # columns
+_FENCE = "```"  # around code, whose lines stay as they are
+
+
+class WordWrap:
+    """Breaks a text that comes in pieces between words, at most `width()` columns wide.
+
+    A word is held back until it has ended; scripts that are written without spaces may be broken
+    behind any character. Lines of code between fences, and words longer than a line, are left to
+    the terminal.
+    """
+
+    def __init__(self, width: Callable[[], int]) -> None:
+        self._width = width
+        self._column = 0
+        self._spaces, self._word = "", ""
+        self._line = ""  # as it was given, for the fences
+        self._in_code = self._after_wide = False
+
+    def feed(self, piece: str) -> str:
+        """What can be shown when `piece` has come."""
+        return "".join(shown for character in piece for shown in self._take(character))
+
+    def end(self) -> str:
+        """What was still held back."""
+        return "".join(self._flush())
+
+    def _take(self, character: str) -> Iterator[str]:
+        if character == "\n":
+            yield from self._flush()
+            yield self._spaces + character
+            if self._line.lstrip().startswith(_FENCE):
+                self._in_code = not self._in_code
+            self._column, self._spaces, self._line = 0, "", ""
+            return
+        self._line += character
+        if self._in_code:
+            yield character
+        elif character in " \t":
+            yield from self._flush()
+            self._spaces += character
+        else:
+            if cell_len(character) > 1:
+                yield from self._flush()
+            self._word += character
+            if cell_len(character) > 1 or cell_len(self._word) >= self._width():
+                yield from self._flush()
+
+    def _flush(self) -> Iterator[str]:
+        if not self._word:
+            return
+        start = self._column
+        for space in self._spaces:
+            start += _TAB - start % _TAB if space == "\t" else 1
+        n = cell_len(self._word)
+        may_break = bool(self._spaces) or self._after_wide or cell_len(self._word[0]) > 1
+        if self._column and start + n > self._width() and may_break:
+            yield "\n" + self._word
+            self._column = n
+        else:
+            yield self._spaces + self._word
+            self._column = (start + n - 1) % self._width() + 1  # the terminal broke what is longer
+        self._after_wide = cell_len(self._word[-1]) > 1
+        self._spaces, self._word = "", ""
+
+
+class AnswerStream:
+    """Writes the pieces of an answer to standard output, each as soon as it can be shown."""
+
+    def __init__(self) -> None:
+        out = sys.stdout
+        screen = Console(file=out) if out is not None and out.isatty() else None
+        self._wrap = None if screen is None else WordWrap(lambda: screen.width)
+        self._last = ""
+
+    def write(self, piece: str) -> None:
+        """Show `piece`; a pipe gets it as it is."""
+        shown = for_reader(piece)
+        self._show(shown if self._wrap is None else self._wrap.feed(shown))
+
+    def end(self) -> None:
+        """Show what is left, and end the line unless it has ended or nothing came."""
+        if self._wrap is not None:
+            self._show(self._wrap.end())
+        if self._last and not self._last.endswith("\n"):
+            click.echo()
+        self._last = ""
+
+    def _show(self, text: str) -> None:
+        if text:
+            click.echo(text, nl=False, color=True)  # else click would drop escape sequences
+            self._last = text
