@@ -49,6 +49,7 @@ class Engine(Protocol):
     def unteach(self, name: str, *, last: bool = False) -> int: ...  # noqa: D102
     def examples(self, name: str) -> list[str]: ...  # noqa: D102
     def without_profile(self) -> list[str]: ...  # noqa: D102
+    def make_self_profiles(self) -> None: ...  # noqa: D102
     def n_ctx(self) -> int: ...  # noqa: D102
     def tokens_of(self, prompt: Any) -> list[int]: ...  # noqa: D102
     def route(self, prompt: Any, *, routing: Routing | None = None) -> Route: ...  # noqa: D102

@@ -167,6 +167,11 @@ class FakeLoGo:
         """What was put into `unprofiled`."""
         return list(self.unprofiled)
 
+    def make_self_profiles(self) -> None:
+        """Forget what was put into `unprofiled`, one by one."""
+        while self.unprofiled:
+            del self.unprofiled[0]
+
     def route(self, prompt: Any, *, routing: Routing | None = None) -> Route:
         """The route by the scripted scores among the pool's candidates."""
         self._check(routing)

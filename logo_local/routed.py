@@ -258,7 +258,7 @@ class Routed:
         return self.router.examples(name)
 
     def without_profile(self) -> list[str]:
-        """The adapters that have neither example prompts nor texts that they wrote themselves."""
+        """The adapters with neither example prompts, texts that they wrote, nor a description."""
         return self.router.without_profile()
 
     def make_self_profiles(self) -> None:

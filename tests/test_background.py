@@ -64,6 +64,25 @@ def test_the_state_counts_what_is_left(random_base, folder, home, monkeypatch):
             assert state() == ""
 
 
+def test_the_state_says_how_long_is_left(monkeypatch):
+    left = ["a", "b", "c", "d"]
+    llm = SimpleNamespace(
+        without_profile=lambda: list(left),
+        base=SimpleNamespace(path="m"),
+        pool=SimpleNamespace(folder="f"),
+    )
+    monkeypatch.setattr(background, "making_self_profiles", lambda *_given: idle())
+    clock = [100.0]
+    monkeypatch.setattr(background.time, "monotonic", lambda: clock[0])
+    with background.self_profiles_in_background(llm, {}) as state:
+        assert state() == "generating example prompts, 4 adapters left"
+        del left[0]
+        clock[0] += 20
+        assert state() == "generating example prompts, 3 adapters left, about 60 s"
+        clock[0] += 40
+        assert state() == "generating example prompts, 3 adapters left, about 3 min"
+
+
 @contextmanager
 def idle():
     yield SimpleNamespace(poll=lambda: None)

@@ -934,3 +934,50 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+# profile --ask
+
+
+def test_all_adapters_of_a_folder_are_asked_at_once(call, llm, tmp_path):
+    llm.unprofiled = ["a", "b"]
+    result = call("profile", tmp_path, "--ask", "--model", "m.gguf")
+    assert (result.exit_code, llm.unprofiled) == (0, [])
+    assert "2 adapters have generated example prompts" in result.stderr
+    assert (llm.settings["model_path"], llm.settings["self_profile"]) == ("m.gguf", True)
+    result = call("profile", tmp_path, "--ask", "--model", "m.gguf")
+    assert "every adapter has example prompts or a description" in result.stderr
+
+
+def test_what_was_asked_before_an_interrupt_is_kept_and_said(call, llm, tmp_path):
+    llm.unprofiled = ["a", "b", "c"]
+
+    def interrupted():
+        del llm.unprofiled[0]
+        raise KeyboardInterrupt
+
+    llm.make_self_profiles = interrupted
+    result = call("profile", tmp_path, "--ask", "--model", "m.gguf")
+    assert result.exit_code == 130
+    assert "1 of 3 adapters are done and kept" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--forget",), "--ask can only be combined with --model"),
+        (("--json",), "--ask can only be combined with --model"),
+        ((), "no model given"),
+    ],
+)
+def test_asking_needs_a_model_and_nothing_else(call, tmp_path, more, words):
+    result = call("profile", tmp_path, "--ask", *more)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_a_single_adapter_is_not_a_folder_to_ask(call, tmp_path):
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"")
+    result = call("profile", file, "--ask", "--model", "m.gguf")
+    assert "--ask takes a whole folder" in result.stderr

@@ -8,11 +8,15 @@ from pathlib import Path
 import click
 
 from .. import config
-from ..console.options import FOLDER, JSON, QUIET, VERBOSE, options
-from ..console.terminal import UsageError, aside, say
+from ..console.options import FOLDER, JSON, MODEL, QUIET, VERBOSE, options
+from ..console.prompts import named_model
+from ..console.terminal import ProgressBar, UsageError, aside, say
 from ..files.file_index import content_key
 from ..routing.advice import one_wording
 from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompts
+
+N_CTX = 256  # tokens: the texts are short
+NOTHING = "every adapter has example prompts or a description"
 
 
 @click.command()
@@ -21,8 +25,23 @@ from ..routing.example_prompts import TaughtPrompts, prompts_beside, read_prompt
     "--prompts", type=FOLDER, metavar="FILE", help="Add the prompts in this file, one per line."
 )
 @click.option("--forget", is_flag=True, help="Remove all prompts that were added to this adapter.")
-@options(JSON, VERBOSE, QUIET)
-def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) -> None:
+@click.option(
+    "--ask",
+    is_flag=True,
+    help="Let all adapters in the folder ADAPTER generate some, with --model; Ctrl+C keeps those "
+    "that are done.",
+)
+@options(MODEL, JSON, VERBOSE, QUIET)
+@click.pass_context
+def profile(
+    ctx: click.Context,
+    adapter: Path,
+    prompts: Path | None,
+    forget: bool,
+    ask: bool,
+    as_json: bool,
+    default_model: str | None,
+) -> None:
     """Show, add or remove example prompts of ADAPTER, a GGUF file or a PEFT folder.
 
     The router compares prompts with these examples. Eight prompts in four wordings, without
@@ -32,6 +51,11 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
     """
     if prompts is not None and forget:
         raise UsageError("--prompts and --forget cannot go together", "give one of them")
+    if ask:
+        if prompts is not None or forget or as_json:
+            raise UsageError("--ask can only be combined with --model", "run two commands")
+        _ask(ctx, adapter, named_model(ctx, None, {"default_model": default_model}))
+        return
     key = content_key(adapter)
     taught = TaughtPrompts(config.data_dir() / "prompts")
     if forget:
@@ -53,3 +77,25 @@ def profile(adapter: Path, prompts: Path | None, forget: bool, as_json: bool) ->
         say(f"all examples {alike}: examples in other words help more than further ones", "yellow")
     if not any(found.values()):
         aside("no example prompts: the adapter is never selected; add some with --prompts FILE")
+
+
+def _ask(ctx: click.Context, folder: Path, model: str) -> None:
+    """Let the adapters of a folder generate example prompts, as far as they have none."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder of adapters", "--ask takes a whole folder")
+    path = str(config.demo_model()) if model == "demo" else model
+    with ProgressBar() as bar:
+        llm = ctx.obj(path, folder, progress=bar, n_ctx=N_CTX, self_profile=True, past=False)
+        ctx.call_on_close(llm.close)
+        missing = llm.without_profile()
+        try:
+            llm.make_self_profiles()
+        except KeyboardInterrupt:
+            left = len(llm.without_profile())
+            say(
+                f"{len(missing) - left} of {len(missing)} adapters are done and kept; the same "
+                "command continues with the others",
+                "yellow",
+            )
+            raise
+    aside(f"{len(missing)} adapters have generated example prompts" if missing else NOTHING)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -38,13 +39,24 @@ def self_profiles_in_background(
     aside(f"Generating example prompts for {_adapters(missing)} in the background")
     names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
     settings = {name: given[name] for name in names if name in given}
+    started = time.monotonic()
     with making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings) as process:
 
         def state() -> str:
             left = llm.without_profile() if process.poll() is None else []
-            return f"generating example prompts, {_adapters(left)} left" if left else ""
+            if not left:
+                return ""
+            done, text = len(missing) - len(left), f"generating example prompts, {_adapters(left)}"
+            if done <= 0:
+                return f"{text} left"
+            seconds = (time.monotonic() - started) / done * len(left)
+            return f"{text} left, about {_duration(seconds)}"
 
         yield state
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _adapters(names: Sequence[str]) -> str:

@@ -22,7 +22,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from ..errors import LogoError
@@ -290,9 +296,11 @@ class ProgressBar:
                 return
             console = err_console()
             console.width = max(console.width - _ECHO, 1)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Progress(
-                *columns,
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
                 console=console,
                 transient=True,
                 disable=not console.is_terminal or is_quiet(),

@@ -129,11 +129,15 @@ class AdapterProfiles:
         return found
 
     def without_any(self) -> list[str]:
-        """The adapters that have neither example prompts nor texts of their own."""
+        """The adapters with neither example prompts, texts of their own, nor a description."""
         return [
             name
             for name, adapter in self._pool.adapters.items()
-            if not (self._given(name, adapter) or self.has_written(name))
+            if not (
+                self._given(name, adapter)
+                or self.has_written(name)
+                or description_of(self._pool.origin(name))
+            )
         ]
 
     def has_written(self, name: str) -> bool:

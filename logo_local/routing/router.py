@@ -245,7 +245,7 @@ class Router:
         return self._profiles.examples(name)
 
     def without_profile(self) -> list[str]:
-        """The adapters that have neither example prompts nor texts of their own.
+        """The adapters with neither example prompts, texts of their own, nor a description.
 
         None of them where the settings leave self-profiles out, or the signal has no use for them.
         """
