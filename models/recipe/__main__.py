@@ -91,6 +91,7 @@ def main(
     context = Tokens(base).context
     for name in convert_all(base, build / "peft", build / "gguf", names):
         write_example_prompts(tasks[name], build / "gguf" / f"{name}.prompts.jsonl", context)
+        (build / "gguf" / f"{name}.description.txt").write_text(tasks[name].description + "\n")
     if which == "pool" and gguf is None:  # adapters for another model do not replace the demo's
         publish(tasks, base, build, HERE.parent / "demo", seed, threads)
     else:

@@ -50,7 +50,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Task:
-    """One data set: its name (also the adapter's), family, metric, items and wordings by group."""
+    """One data set: its name (also the adapter's), family, metric, items and wordings by group.
+
+    `description` says in a sentence what it is about.
+    """
 
     name: str
     family: str
@@ -58,6 +61,7 @@ class Task:
     source: str
     items: Mapping[str, tuple[Item, ...]]
     wordings: Mapping[str, tuple[str, ...]]
+    description: str = ""
 
     @property
     def may_be_shipped(self) -> bool:
@@ -122,6 +126,7 @@ def _read_task(
             "report": tuple(test[n_choose:]),
         },
         wordings={group: tuple(asked[group]) for group in GROUPS},
+        description=own["description"],
     )
 
 
