@@ -838,9 +838,9 @@ def test_embeddings_without_the_setting_name_what_to_use(logo):
     assert len(logo(embedding=True).create_embedding(A)["data"][0]["embedding"]) > 0
 
 
-def test_the_pool_is_shown_in_a_line(logo, random_adapters):
+def test_the_pool_is_shown_in_a_line(logo, described_adapters):
     """Line 19: it had 11,749 characters."""
-    assert repr(logo().pool) == f"<Pool {random_adapters}, 5 adapters>"
+    assert repr(logo().pool) == f"<Pool {described_adapters}, 5 adapters>"
 
 
 def test_what_takes_long_is_told_and_logged(logo, tmp_path, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Numbers and names that are possible and not meant: errors in time, nothing raw on a terminal."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -73,12 +74,19 @@ def test_patterns_that_people_write_are_taken(key):
 
 def test_the_background_process_follows_the_links_that_the_engine_follows(monkeypatch):
     seen = []
-    monkeypatch.setattr(background, "making_self_profiles", lambda *given: seen.append(given[2]))
+
+    @contextmanager
+    def making(_model, _adapters, settings):
+        seen.append(settings)
+        yield
+
+    monkeypatch.setattr(background, "making_self_profiles", making)
     llm = FakeLoGo({"a": 1.0})
     monkeypatch.setattr(llm, "without_profile", lambda: ["a"])
     options = {"signal": "auto", "adapter_memory": 100}
-    background.self_profiles_in_background(llm, {**options, "links_out": False})
-    background.self_profiles_in_background(llm, options)
+    for given in ({**options, "links_out": False}, options):
+        with background.self_profiles_in_background(llm, given):
+            pass
     assert seen == [{**options, "links_out": False}, options]
 
 
