@@ -150,6 +150,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         "logo_local/demo/manifest.json",
         *(f"logo_local/demo/adapters/{name}.gguf" for name in adapters),
         *(f"logo_local/demo/adapters/{name}.prompts.jsonl" for name in adapters),
+        *(f"logo_local/demo/adapters/{name}.description.txt" for name in adapters),
         *(
             f"logo_local/demo/{path.relative_to(DEMO).as_posix()}"
             for path in DEMO.glob("profiles/*/*.npy")
