@@ -27,7 +27,7 @@ from logo_local.llama.options import ChatOptions, CompletionOptions
 from logo_local.llama.reader import RAW_SUFFIX
 from logo_local.llama.sampling import BatchContext
 from logo_local.routing import registry
-from logo_local.routing.route import Route
+from logo_local.routing.registry import Confidence
 from logo_local.routing.router import Scored
 from logo_local.routing.settings import DEFAULTS, OPTIONS
 
@@ -649,28 +649,48 @@ def test_of_a_conversation_the_last_message_is_routed(logo, stream):
     assert llm.create_completion(A, **GREEDY)["logo"]["route"]["scores"] == llm.route(A).all_scores
 
 
-def test_the_whole_conversation_is_routed_where_no_adapter_fits_the_last_message(logo, monkeypatch):
-    llm = logo()
-    routed, route = [], llm.router.route_tokens
+def scripted(llm, monkeypatch, *steps):
+    """Each prompt that is scored gets the next of `steps`: the adapter that fits, and confidence.
 
-    def nothing_fits(tokens, signal, top_k):
+    Returns the list of the prompts.
+    """
+    routed, left = [], list(steps)
+
+    def scores(tokens, _signal):
         routed.append(tokens)
-        found = route(tokens, signal, top_k)
-        return found if len(routed) == 2 else Route(all_scores=found.all_scores)
+        name, confidence = left.pop(0)
+        found = {n: float(n == name) for n in llm.pool.names}
+        return Scored("mixed", "one-pass", None, found, "", confidence)
 
-    monkeypatch.setattr(llm.router, "route_tokens", nothing_fits)
+    monkeypatch.setattr(llm.router, "scores", scores)
+    return routed
+
+
+@pytest.mark.parametrize(
+    ("last", "whole", "expected", "n_scored"),
+    [
+        (("ad1", Confidence.SURE), ("ad2", Confidence.SURE), ("ad1",), 1),
+        (("ad1", Confidence.UNSURE), ("ad2", Confidence.SURE), ("ad2",), 2),
+        (("ad1", Confidence.UNSURE), ("", Confidence.UNSURE), ("ad1",), 2),
+        (("", Confidence.UNSURE), ("ad2", Confidence.UNSURE), ("ad2",), 2),
+        (("", Confidence.SURE), ("ad2", Confidence.SURE), ("ad2",), 2),
+        (("", Confidence.GENERAL), ("ad2", Confidence.SURE), (), 1),
+        (("", Confidence.UNSURE), ("", Confidence.GENERAL), (), 2),
+    ],
+)
+def test_a_conversation_decides_where_its_last_message_does_not(
+    logo, monkeypatch, last, whole, expected, n_scored
+):
+    llm = logo()
+    routed = scripted(llm, monkeypatch, last, whole)
     conversation = said(A, "yes", B)
-    answer = llm.create_chat_completion(conversation, **GREEDY)
-    assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)]
-    assert answer["logo"]["route"]["adapters"]
+    assert llm.route(conversation).names == expected
+    assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)][:n_scored]
 
 
 def test_what_the_system_is_told_is_never_routed(logo, monkeypatch):
     llm = logo()
-    routed = []
-    monkeypatch.setattr(
-        llm.router, "route_tokens", lambda tokens, *_: routed.append(tokens) or Route()
-    )
+    routed = scripted(llm, monkeypatch, *[("", Confidence.UNSURE)] * 3)
     system = {"role": "system", "content": "one two"}
     llm.route([system, *said(B)])
     llm.route([system, *said(A, "yes", B)])

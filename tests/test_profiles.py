@@ -114,6 +114,16 @@ def test_what_the_inputs_of_one_request_differ_in_counts_less():
     assert alone.matches(vector(10, 0))[0] > 0.9
 
 
+def test_the_gap_to_general_requests_by_hand():
+    found = Measure.fit(
+        {"a": profile((4, 0)), "b": profile((9, 0))}, general=vector((0, 0), (0, 8))
+    )
+    x = vector(3, 0)  # 1 from a, 3 from the general request at (0, 0)
+    assert found.gap(x) == pytest.approx((3 - 1) * found.distances(x)[0] / 1 / found.typical)
+    assert found.gap(vector(0, 1)) < 0
+    assert Measure.fit({"a": profile((4, 0))}).gap(x) == float("inf")
+
+
 def test_matches_of_some_profiles_are_those_of_all():
     rng = np.random.default_rng(6)
     rows = rng.standard_normal((5, 6, 9)).astype(np.float32)

@@ -142,6 +142,16 @@ class Measure:
         further = np.linalg.norm(z - self.centres[chosen], axis=1) > most
         return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
+    def gap(self, x: FloatArray) -> float:
+        """How much further away than the nearest profile the nearest general request is.
+
+        In typical distances; infinity without general requests.
+        """
+        if self._general is None:
+            return float("inf")
+        general = float(np.linalg.norm(self._whitening(x) - self._general, axis=1).min())
+        return (general - float(self.distances(x).min())) / self.typical
+
     def nearness(self, x: FloatArray) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's own."""
         near: FloatArray = -self.distances(x) / np.float32(self.typical)  # (N,)

@@ -22,6 +22,14 @@ AUTO = "auto"  # the name that stands for DEFAULT
 DEFAULT = "mixed"  # the best as measured (docs/quality.md)
 
 
+class Confidence(Enum):
+    """How sure a signal is of a message before it has seen the conversation around it."""
+
+    SURE = "the message alone decides, if an adapter fits"
+    UNSURE = "the conversation decides"
+    GENERAL = "a request for the base, whatever was said before"
+
+
 class Fit(NamedTuple):
     """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
 
@@ -30,6 +38,7 @@ class Fit(NamedTuple):
 
     scores: Scores
     reason: str = ""
+    confidence: Confidence = Confidence.SURE
 
 
 # Called with a `scoring.Scorer` and a `scoring.Prompt`.

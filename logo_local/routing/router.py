@@ -26,7 +26,7 @@ from .descriptions import Descriptions
 from .index import RoutingIndex, choose_target
 from .profile_store import ProfileStore
 from .reader import Reader
-from .registry import Need, find
+from .registry import Confidence, Need, find
 from .route import Route, select
 from .scoring import EachAdapter, Prompt, Scorer, profile_places, profile_vector, read_places
 from .settings import RoutingSettings
@@ -49,6 +49,7 @@ class Scored:
     target: str | None
     scores: Scores
     reason: str = ""
+    confidence: Confidence = Confidence.SURE
 
 
 class Router:
@@ -76,22 +77,23 @@ class Router:
     def route(self, prompt: Any, signal: str, top_k: int) -> Route:
         """The route for a prompt: a text, messages or tokens.
 
-        Of a conversation the first of its `Reader.prompts_to_route` that an adapter fits decides.
+        In a conversation the last message decides if the signal is sure of it; otherwise all that
+        was said does, or the last message where nothing fits that. Raises NativeError where an
+        adapter makes of a prompt something that is not finite.
         """
         self.timings_ms.update(probe=0.0, score=0.0)
-        route = Route()
+        routes = []
         for tokens in self._reader.prompts_to_route(prompt):
-            route = self.route_tokens(tokens, signal, top_k)
-            if not route.is_base:
-                break
-        return route
+            scored = self.scores(tokens, signal)
+            routes.append(self._selected(scored, top_k))
+            sure = scored.confidence is Confidence.SURE and not routes[-1].is_base
+            if sure or scored.confidence is Confidence.GENERAL:
+                return routes[-1]
+        fitting = [route for route in routes if not route.is_base]
+        return (fitting or routes or [Route()])[-1]
 
-    def route_tokens(self, tokens: list[int], signal: str, top_k: int) -> Route:
-        """The route for a prompt as it is.
-
-        Raises NativeError where an adapter makes of it something that is not finite.
-        """
-        scored = self.scores(tokens, signal)
+    def _selected(self, scored: Scored, top_k: int) -> Route:
+        """The route by the scores of a prompt."""
         bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
         if bad:
             raise NativeError(
@@ -138,7 +140,7 @@ class Router:
         self.timings_ms["probe"] += each.ms
         wanted = {name: fit.scores[name] for name in names if name in fit.scores}
         target = scorer.index.target if at_one_place else None
-        return Scored(signal, about.probe, target, wanted, fit.reason)
+        return Scored(signal, about.probe, target, wanted, fit.reason, fit.confidence)
 
     def part(self, tokens: list[int], names: Collection[str]) -> Callable[[], object]:
         """What scores only these adapters for a prompt: to measure what a smaller pool costs.

@@ -131,13 +131,14 @@ class Compared(NamedTuple):
     """How a prompt lies to one adapter's profile.
 
     `nearness` is as `Measure.nearness`; the prompt fits where `match` is at least `least`. `match`
-    is 0 beyond the nearest MOST_MATCHED adapters.
+    is 0 beyond the nearest MOST_MATCHED adapters. `gap` is as `Measure.gap`, of the text.
     """
 
     name: str
     nearness: float
     match: float
     least: float
+    gap: float = float("inf")
 
     @property
     def fits(self) -> bool:
@@ -245,10 +246,12 @@ class Scorer:
         order = np.argsort(-near, kind="stable")  # (N,)
         match = np.zeros(len(order), dtype=np.float32)
         match[:MOST_MATCHED] = measure.matches(x, order[:MOST_MATCHED])
-        columns = (near[order], match, measure.least[order])  # each (N,)
         names = [measure.names[i] for i in order]
-        found = zip(names, *(column.tolist() for column in columns), strict=True)
-        return sorted((Compared(*row) for row in found), key=lambda one: (-one.nearness, one.name))
+        columns = (near[order], match, measure.least[order])  # each (N,)
+        rows = zip(names, *(column.tolist() for column in columns), strict=True)
+        gap = measure.gap(x)
+        found = [Compared(a, b, c, d, gap) for a, b, c, d in rows]
+        return sorted(found, key=lambda one: (-one.nearness, one.name))
 
     def without_profile(self, source: str) -> list[str]:
         """The adapters without a profile in `source`."""

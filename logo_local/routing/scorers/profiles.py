@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..descriptions import LEAST_MARGIN
-from ..registry import Fit, Need, signal
+from ..registry import Confidence, Fit, Need, signal
 from ..scoring import Prompt, Scorer, profile_vector
 from ..signals import Scores, sharpened
 
 # Chosen on the choosing set (docs/quality.md).
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
+# The last message of a conversation is for the base if general requests are as near to it, but for
+# so many typical distances; and it decides alone if its match is so much more than is needed.
+LEAST_GAP, CLEARLY = 0.03, 0.1
 
 
 @signal(
@@ -118,11 +121,14 @@ def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
         return Fit(
             {one.name: 0.0 for one in compared},
             f"no adapter matches: the nearest is {nearest.name} ({numbers})",
+            Confidence.GENERAL if nearest.gap < LEAST_GAP else Confidence.UNSURE,
         )
     near = {one.name: one.nearness for one in compared}
     fits = {one.name: one.fits for one in compared}
     scores = _only(fits, sharpened(near, PROFILE_TEMPERATURE))
-    return Fit(scores, f"{nearest.name} matches ({numbers})")
+    sure = nearest.match >= nearest.least + CLEARLY
+    confidence = Confidence.SURE if sure else Confidence.UNSURE
+    return Fit(scores, f"{nearest.name} matches ({numbers})", confidence)
 
 
 def profiles_then_norms(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
