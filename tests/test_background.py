@@ -14,6 +14,12 @@ from logo_local.engine import LoGo
 PROMPT = "alpha beta gamma"
 
 
+@pytest.fixture(autouse=True)
+def same_priority(monkeypatch):
+    """What the process does to its own priority, the tests' process must not do to itself."""
+    monkeypatch.setattr(background.os, "nice", lambda _more: None)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A user's folder of its own: what other tests left in the cache must not count."""
