@@ -71,13 +71,68 @@ Data goes to standard output, everything else to standard error.
 """
 
 
+SHARED = """\
+## Shared options
+
+These options mean the same in all commands that have them: {commands}.
+"""
+SHARED_BY = 3  # so many commands have an option that is printed only here
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Every command by its whole name."""
+    found = {}
+    for name, command in cli.commands.items():
+        found[f"logo-local {name}"] = command
+        for part, inner in getattr(command, "commands", {}).items():
+            found[f"logo-local {name} {part}"] = inner
+    return found
+
+
+def shared_options() -> dict[tuple[str, ...], click.Option]:
+    """The options with one and the same text in SHARED_BY commands or more, by their names."""
+    known: dict[tuple[str, ...], list[click.Option]] = {}
+    for command in all_commands().values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                known.setdefault(tuple(option.opts), []).append(option)
+    return {
+        names: options[0]
+        for names, options in known.items()
+        if len(options) >= SHARED_BY and len({option.help for option in options}) == 1
+    }
+
+
 def section(title: str, command: click.Command, context: click.Context) -> str:
-    """One command's help under a heading, with the options that `--help` leaves out."""
+    """One command's help under a heading: the options that `--help` leaves out, not shared ones."""
+    shared, left_out = shared_options(), []
     command.epilog = None
     for option in command.params:
         if isinstance(option, click.Option):
-            option.hidden = False
-    return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+            option.hidden = tuple(option.opts) in shared
+            left_out += [max(option.opts, key=len)] if option.hidden else []
+    text = f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+    if left_out:
+        names = ", ".join(f"`{name}`" for name in left_out)
+        text += f"\nAlso the [shared options](#shared-options) {names}.\n"
+    return text
+
+
+def shared_section(context: click.Context) -> str:
+    """The options that several commands share, as their help shows them."""
+    shared = shared_options()
+    for option in shared.values():
+        option.hidden = False
+    dummy = click.Command("options", params=list(shared.values()), add_help_option=False)
+    text = dummy.get_help(click.Context(dummy, parent=context))
+    having = [
+        f"`{name.removeprefix('logo-local ')}`"
+        for name, command in all_commands().items()
+        if len([o for o in command.params if tuple(o.opts) in shared]) > 3
+    ]
+    options = text.partition("Options:\n")[2]
+    start = SHARED.format(commands=", ".join(having))
+    return f"{start}\n```text\n{options}\n```\n"
 
 
 SIGNALS = """\
@@ -107,13 +162,10 @@ def page() -> str:
     settings = {**cli.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     top = click.Context(cli, info_name="logo-local", **settings)
     sections = [section("logo-local", cli, top)]
-    for name, command in cli.commands.items():
-        context = click.Context(command, info_name=name, parent=top)
-        sections.append(section(f"logo-local {name}", command, context))
-        for part, inner in getattr(command, "commands", {}).items():
-            below = click.Context(inner, info_name=part, parent=context)
-            sections.append(section(f"logo-local {name} {part}", inner, below))
-    return "\n".join([START, *sections, signals_section()])
+    for title, command in all_commands().items():
+        context = click.Context(command, info_name=title.removeprefix("logo-local "), parent=top)
+        sections.append(section(title, command, context))
+    return "\n".join([START, *sections, shared_section(top), signals_section()])
 
 
 if __name__ == "__main__":
