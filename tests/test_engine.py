@@ -1044,6 +1044,22 @@ def test_a_taught_prompt_with_any_line_separator_is_read_again(logo, random_adap
 # The default signal
 
 
+def test_nothing_is_read_before_an_answer_where_nothing_is_known(
+    logo, random_adapters, monkeypatch
+):
+    """Without examples and descriptions the first answer takes what the base model takes."""
+    llm = logo(adapters=random_adapters)
+
+    def never(*_given):
+        raise AssertionError("a pass that no signal needs")
+
+    monkeypatch.setattr(llm.reader, "read", never)
+    monkeypatch.setattr(llm.reader, "written_by", never)
+    answer = llm.create_chat_completion(said(A), **GREEDY)
+    assert answer["logo"]["route"]["adapters"] == []
+    assert answer["logo"]["route"]["reason"] == "no adapter has example prompts"
+
+
 def test_the_default_signal_routes_by_examples_and_leaves_the_rest_to_the_base(
     logo, random_adapters
 ):

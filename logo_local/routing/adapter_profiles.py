@@ -144,11 +144,14 @@ class AdapterProfiles:
         """Whether this adapter wrote its texts before, for whatever process."""
         return self._store.has_samples(self._key(self._pool.adapters[name]))
 
-    def of_prompts(self, form: str) -> tuple[dict[str, Profile], FloatArray, dict[str, FloatArray]]:
+    def of_prompts(
+        self, form: str
+    ) -> tuple[dict[str, Profile], FloatArray | None, dict[str, FloatArray]]:
         """The profiles of all adapters with example prompts, the vectors (G, F) of general
         requests, and the vectors (n, F) for the descriptions of adapters without examples.
 
-        Texts that were never read in this `form` are read now, and kept.
+        Texts that were never read in this `form` are read now, and kept; nothing is read, not
+        even general requests, where no adapter has examples or a description.
         """
         texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
         described = {name: given for name, given in texts.items() if given}
@@ -166,6 +169,8 @@ class AdapterProfiles:
             for name in texts
             if name not in described and (text := description_of(self._pool.origin(name)))
         }
+        if not (described or about):
+            return {}, None, {}
         every = (general, *described.values(), *chain(*against.values()), *about.values())
         with self._reading([given for given in every if given], form):
             found = {
@@ -175,6 +180,12 @@ class AdapterProfiles:
             vectors = self._store.vectors(general, self._embed_one, form)
             sayings = {n: self._store.vectors(t, self._embed_one, form) for n, t in about.items()}
         return found, vectors, sayings
+
+    def general(self, form: str) -> FloatArray:
+        """The vectors (G, F) of general requests, for a pool in which no adapter has examples."""
+        texts = general_requests()
+        with self._reading([texts], form):
+            return self._store.vectors(texts, self._embed_one, form)
 
     @contextmanager
     def _reading(self, texts: Sequence[Sequence[str]], form: str) -> Iterator[None]:

@@ -184,7 +184,8 @@ class Router:
         if scorer.prompts is None and needs & {Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS}:
             profiles, general, described = self._profiles.of_prompts(form)
             scorer.prompts, scorer.general = profiles, general
-            scorer.descriptions = Descriptions.fit(described, general) if described else None
+            if described and general is not None:
+                scorer.descriptions = Descriptions.fit(described, general)
         if Need.MENU in needs and not scorer.about:
             scorer.about = self._profiles.about()
         self._add_samples(scorer, signal, form)
@@ -212,6 +213,8 @@ class Router:
         if self.settings.self_profile == "kept":
             wanted = [name for name in wanted if self._profiles.has_written(name)]
         if wanted:
+            if scorer.general is None:
+                scorer.general = self._profiles.general(form)
             scorer.add_samples(self._profiles.of_samples(wanted, form))
             scorer.sampled.update(wanted)
 

@@ -200,13 +200,19 @@ class Scorer:
     # What a signal's needs come to for this pool
 
     def places(self, signal: str) -> tuple[Place, ...]:
-        """Where the pass has to be read for `signal`; nowhere for one that needs no pass."""
+        """Where the pass has to be read for `signal`; nowhere for one that needs no pass.
+
+        Nor where it would compare the prompt with profiles of which there are none.
+        """
         needs = find(signal).needs
         here = (self.place,) if Need.LAST_TOKEN in needs else ()
         if Need.PROMPT not in needs:
             return here
-        wanted = (*here, *read_places(self.base))
         profiles = needs & {Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS}
+        known = self.prompts or self.samples or self.descriptions
+        if needs - {Need.PROMPT} == profiles and profiles and not known:
+            return here
+        wanted = (*here, *read_places(self.base))
         return (*wanted, *answer_places(self.base)) if profiles else wanted
 
     def wants_samples(self, signal: str) -> list[str]:
