@@ -306,6 +306,7 @@ def test_the_adapters_without_any_path(client):
         **{"modules": 1, "n_bytes": 2048},
     }
     assert found["problems"] == []
+    assert found["base"] == {"name": "fake", "architecture": "llama"}
 
 
 def test_a_route_without_an_answer(client, fake):

@@ -127,7 +127,7 @@ def model_card(name: str, started: int) -> dict[str, Any]:
 
 
 def adapters(llm: Engine) -> dict[str, Any]:
-    """The pool: what each adapter is, and what was left out and why. No paths."""
+    """The base model and the pool: what each adapter is, what was left out and why. No paths."""
     pool = llm.pool
     rows = []
     for adapter in pool.adapters.values():
@@ -149,7 +149,8 @@ def adapters(llm: Engine) -> dict[str, Any]:
         {"name": problem.name, "file": os.path.basename(problem.path), "reason": problem.reason}
         for problem in pool.problems
     ]
-    return {"adapters": rows, "problems": problems}
+    base = {"name": llm.base.path.stem, "architecture": llm.base.architecture}
+    return {"base": base, "adapters": rows, "problems": problems}
 
 
 def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..errors import LogoError
 from . import answers, handlers
 from .failures import RequestError, as_request_error
 from .metrics import Counted, Metrics
-from .middleware import AccessMiddleware, Rules
+from .middleware import PAGE, AccessMiddleware, Rules
 from .request_log import Logged
 from .schema import (
     ChatRequest,
@@ -58,12 +58,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 # The interfaces of others, which clients try: OpenAI's Responses, Anthropic's, Ollama's.
 _OTHER_APIS = ("/responses", "/messages", "/complete", "/api/chat", "/api/generate", "/api/tags")
-_PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-# No page elsewhere may frame this one, and this one may ask nobody else.
+# No other page may frame this one, and this one connects only to this server. Text becomes HTML
+# only through DOMPurify, which is what "trusted types" are for.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 
 
@@ -204,15 +205,16 @@ async def metrics(request: Request) -> Response:  # noqa: D103
     return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", include_in_schema=False)
-@router.get("/page.css", include_in_schema=False)
-@router.get("/page.js", include_in_schema=False)
 async def page(request: Request) -> Response:
-    """The built-in page, from the package's own files."""
-    name = _PAGE[request.url.path]
+    """A file of the web page, from the package."""
+    name = PAGE[request.url.path]
     content = (resources.files(__package__) / "page" / name).read_bytes()
     headers = {"content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
     return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+for _path in PAGE:
+    router.add_api_route(_path, page, include_in_schema=False)
 
 
 def _with_known_model(request: Request, body: _Routed) -> _Routed:
