@@ -135,7 +135,7 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
         ({"model": "base:revers"}, 404, "did you mean reverse"),
         ({"lora": {"nobody": 1.0}}, 404, "nobody"),
         ({"model": "base", "lora": {"reverse": 1.0}}, 400, "contradict"),
-        ({"lora": {"reverse": 1.0}, "logo": {"top_k": 1}}, 400, "logo has no say"),
+        ({"lora": {"reverse": 1.0}, "logo": {"top_k": 1}}, 400, "lora sets the weights"),
         ({"logo": {"signal": "magic"}}, 400, "logo.signal"),
         ({"logo": {"top_k": 0}}, 400, "logo.top_k"),
         ({"logo": {"topk": 1}}, 400, "logo.topk"),

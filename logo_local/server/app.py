@@ -20,6 +20,7 @@ from .. import __version__
 from ..ask import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
+from ..request_model import as_lines, problems_of
 from . import answers, handlers
 from .failures import RequestError, as_request_error
 from .metrics import Counted, Metrics
@@ -316,11 +317,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, in one answer; what it held is not repeated."""
     assert isinstance(error, RequestValidationError)
-    places: dict[str, str] = {}
-    for found in error.errors():
-        place = ".".join(str(part) for part in found["loc"] if part != "body")
-        places.setdefault(place, found["msg"])
-    problems = [f"{place}: {text}" if place else text for place, text in places.items()]
+    places = problems_of(error.errors())
     hint = ""
     if request.url.path == "/v1/embeddings" and any(p.startswith("input") for p in places):
         hint = (
@@ -331,7 +328,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
         RequestError(
             "the request cannot be understood",
             param=next(iter(places), None),
-            problems=problems[:20],
+            problems=as_lines(places)[:20],
             hint=hint,
         )
     )

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ask import Engine, Sampling, has_chat_template, routing_of
+from ..ask import Engine, Sampling, has_chat_template
+from ..request_model import LORA_WITHOUT_ROUTE, MAX_SEED, RoutingChoice, plain_messages
 from ..routing.settings import Routing
 from .failures import RequestError
 from .schema import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
@@ -27,22 +27,15 @@ from .schema import (
     NamedTool,
     Routed,
     RouteRequest,
-    RoutingChoice,
     SchemaFormat,
 )
 from .structured import any_json, grammar_for
 from .workers import Work
 
 AUTO, BASE, ONE = "auto", "base", "base:"
-_SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"
+_SEEDS = MAX_SEED + 1
 
 _TOKEN = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-
-# The options that llama_cpp has under the same name.
-_SAME = (
-    *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop"),
-    *("presence_penalty", "frequency_penalty"),
-)
 
 
 def is_known(model: str) -> bool:
@@ -60,7 +53,7 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
         )
     if request.lora is not None:
         if request.logo is not None:
-            raise RequestError("lora gives the weights, so that logo has no say", param="logo")
+            raise RequestError(LORA_WITHOUT_ROUTE, param="logo")
         return request.lora
     if request.model == AUTO:
         return None
@@ -79,9 +72,7 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
 
 def _routing(request: Routed) -> Routing:
     """How the engine routes for one request."""
-    choice = request.logo or RoutingChoice()
-    weights = weights_of(request)
-    return routing_of(weights=weights, signal=choice.signal, top_k=choice.top_k)
+    return (request.logo or RoutingChoice()).routing(weights_of(request))
 
 
 def _routed(request: Routed) -> dict[str, Any]:
@@ -97,8 +88,9 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     """
     if request.stream and (request.n or 1) > 1:
         raise RequestError("several answers (n) cannot be streamed", param="n")
-    given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
-    options = defaults.options() | {k: v for k, v in given.items() if v is not None}
+    options = defaults.options() | request.sampling()
+    if request.top_k is not None:
+        options["top_k"] = request.top_k
     if "seed" in options:
         options["seed"] %= _SEEDS
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
@@ -307,22 +299,6 @@ def _encoded(vector: Any, encoding: str | None) -> list[float] | str:
 def rescan(llm: Engine) -> Iterator[Any]:
     """Yields what has changed in the folder."""
     yield llm.pool.rescan()
-
-
-def plain_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates know them: parts joined, `developer` called `system`."""
-    plain = []
-    for message in messages:
-        values = message.model_dump(include={"role", "name", "tool_calls", "tool_call_id"})
-        values = {name: value for name, value in values.items() if value is not None}
-        content = message.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        values["content"] = "" if content is None else content
-        if message.role == "developer":
-            values["role"] = "system"
-        plain.append(values)
-    return plain
 
 
 def _check_template(llm: Engine) -> None:
