@@ -121,6 +121,8 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
 def completion(request: CompletionRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole completion."""
     options = _options(request, defaults) | _routed(request)
+    if request.logprobs is not None:
+        options["logprobs"] = request.logprobs
     prompt = request.prompt
     if isinstance(prompt, list) and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -143,7 +145,7 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
     structure = _structure(request)
-    options |= structure
+    options |= structure | _logprobs(request)
     if structure and request.repeat_penalty is None:
         options.pop("repeat_penalty", None)  # brackets and names repeat in JSON and in calls
     if request.chat_template_kwargs:
@@ -159,6 +161,20 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
         )
 
     return work
+
+
+def _logprobs(request: ChatRequest) -> dict[str, Any]:
+    """The options for log probabilities; RequestError where they cannot be given."""
+    if not request.logprobs:
+        if request.top_logprobs is not None:
+            raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
+        return {}
+    if request.tools:
+        raise RequestError(
+            "logprobs cannot be combined with tools: the text of a call is not returned as tokens",
+            param="logprobs",
+        )
+    return {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
 
 
 def _sampled(options: Mapping[str, Any], number: int) -> dict[str, Any]:

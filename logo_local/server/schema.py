@@ -20,6 +20,7 @@ from ..request_model import (
 
 MAX_INPUTS = 64  # texts in one request for embeddings
 MAX_CHOICES = 16  # answers to one request
+MAX_TOP = 20  # tokens beside each token, with their log probabilities
 
 
 class Routed(Body):
@@ -70,7 +71,9 @@ class CompletionRequest(Generation):
     )
     echo: Literal[False] | None = False
     best_of: Literal[1] | None = 1
-    logprobs: None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+        default=None, description="How many of the most likely tokens, for each token."
+    )
     suffix: None = None
 
 
@@ -138,7 +141,8 @@ class ChatRequest(Generation):
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = (
         None
     )
-    logprobs: Literal[False] | None = False
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     parallel_tool_calls: Unused = None
     reasoning_effort: Unused = None
     verbosity: Unused = None
