@@ -140,7 +140,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:  # 
     else:  # a schema may take a while to become a grammar: nobody else waits for that
         work = await asyncio.to_thread(handlers.chat, known, defaults)
     key = "".join(f"{m.content}\n" for m in body.messages)
-    return await _answer(request, body, work, key, handlers.free_tools(body))
+    tools, forced = handlers.free_tools(body), handlers.forced_tool(body)
+    return await _answer(request, body, work, key, tools, forced)
 
 
 @router.post("/v1/completions", summary="Go on with a text.", response_model=None)
@@ -231,22 +232,28 @@ def _submit(request: Request, work: Work, key: str = "") -> Job:
 
 
 async def _answer(
-    request: Request, body: Generation, work: Work, prompt: str, tools: Collection[str] = ()
+    request: Request,
+    body: Generation,
+    work: Work,
+    prompt: str,
+    tools: Collection[str] = (),
+    forced: str = "",
 ) -> Response:
     """The whole answer, or a stream; what goes wrong before the first token has a status.
 
-    `tools` are the names of those that the model may choose to call.
+    `tools` are the names of those that the model may choose to call, `forced` that of the one
+    that has to be called.
     """
     job = _submit(request, work, prompt)
     metrics: Metrics = request.app.state.metrics
     if not body.stream:
-        answer = answers.with_calls(await _only(job, request), tools)
+        answer = answers.with_calls(await _only(job, request), tools, forced)
         metrics.answered(job, answer)
         return JSONResponse(answers.finished(answer, body.model, job.waited))
     items = job.__aiter__()
     first = await _next(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = answers.Stream(body.model, with_usage=usage, tools=tools)
+    stream = answers.Stream(body.model, with_usage=usage, tools=tools, forced=forced)
 
     async def events() -> AsyncIterator[bytes]:
         chunk = first

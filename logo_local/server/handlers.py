@@ -29,7 +29,7 @@ from .schema import (
     RouteRequest,
     SchemaFormat,
 )
-from .structured import any_json, grammar_for
+from .structured import Patience, any_json, grammar_for
 from .workers import Work
 
 AUTO, BASE, ONE = "auto", "base", "base:"
@@ -154,6 +154,8 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)
         bias = _bias(llm, request)
+        if "grammar" in options:
+            llm.should_stop = Patience(llm)
         return _generate(
             llm,
             request.n or 1,
@@ -223,6 +225,14 @@ def free_tools(request: ChatRequest) -> tuple[str, ...]:
     return tuple(tool.function.name for tool in request.tools or ())
 
 
+def forced_tool(request: ChatRequest) -> str:
+    """The name of the tool that has to be called; empty where none has to."""
+    if isinstance(request.tool_choice, NamedTool):
+        return request.tool_choice.function.name
+    required = request.tool_choice == "required" and request.tools
+    return required[0].function.name if required else ""
+
+
 def _structure(request: ChatRequest) -> dict[str, Any]:
     """Tools and formats as llama_cpp takes them; RequestError for what it cannot keep to."""
     wanted = request.response_format
@@ -242,8 +252,9 @@ def _structure(request: ChatRequest) -> dict[str, Any]:
         schema = next((t["function"]["parameters"] for t in tools if _name([t]) == name), None)
         if schema is None:
             raise RequestError(f"there is no tool {name!r}", param="tool_choice")
-        grammar_for(schema, f"tools[{name!r}].function.parameters")
-        structure = {"tools": tools, "tool_choice": choice.model_dump()}
+        # llama_cpp would make a grammar of its own: the arguments come as text instead.
+        grammar = grammar_for(schema, f"tools[{name!r}].function.parameters")
+        structure = {"tools": tools, "tool_choice": "auto", "grammar": grammar}
     elif tools and choice != "none":
         structure = {"tools": tools, "tool_choice": "auto"}
     if wanted is None or wanted.type == "text":
