@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from .ask import routing_of
 from .routing import registry
@@ -20,6 +21,8 @@ MAX_SEED = 2**32 - 2  # the last of 32 bits means a random one in llama.cpp
 _MAX_STOPS = 16
 _MAX_INT = 2**31 - 1  # of llama.cpp
 _SEEDS = 2**63
+_MAX_FIELDS = 256  # of one object: each of them may be a problem
+_MAX_PROBLEMS = 100
 LORA_WITHOUT_ROUTE = "lora sets the weights, so signal and top_k have no effect"
 
 # Fields that have no meaning here; clients send them without being asked.
@@ -41,6 +44,12 @@ class Body(BaseModel):
     def _without_nulls(cls, value: Any) -> Any:
         """Clients send every optional field that they know, most of them as null."""
         if isinstance(value, dict):
+            if len(value) > _MAX_FIELDS:
+                raise PydanticCustomError(  # a ValueError would keep this frame, and the value
+                    "too_many_fields",
+                    "it has {n} fields, and may have {most}",
+                    {"n": len(value), "most": _MAX_FIELDS},
+                )
             return {name: one for name, one in value.items() if one is not None}
         return value
 
@@ -158,7 +167,7 @@ def problems_of(errors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Of a field that may have several types, all are named; not where a part of it is wrong.
     """
     texts: dict[str, list[str]] = {}
-    for error in errors:
+    for error in errors[:_MAX_PROBLEMS]:
         parts = [str(part) for part in error["loc"] if part != "body"]
         place = ".".join(part for part in parts if not _ALTERNATIVE.fullmatch(part))
         text = error["msg"].removeprefix("Value error, ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
@@ -298,9 +299,10 @@ async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
         raise
     finally:
         for task in (item, gone):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            if not task.done():  # to wait for one that failed would raise its error once more
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
         del item, gone, task  # an error's traceback holds this frame: no cycle through them
 
 
@@ -325,6 +327,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, in one answer; what it held is not repeated."""
     assert isinstance(error, RequestValidationError)
     places = problems_of(error.errors())
+    _let_go(error)
     hint = ""
     if request.url.path == "/v1/embeddings" and any(p.startswith("input") for p in places):
         hint = (
@@ -339,6 +342,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
             hint=hint,
         )
     )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free the frames in which an error was raised: FastAPI's hold the error and the body."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__, error = None, error.__cause__ or error.__context__
 
 
 async def _no_such_address(request: Request, error: Exception) -> Response:

@@ -66,7 +66,7 @@ class CompletionRequest(Generation):
 
     prompt: (
         Text
-        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
         | Annotated[list[Text], Field(min_length=1, max_length=1)]
     )
     echo: Literal[False] | None = False
