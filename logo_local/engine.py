@@ -29,6 +29,7 @@ from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
 from .llama.interrupts import StoppableLoad, interrupts_held, stoppable
 from .llama.llama_errors import Closed, loading, problems_of
+from .llama.logprobs import WithLogprobs
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
@@ -47,7 +48,7 @@ class _Stopped(Exception):
     """The prompt need not be read to its end."""
 
 
-class LoGo(Routed, Llama):  # type: ignore[misc]  # llama_cpp comes without types
+class LoGo(Routed, WithLogprobs):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries

@@ -20,9 +20,11 @@ MAY_IMPORT = {
     "routing": FOUNDATION | {"files", "config"},  # numbers: nothing of llama.cpp
     "engine": FOUNDATION | {"files", "config", "convert", "llama", "routing"},
     "console": FOUNDATION | {"files", "config", "convert", "routing", "engine"},
+    "request_model": FOUNDATION | {"files", "config", "routing", "engine"},
 }
 PROGRAMS = {"chat", "server", "jsonl", "evaluation", "bench"}
-MAY_IMPORT |= {name: MAY_IMPORT["console"] | {"console"} for name in PROGRAMS}
+ABOVE_CONSOLE = {"console", "request_model"}
+MAY_IMPORT |= {name: MAY_IMPORT["console"] | ABOVE_CONSOLE for name in PROGRAMS}
 MAY_IMPORT["commands"] = MAY_IMPORT["chat"] | PROGRAMS | {"llama"}
 
 ENGINE = ("engine", "routed", "ask", "fake")  # files that are one layer

@@ -917,9 +917,6 @@ def test_a_template_that_refuses_a_conversation(logo, template, words):
     for stream in (False, True):
         with pytest.raises(PromptError, match=f"chat template refuses.*{words}"):
             llm.create_chat_completion([{"role": "user", "content": A}], stream=stream)
-    with pytest.raises(ValueError, match="logprobs") as caught:
-        llm.create_completion(A, logprobs=1)
-    assert not isinstance(caught.value, PromptError)
 
 
 @pytest.mark.parametrize("n_ctx", [1, 64, 257])

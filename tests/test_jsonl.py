@@ -209,7 +209,7 @@ def test_a_line_that_is_no_request_is_an_event_and_the_rest_is_answered(llm):
     assert first.keys() == {"event", "line", "kind", "message", "problems", "hint"}
     assert (first["event"], first["line"], first["kind"]) == ("error", 1, "RequestError")
     assert (second["id"], second["line"]) == (1, 3)
-    assert second["problems"] == ["unknown field 'bad'"]
+    assert second["problems"] == ["bad: unknown field"]
     assert events[-1]["event"] == "done"
 
 

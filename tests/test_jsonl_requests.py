@@ -4,9 +4,12 @@ import io
 import json
 
 import pytest
+from starlette.testclient import TestClient
 
+from logo_local.fake import FakeLoGo
 from logo_local.jsonl import requests as jsonl_requests
-from logo_local.jsonl.requests import Line, Request, RequestError, lines_of, parse
+from logo_local.jsonl.requests import Line, RequestError, lines_of, parse
+from logo_local.server.app import create_app
 
 
 def reading(*pieces):
@@ -49,46 +52,53 @@ def parsed(text, number=7):
 
 
 @pytest.mark.parametrize(
-    ("text", "request_"),
+    ("text", "kind", "fields"),
     [
-        ('{"id": 1, "prompt": "hi"}', Request("prompt", 7, 1, {"prompt": "hi"})),
-        ('\ufeff {"id": "a", "prompt": "hi"}\r', Request("prompt", 7, "a", {"prompt": "hi"})),
-        ('{"cancel": "a"}', Request("cancel", 7, None, {"cancel": "a"})),
-        ('{"adapters": true}', Request("adapters", 7, None, {"adapters": True})),
-        ('{"id": 0, "rescan": true}', Request("rescan", 7, 0, {"rescan": True})),
-        ('{"id": 1, "route": "hi"}', Request("route", 7, 1, {"route": "hi"})),
+        ('{"id": 1, "prompt": "hi"}', "prompt", {"id": 1, "prompt": "hi"}),
+        ('\ufeff {"id": "a", "prompt": "hi"}\r', "prompt", {"id": "a", "prompt": "hi"}),
+        ('{"id": 1, "prompt": "hi", "seed": null}', "prompt", {"id": 1, "prompt": "hi"}),
+        ('{"cancel": "a"}', "cancel", {"cancel": "a"}),
+        ('{"adapters": true}', "adapters", {"adapters": True}),
+        ('{"id": 0, "rescan": true}', "rescan", {"id": 0, "rescan": True}),
+        ('{"id": 1, "route": "hi"}', "route", {"id": 1, "route": "hi"}),
     ],
 )
-def test_requests(text, request_):
-    assert parsed(text) == request_
+def test_requests(text, kind, fields):
+    request = parsed(text)
+    assert (request.kind, request.line, request.id) == (kind, 7, fields.get("id"))
+    assert request.body.model_dump(exclude_unset=True) == fields
 
 
-EVERYTHING = {
-    "prompt": "hé 🎈",
-    "raw": True,
+SAMPLED = {
     "max_tokens": 1,
     "temperature": 0,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repeat_penalty": 1.1,
+    "presence_penalty": -1,
+    "frequency_penalty": 1,
     "seed": 2**32 - 2,
     "stop": ["\n", "."],
-    "signal": "norm",
-    "top_k": 2,
 }
+EVERYTHING = {"prompt": "hé 🎈", "raw": True, **SAMPLED, "signal": "norm", "top_k": 2}
 
 
 def test_all_that_a_prompt_can_have():
-    request = parsed(json.dumps({"id": 1, **EVERYTHING}, ensure_ascii=False))
-    assert request.fields == EVERYTHING
-    assert request.sampling == {
-        name: EVERYTHING[name] for name in ("max_tokens", "temperature", "seed", "stop")
-    }
+    body = parsed(json.dumps({"id": 1, **EVERYTHING}, ensure_ascii=False)).body
+    assert body.model_dump(exclude_unset=True) == {"id": 1, **EVERYTHING}
+    assert body.sampling() == SAMPLED
+    assert body.routing() == {"signal": "norm", "top_k": 2}
 
 
 def test_messages_and_weights():
     messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    fields = {"messages": messages, "lora": {"x": 1, "y": -0.5}, "stop": "."}
-    assert parsed(json.dumps({"id": 1, **fields})).fields == fields
+    fields = {"id": 1, "messages": messages, "lora": {"x": 1, "y": -0.5}, "stop": "."}
+    body = parsed(json.dumps(fields)).body
+    assert body.model_dump(exclude_unset=True) == fields
+    assert body.routing(body.lora) == {"weights": {"x": 1, "y": -0.5}}
 
 
+OR_INTEGER = "id: Input should be a valid string or Input should be a valid integer"
 WRONG = [  # the line, and what is said of it
     (b"\xff\xfe{}", "not UTF-8"),
     ("nonsense", "not JSON"),
@@ -103,40 +113,74 @@ WRONG = [  # the line, and what is said of it
     ('"text"', "it is a JSON string"),
     ("{}", "this one has none of them"),
     ('{"prompt": "a", "route": "a", "id": 1}', "prompt and route together"),
-    ('{"prompt": "a"}', "id is missing"),
-    ('{"id": true, "prompt": "a"}', "id must be a string or an integer, not boolean"),
-    ('{"id": null, "prompt": "a"}', "id must be a string or an integer, not null"),
-    ('{"id": 1.5, "prompt": "a"}', "id must be a string or an integer, not number"),
-    ('{"id": 1, "prompt": " "}', "prompt is empty"),
-    ('{"id": 1, "prompt": 3}', "prompt must be a string, not number"),
-    ('{"id": 1, "prompt": "\\ud800"}', "prompt holds half of a surrogate pair"),
-    ('{"id": 1, "prompt": "a", "max_token": 3}', "unknown field 'max_token'"),
-    ('{"id": 1, "prompt": "a", "max_tokens": 0}', "max_tokens must be an integer from 1"),
-    ('{"id": 1, "prompt": "a", "max_tokens": 2.0}', "max_tokens must be an integer from 1"),
-    ('{"id": 1, "prompt": "a", "max_tokens": true}', "max_tokens must be an integer from 1"),
-    ('{"id": 1, "prompt": "a", "temperature": -0.1}', "temperature must be 0 or more"),
-    ('{"id": 1, "prompt": "a", "temperature": "1"}', "temperature must be a number, not string"),
-    ('{"id": 1, "prompt": "a", "temperature": 1e999}', "temperature is too large"),
-    ('{"id": 1, "prompt": "a", "seed": 4294967295}', "seed must be an integer from 1"),
-    ('{"id": 1, "prompt": "a", "stop": ""}', "stop must be a string or an array"),
-    ('{"id": 1, "prompt": "a", "stop": [1]}', "stop must be a string or an array"),
-    ('{"id": 1, "prompt": "a", "signal": "nrom"}', "signal must be one of auto, each-entropy"),
-    ('{"id": 1, "prompt": "a", "signal": ["norm"]}', "signal must be one of auto, each-entropy"),
-    ('{"id": 1, "prompt": "a", "top_k": 0}', "top_k must be an integer from 1"),
-    ('{"id": 1, "prompt": "a", "lora": ["x"]}', "lora must be an object"),
-    ('{"id": 1, "prompt": "a", "lora": {"x": "1"}}', "lora has a weight for 'x' that must be"),
-    ('{"id": 1, "prompt": "a", "lora": {}, "top_k": 1}', "no effect beside lora"),
-    ('{"id": 1, "prompt": "a", "raw": 1}', "raw must be true or false, not number"),
-    ('{"id": 1, "messages": []}', "messages must be an array of messages"),
-    ('{"id": 1, "messages": ["a"]}', "messages number 1 must have role and content"),
-    ('{"id": 1, "messages": [{"role": "user", "content": ""}]}', "number 1 has a content that is"),
-    ('{"id": 1, "messages": [{"role": "me", "content": "a"}]}', "number 1 has a role that is none"),
-    ('{"id": 1, "messages": [{"role": "user", "content": "a"}], "raw": true}', "raw has no use"),
-    ('{"id": 1, "route": "a", "max_tokens": 3}', "max_tokens has no use beside route"),
-    ('{"id": 1, "route": {}}', "route must be a string, not object"),
-    ('{"adapters": 1}', "adapters must be true"),
-    ('{"cancel": 1, "id": 2}', "id has no use beside cancel"),
-    ('{"cancel": [1]}', "cancel must be a string or an integer"),
+    ('{"prompt": "a"}', "id: Field required"),
+    (
+        '{"id": true, "prompt": "a"}',
+        OR_INTEGER,
+    ),
+    ('{"id": null, "prompt": "a"}', "id: Field required"),
+    (
+        '{"id": 1.5, "prompt": "a"}',
+        OR_INTEGER,
+    ),
+    ('{"id": 1, "prompt": ""}', "prompt: String should have at least 1 character"),
+    ('{"id": 1, "prompt": 3}', "prompt: Input should be a valid string"),
+    (
+        '{"id": 1, "prompt": "\\ud800"}',
+        "prompt: Input should be a valid string, unable",
+    ),
+    ('{"id": 1, "prompt": "a", "max_token": 3}', "max_token: unknown field"),
+    (
+        '{"id": 1, "prompt": "a", "max_tokens": 0}',
+        "equal to 1 or Input should be -1",
+    ),
+    ('{"id": 1, "prompt": "a", "max_tokens": 2.0}', "max_tokens: Input should be a valid integer"),
+    ('{"id": 1, "prompt": "a", "max_tokens": true}', "max_tokens: Input should be a valid integer"),
+    (
+        '{"id": 1, "prompt": "a", "temperature": -0.1}',
+        "temperature: Input should be greater",
+    ),
+    ('{"id": 1, "prompt": "a", "temperature": "1"}', "temperature: Input should be a valid number"),
+    (
+        '{"id": 1, "prompt": "a", "temperature": 1e999}',
+        "temperature: Input should be a finite",
+    ),
+    ('{"id": 1, "prompt": "a", "seed": 9223372036854775808}', "seed: Input should be less than"),
+    ('{"id": 1, "prompt": "a", "stop": ""}', "stop: String should have at least 1 character or"),
+    ('{"id": 1, "prompt": "a", "stop": [1]}', "stop.0: Input should be a valid string"),
+    (
+        '{"id": 1, "prompt": "a", "signal": "nrom"}',
+        "signal: Input should be 'auto', 'each",
+    ),
+    (
+        '{"id": 1, "prompt": "a", "signal": ["norm"]}',
+        "signal: Input should be 'auto', 'each",
+    ),
+    ('{"id": 1, "prompt": "a", "top_k": 0}', "top_k: Input should be greater than or equal to 1"),
+    ('{"id": 1, "prompt": "a", "lora": ["x"]}', "lora: Input should be a valid dictionary"),
+    ('{"id": 1, "prompt": "a", "lora": {"x": "1"}}', "lora.x: Input should be a valid number"),
+    ('{"id": 1, "prompt": "a", "lora": {}, "top_k": 1}', "lora sets the weights"),
+    ('{"id": 1, "prompt": "a", "raw": 1}', "raw: Input should be a valid boolean"),
+    ('{"id": 1, "messages": []}', "messages: List should have at least 1 item"),
+    ('{"id": 1, "messages": ["a"]}', "messages.0: Input should be a valid dictionary"),
+    ('{"id": 1, "messages": [{"role": "user", "content": 1}]}', "messages.0.content: Input should"),
+    (
+        '{"id": 1, "messages": [{"role": "me", "content": "a"}]}',
+        "0.role: Input should be 'system'",
+    ),
+    (
+        '{"id": 1, "messages": [{"role": "user", "content": "a"}], "raw": true}',
+        "raw: unknown field",
+    ),
+    ('{"id": 1, "route": "a", "max_tokens": 3}', "max_tokens: unknown field"),
+    (
+        '{"id": 1, "route": {}}',
+        "route: Input should be a valid string or",
+    ),
+    ('{"adapters": 1}', "adapters: Input should be a valid boolean"),
+    ('{"rescan": false}', "rescan: Input should be true"),
+    ('{"cancel": 1, "id": 2}', "id: unknown field"),
+    ('{"cancel": [1]}', "cancel: Input should be a valid string or"),
 ]
 
 
@@ -146,7 +190,7 @@ def test_mistakes(text, said):
         parsed(text)
     assert said in str(caught.value)
     assert caught.value.message.startswith("line 7: ")
-    assert (caught.value.line, bool(caught.value.hint)) == (7, True)
+    assert caught.value.line == 7
 
 
 def test_a_line_that_is_too_long():
@@ -156,6 +200,38 @@ def test_a_line_that_is_too_long():
 
 def test_all_mistakes_are_named_at_once_and_the_id_is_kept():
     with pytest.raises(RequestError) as caught:
-        parsed('{"id": "q", "prompt": "", "max_token": 1, "seed": 0}')
+        parsed('{"id": "q", "prompt": "", "max_token": 1, "seed": "x"}')
     assert len(caught.value.problems) == 3
     assert caught.value.id == "q"
+
+
+SHARED = {
+    "max_tokens": [-1, 1, 2**31 - 1, 0, -2, 2**31, 1.0, "1", True],
+    "temperature": [0, 2, 2.5, -0.1, "1", True],
+    "top_p": [0, 1, 1.1, -1],
+    "min_p": [0, 1, 1.1, -1],
+    "repeat_penalty": [0.5, 10, 0, 11],
+    "presence_penalty": [-2, 2, -3, 3],
+    "frequency_penalty": [-2, 2, -3, 3],
+    "seed": [0, -1, 2**63 - 1, -(2**63), 2**63, 1.5],
+    "stop": ["x", ["x"], [], "", [""], ["x"] * 17, "x" * 513, 3],
+    "lora": [{}, {"x": 1}, {"x": 101}, {"": 1}, {"x": "1"}, []],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in SHARED.items() for value in values]
+)
+def test_json_lines_and_the_server_have_the_same_limits_and_messages(name, value):
+    """Both used to have a validator of their own: temperature 5 was valid in one of them."""
+    message = {"role": "user", "content": "hi"}
+    asked = json.dumps({"messages": [message], name: value})
+    with TestClient(create_app([FakeLoGo({"x": 1.0})]), base_url="http://localhost") as client:
+        answer = client.post("/v1/chat/completions", content=asked)
+    try:
+        parsed(json.dumps({"id": 1, "messages": [message], name: value}))
+        problems = []
+    except RequestError as error:
+        problems = error.problems
+    assert answer.status_code == (400 if problems else 200)
+    assert answer.json().get("error", {}).get("problems", []) == list(problems)

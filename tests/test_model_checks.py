@@ -4,10 +4,10 @@ import gguf
 import gguf_bytes as g
 import numpy as np
 import pytest
-from random_gguf import write_base
+from random_gguf import write_adapter, write_base
 
 from logo_local import LoGo
-from logo_local.errors import ContextError, ModelError
+from logo_local.errors import ContextError, ModelError, NativeError
 from logo_local.files.base_model import BaseModel
 from logo_local.files.model_checks import problems_of_keys, problems_of_tensors
 
@@ -103,6 +103,35 @@ def test_a_token_that_is_there_twice(tmp_path):
     with pytest.raises(ModelError) as caught:
         BaseModel.read(path)
     assert caught.value.problems == ("tokenizer.ggml.tokens has the token 'w24' twice",)
+
+
+@pytest.mark.parametrize("broken", [b"<0xZZ>", b"<0x4G>", b"abcdef"])
+def test_a_byte_without_a_token(tmp_path, broken):
+    """llama.cpp ended the process (unordered_map::at) at the first text with that byte."""
+    path = write_base(tmp_path / "x.gguf")
+    path.write_bytes(path.read_bytes().replace(b"<0x41>", broken))
+    with pytest.raises(ModelError) as caught:
+        BaseModel.read(path)
+    assert caught.value.problems == ("tokenizer.ggml.tokens has no token for the byte 0x41",)
+
+
+@pytest.mark.parametrize("tensor", ["blk.0.attn_q.weight", "blk.0.ffn_norm.weight"])
+def test_weights_that_are_not_numbers(tmp_path, tensor):
+    """They were a traceback of numpy while profiles were made, and NaN in embeddings."""
+    path = write_base(tmp_path / "x.gguf")
+    place = next(t for t in gguf.GGUFReader(path).tensors if t.name == tensor)
+    data = bytearray(path.read_bytes())
+    nan = np.array(np.nan, place.data.dtype).tobytes()
+    data[place.data_offset : place.data_offset + len(nan)] = nan
+    path.write_bytes(data)
+    for name in ("a0", "a1"):
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        write_adapter(tmp_path / "pool" / f"{name}.gguf", 1)
+        (tmp_path / "pool" / f"{name}.prompts.txt").write_text(f"a prompt of {name}\nw1 w2\n")
+    with LoGo(path, tmp_path / "pool", n_ctx=256, n_threads=1, past=False) as llm:
+        for use in (lambda: llm.route("w1 w2"), lambda: llm.embeddings(["w1 w2"])):
+            with pytest.raises(NativeError, match="not finite"):
+                use()
 
 
 def test_the_same_file_with_its_own_values_is_read(tmp_path):

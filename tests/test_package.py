@@ -1,6 +1,7 @@
 """What the package is from outside: light to import, complete in a wheel, one public surface."""
 
 import ast
+import hashlib
 import os
 import re
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import logo_local
+from logo_local.server.middleware import PAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
+VENDORED_LICENCES = ("LICENSE-DOMPurify", "LICENSE-marked")
 
 
 def python(*args, **settings):
@@ -140,7 +143,8 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
             )
             for name in code_files(f"logo_local/{room}")
         ),
-        *(f"logo_local/server/page/page.{kind}" for kind in ("html", "css", "js")),
+        *(f"logo_local/server/page/{name}" for name in PAGE.values()),
+        *(f"logo_local/server/page/vendor/{name}" for name in ("README.md", *VENDORED_LICENCES)),
     }
     # The base comes from a package of its own, and evaluation data from where it was published.
     adapters = {path.stem for path in (DEMO / "adapters").glob("*.gguf")}
@@ -157,8 +161,19 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
         ),
     }
     assert f"{info}/licenses/LICENSE" in names
+    for licence in VENDORED_LICENCES:
+        assert f"{info}/licenses/logo_local/server/page/vendor/{licence}" in names
     entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
     assert "logo-local = logo_local.__main__:main" in entry_points
+
+
+def test_the_vendored_libraries_are_the_published_files():
+    vendor = ROOT / "logo_local/server/page/vendor"
+    table = (vendor / "README.md").read_text()
+    for path in vendor.glob("*.js"):
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{path.name}`"))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in row
+        assert any(f"({licence})" in row for licence in VENDORED_LICENCES)
 
 
 def test_an_editable_install_brings_no_top_level_convert(source, tmp_path):

@@ -392,13 +392,19 @@ def test_a_failed_conversion_leaves_nothing(folder):
     assert converted(folder) == []
 
 
-def test_a_cache_that_cannot_be_written_is_a_problem_line(folder):
+def test_without_a_cache_adapters_are_converted_into_a_temporary_folder(
+    folder, conversions, caplog
+):
+    """They used to be left out where the cache could not be written."""
     (folder.parent / "cache").write_text("a file in the way")
+    write_peft(folder / "other", rank=3)
     pool = open_pool(folder)
-    assert len(pool.names) == 3
-    (problem,) = pool.problems
-    assert "cannot be converted" in problem.reason
-    assert "cache" in problem.hint
+    assert (pool.problems, sorted(conversions)) == ((), ["other", "translate"])
+    assert pool.adapters["translate"].path.is_file()
+    (line,) = [one for one in caplog.messages if "converted at each start" in one]
+    assert "cannot be written" in line
+    open_pool(folder)  # within this process they stay
+    assert len(conversions) == 2
 
 
 def test_a_pool_of_gguf_files_needs_no_converter(folder):

@@ -23,6 +23,7 @@ from logo_local.server.app import create_app
 
 SCORES = {"reverse": 1.0, "sort-words": 3.0}
 HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
@@ -135,7 +136,7 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
         ({"model": "base:revers"}, 404, "did you mean reverse"),
         ({"lora": {"nobody": 1.0}}, 404, "nobody"),
         ({"model": "base", "lora": {"reverse": 1.0}}, 400, "contradict"),
-        ({"lora": {"reverse": 1.0}, "logo": {"top_k": 1}}, 400, "logo has no say"),
+        ({"lora": {"reverse": 1.0}, "logo": {"top_k": 1}}, 400, "lora sets the weights"),
         ({"logo": {"signal": "magic"}}, 400, "logo.signal"),
         ({"logo": {"top_k": 0}}, 400, "logo.top_k"),
         ({"logo": {"topk": 1}}, 400, "logo.topk"),
@@ -144,7 +145,9 @@ def test_settings_of_one_request_are_not_those_of_the_next(client, fake):
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"n": 17}, 400, "n:"),
         ({"stop": [""]}, 400, "stop"),
-        ({"logprobs": True}, 400, "logprobs"),
+        ({"top_logprobs": 1}, 400, "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+        ({"logprobs": True, "tools": [TOOL]}, 400, "cannot be combined with tools"),
         ({"functions": []}, 400, "functions"),
         ({"logit_bias": {"100": 1}}, 400, "token '100'"),
         ({"logit_bias": {"-1": 1}}, 400, "token '-1'"),
@@ -306,6 +309,7 @@ def test_the_adapters_without_any_path(client):
         **{"modules": 1, "n_bytes": 2048},
     }
     assert found["problems"] == []
+    assert found["base"] == {"name": "fake", "architecture": "llama"}
 
 
 def test_a_route_without_an_answer(client, fake):

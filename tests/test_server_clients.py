@@ -217,3 +217,27 @@ def test_several_answers_to_one_request(client, fake, path, body):
     refused = client.post(path, json={**body, "n": 2, "stream": True})
     assert refused.status_code == 400
     assert client.post(path, json={**body, "n": 17}).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions", "/v1/route"])
+def test_texts_that_cannot_fit_are_refused_before_they_are_tokenised(
+    path, random_base, random_adapters, monkeypatch
+):
+    """The time that some tokenizers take grows with the square of the length."""
+    llm = LoGo(random_base, random_adapters, n_ctx=256, n_threads=1, past=False)
+    lengths = []
+    tokenize = type(llm.tokenizer_).tokenize
+    monkeypatch.setattr(
+        type(llm.tokenizer_),
+        "tokenize",
+        lambda self, text, *more: (lengths.append(len(text)), tokenize(self, text, *more))[1],
+    )
+    field = "input" if path == "/v1/embeddings" else "prompt"
+    try:
+        with TestClient(create_app([llm]), base_url="http://localhost") as client:
+            answer = client.post(path, json={field: "x y " * 250_000})
+    finally:
+        llm.close()
+    assert answer.status_code == 400
+    assert "1,000,000 bytes" in answer.json()["error"]["message"]
+    assert max(lengths, default=0) < 100_000

@@ -1,12 +1,44 @@
 """Schemas from strangers: what has a grammar, and what is refused before llama.cpp sees it."""
 
+import itertools
+import json
 import re
+import subprocess
+import sys
 
 import pytest
+import small_model
 
+from logo_local.fake import FakeLoGo
 from logo_local.server.failures import RequestError
-from logo_local.server.patterns import MOST, cost_of
-from logo_local.server.structured import any_json, grammar_for
+from logo_local.server.patterns import rules_of
+from logo_local.server.structured import Patience, any_json, grammar_for
+
+# As they were published, and what makes the same work in other ways: each stopped an engine for
+# minutes a token, or llama.cpp while it read the grammar, and nothing could interrupt that.
+DOUBLED = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
+IN_ITSELF = {"type": "array", "items": {"$ref": "#/$defs/n"}}
+COSTLY = {
+    "optional": {"type": "string", "pattern": "^(a?){1000}$"},
+    "nested": {"type": "string", "pattern": "^((a|b)*c?){1000}$"},
+    "counts": {"type": "string", "pattern": "^((a?){30}){30}$"},
+    "counted alternatives": {"type": "string", "pattern": f"^({'|'.join(['[a-z]'] * 20)}){{50}}$"},
+    "starred alternatives": {"type": "string", "pattern": f"^({'|'.join(['[-=]'] * 9)})*$"},
+    "starred stars": {"type": "string", "pattern": "^([a-z]+[a-z]*)*$"},
+    "exponential automaton": {"type": "string", "pattern": "^[ab]*a[ab]{60}$"},
+    "in every alternative": {
+        "anyOf": [{"type": "string", "pattern": f"^{'([a-z]|[a-y])' * 6}{i}$"} for i in range(300)]
+    },
+    "a doubled reference": {
+        "$defs": {**DOUBLED, "d30": {"type": "integer"}},
+        "properties": {"a": {"$ref": "#/$defs/d0"}},
+    },
+    "lists in themselves": {
+        "$defs": {"n": {"anyOf": [{**IN_ITSELF, "maxItems": i} for i in range(1, 40)]}},
+        "properties": {"a": {"$ref": "#/$defs/n"}},
+    },
+    "a large enum": {"enum": [f"value {i}" for i in range(4000)]},
+}
 
 
 def nested(depth):
@@ -48,18 +80,15 @@ def test_schemas_that_have_a_grammar(schema):
         ({"type": "array", "items": {}, "maxItems": 10**9}, "from 0 to 1000"),
         ({"type": "string", "maxLength": -1}, "from 0 to 1000"),
         ({"type": "string", "minLength": "many"}, "from 0 to 1000"),
-        ({"type": "string", "pattern": "^a{2000}$"}, "1000 times at most"),
+        ({"type": "string", "pattern": "^a{2001}$"}, "too large"),
         ({"type": "string", "pattern": "^[$"}, "a bracket is not closed"),
         ({"enum": ["x" * 70_000]}, "bytes"),
-        ({"type": "string", "pattern": "^" + "a?" * 100 + "$"}, "too many ways"),
-        ({"type": "string", "pattern": "^([a-z]{0,99}){0,99}$"}, "too many ways"),
-        ({"type": "string", "pattern": "^(a?){1000}$"}, "too many ways"),
-        ({"type": "string", "pattern": "^((a|b)*c?){1000}$"}, "too many ways"),
-        ({"type": "string", "pattern": "^((a?){30}){30}$"}, "too many ways"),
-        (
-            {"type": "string", "pattern": "^(" + "|".join("a?" * 2 for _ in range(40)) + "){9}$"},
-            "ways",
-        ),
+        ({"type": "string", "pattern": "^([a-z]{0,99}){0,99}$"}, "too large"),
+        ({"type": "string", "pattern": "^((a|b)*c?){1000}$"}, "too large"),
+        ({"type": "string", "pattern": "^[ab]*a[ab]{60}$"}, "too many ways"),
+        (COSTLY["a doubled reference"], "too many alternatives"),
+        (COSTLY["lists in themselves"], "too many alternatives"),
+        ({"$defs": {"n": IN_ITSELF}, "$ref": "#/$defs/n"}, "cannot follow the reference"),
         ({"type": "string", "pattern": "^a)$"}, "a bracket is closed"),
         ({"type": "object", "properties": {"a": {"$ref": "#/\ud800"}}}, "not text"),
         ({"type": "string", "pattern": "^[a]{000000000900000000}$"}, "the count"),
@@ -84,25 +113,96 @@ def test_schemas_that_are_refused(schema, words, capfd):
     assert (caught.value.status, caught.value.param) == (400, "response_format")
 
 
-@pytest.mark.parametrize(
-    ("pattern", "ways", "total"),
-    [
-        ("abc", 1, 0),
-        ("a?", 2, 0),
-        ("a|b|c", 3, 0),
-        ("a{3}", 1, 3),
-        ("a{2,4}", 3, 4),
-        ("(a?){3}", 8, 3),  # each of the three may be there or not
-        ("(ab|c){3}", 6, 3),
-        ("(?:a?b?)", 4, 0),
-        (r"[a\]?]\?", 1, 0),
-        ("(a?){40}", MOST, 40),
-        ("((a|b)*c?){1000}", MOST, 1000),
-    ],
-)
-def test_ways_through_a_pattern_by_hand(pattern, ways, total):
-    cost = cost_of(pattern)
-    assert (cost.ways, cost.total) == (ways, total)
+UNREADABLE = [
+    ("^a)$", "a bracket is closed"), ("^[$", "a bracket is not closed"), ("^(a$", "not closed"),
+    ("a", "must begin"), ("^$x", "must begin"), ("^a{+7}$", "the count"), ("^a{7_0}$", "the count"),
+    ("^a{00000900}$", "the count"), ("^a{3,2}$", "the count"), ("^a**$", "a count follows"),
+    ("^*$", "nothing that could be repeated"), ("^(?=a)$", "a group with"), ("^a\\b$", "escape"),
+    ("^[z-a]$", "the wrong way"), ("^a\\$", "a backslash"), ('^"$', "matches nothing"),
+    ("^a^b$", "only possible at its ends"), ("^" + "(" * 60 + ")" * 60 + "$", "too deeply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "words"), UNREADABLE, ids=[words for _, words in UNREADABLE])
+def test_patterns_that_cannot_be_read(pattern, words):
+    with pytest.raises(ValueError, match=words):
+        rules_of(pattern, "p")
+
+
+def matches(pattern, text):
+    """Whether the rules accept `text`; at each character one alternative at most may fit."""
+    rules, at = rules_of(pattern, "p"), "p-0"
+    for character in text:
+        fitting = []
+        for way in rules.get(at, "").split(" | "):
+            found = re.fullmatch(r"\[(.*)\] (p-\d+)", way)
+            if found and re.fullmatch(f"[{found[1]}]", character):
+                fitting.append(found[2])
+        assert len(fitting) <= 1
+        if not fitting:
+            return False
+        at = fitting[0]
+    return rules.get(at, "").endswith('"\\"" space')
+
+
+PATTERNS = [
+    "a*", "(a|ab)(c|bcd)(d*)", "(a?){3}", "((a|b)*c?){3}", "a{2,3}", "a{2,}", "a{0}b", "(ab|c){2}",
+    "[^ab]c?", "(?:a|)b", "(a*)*", "((a+)*b?)+", "(a|a)*", ".b", "a+b+|c{1,2}", "(a{0,2}b?){1,2}c",
+    r"\w\d?", "(a?b?c?){2}", "(|a)(|b)", "((a{2}){2}|b)c*", "(a{2,}b?){2,}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_rules_match_what_pythons_own_expressions_match(pattern):
+    texts = ["".join(t) for n in range(6) for t in itertools.product("abc1", repeat=n)]
+    for text in texts:
+        assert matches(f"^{pattern}$", text) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_the_rules_make_valid_json_of_what_a_pattern_allows():
+    """A dot used to allow quotes, which ended the string."""
+    assert matches("^.$", "é")
+    for character in '"\\\n\x00':
+        assert not matches("^.$", character)
+        assert not matches("^[^a]$", character)
+
+
+@pytest.mark.parametrize("schema", COSTLY.values(), ids=COSTLY)
+def test_no_schema_keeps_an_engine_busy(schema):
+    """It is refused, or its grammar is cheap: the whole answer is there before anybody waits."""
+    process = subprocess.run(
+        [sys.executable, "-c", SAMPLED, json.dumps(schema), str(small_model.MODEL)],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert process.stdout.split()[-1] in ("refused", "answered"), process.stderr
+
+
+SAMPLED = """
+import json, sys
+from logo_local.server.failures import RequestError
+from logo_local.server.structured import grammar_for
+from llama_cpp import Llama
+try:
+    grammar = grammar_for(json.loads(sys.argv[1]), "p")
+except RequestError:
+    print("refused")
+else:
+    llama = Llama(sys.argv[2], n_ctx=256, n_threads=1, verbose=False)
+    llama.create_completion("a", grammar=grammar, max_tokens=12, temperature=1.0, seed=1)
+    print("answered")
+"""
+
+
+def test_an_answer_ends_when_its_tokens_take_too_long(monkeypatch):
+    """Objects of several kinds within each other: what has to be tried grows with every level."""
+    now, llm = [0.0], FakeLoGo({})
+    monkeypatch.setattr("logo_local.server.structured.time.monotonic", lambda: now[0])
+    patience = Patience(llm)
+    for tokens, seconds, expected in ((0, 0, False), (1, 99, False), (2, 9, False), (3, 11, True)):
+        llm.usage, now[0] = {"completion_tokens": tokens}, now[0] + seconds
+        assert patience() == expected
+    llm.should_stop = lambda: True
+    assert Patience(llm)()
 
 
 def test_any_json_is_a_grammar_of_its_own():

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -16,7 +16,9 @@ from ..ask import Sampling
 from ..console.opening import open_by_options
 from ..console.terminal import UsageError
 from ..errors import LogoError
-from ..jsonl.session import Events, Read, Session, Write
+
+if TYPE_CHECKING:
+    from ..jsonl.session import Read, Session, Write
 
 JSONL = click.option(
     "--jsonl",
@@ -38,6 +40,8 @@ def answer_lines(
     A failure to open it is an event, too. Raises UsageError beside options that mean another
     form of output.
     """
+    from ..jsonl.session import Events, Session  # pydantic, which takes its time to import
+
     beside = [flag for name, flag in _ELSEWHERE.items() if given[name]]
     beside += ["a prompt"] if prompt is not None else []
     if beside:

@@ -32,10 +32,12 @@ class _ModelReader(HeaderReader):
     """gguf's reader, made to step over the arrays of a vocabulary.
 
     By itself it makes an array object of every item: seconds for 100,000 tokens. `twice` is
-    a token that is there twice, over which llama.cpp ends the process, or None.
+    a token that is there twice, `without_token` a byte that no token stands for: llama.cpp ends the
+    process over the one, and over the other if it tokenises by sentencepiece. Otherwise None.
     """
 
     twice: bytes | None = None
+    without_token: int | None = None
 
     def _push_field(self, field: Any, skip_sum: bool = False) -> int:
         if field.name == "tokenizer.ggml.tokens" and field.types[:1] == [gguf.GGUFValueType.ARRAY]:
@@ -47,6 +49,8 @@ class _ModelReader(HeaderReader):
                     if token in seen and token:
                         self.twice = token
                     seen.add(token)
+                missing = (n for n in range(256) if not {b"<0x%02X>" % n, bytes([n])} & seen)
+                self.without_token = next(missing, None)
         return int(super()._push_field(field, skip_sum))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
@@ -84,6 +88,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
         if reader.twice is not None:
             token = printable(reader.twice.decode("utf-8", "replace"))
             raise _unusable(path, [f"tokenizer.ggml.tokens has the token {token!r} twice"])
+        if reader.without_token is not None and fields.get("tokenizer.ggml.model") == "llama":
+            problem = (
+                f"tokenizer.ggml.tokens has no token for the byte 0x{reader.without_token:02X}"
+            )
+            raise _unusable(path, [problem])
         stored = [(t.name, len(t.shape), t.tensor_type.name) for t in reader.tensors]
     except ModelError:
         raise

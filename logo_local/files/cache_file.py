@@ -6,8 +6,10 @@ what would be kept is made again at the next start. A damaged file counts as non
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
+import tempfile
 from pathlib import Path
 
 from .whole_file import written_whole
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 _MARK = b"\nsha256 "
 _LENGTH = len(_MARK) + 64  # hex digits
 _warned: set[Path] = set()  # folders that could not be written to, each of which is said once
+_temporary: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # by the folder that they stand for
 
 
 def keep(path: Path, content: bytes) -> bool:
@@ -51,3 +54,19 @@ def kept(path: Path) -> bytes | None:
         log.warning("%s is damaged and made anew: its checksum is wrong", path)
         return None
     return content
+
+
+def temporary_instead(folder: Path, error: OSError) -> Path:
+    """A folder to use in the place of `folder`, which cannot be written, until this process ends.
+
+    For files that are needed as such. The first time a line in the log says so.
+    """
+    if folder not in _temporary:
+        _temporary[folder] = tempfile.TemporaryDirectory(prefix="logo-local-")
+        atexit.register(_temporary[folder].cleanup)
+        log.warning(
+            "the cache %s cannot be written (%s): adapters are converted at each start",
+            folder,
+            error.strerror or error,
+        )
+    return Path(_temporary[folder].name)

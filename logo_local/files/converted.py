@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..errors import AdapterError
 from .adapter_file import AdapterFile, read_adapter
 from .base_model import BaseModel
+from .cache_file import temporary_instead
 from .digest import sha256_of
 from .folder import Entry, files_in
 from .paw import unpack_adapter
@@ -41,10 +42,17 @@ def converted(
 ) -> AdapterFile:
     """The adapter `entry`, a PEFT folder or a .paw file, as a checked GGUF file below `cache`.
 
-    Raises AdapterError where it cannot be made.
+    In a temporary folder where the cache cannot be written. Raises AdapterError where it cannot
+    be made.
     """
+    folder = cache / "converted"
     try:
-        adapter = _made(entry, base, cache / "converted", converter, steps)
+        try:
+            adapter = _made(entry, base, folder, converter, steps)
+        except OSError as error:
+            if str(error.filename or "").startswith(str(entry.path)):
+                raise  # the adapter cannot be read
+            adapter = _made(entry, base, temporary_instead(folder, error), converter, steps)
     except OSError as error:
         raise AdapterError(
             f"cannot convert {entry.path}",

@@ -8,16 +8,103 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from ..errors import LogoError
-from ..routing import registry
+from ..files.text_file import is_encodable
+from ..request_model import (
+    LORA_WITHOUT_ROUTE,
+    Body,
+    Messages,
+    RoutingChoice,
+    SamplingChoice,
+    Text,
+    Weights,
+    as_lines,
+    problems_of,
+)
 
 MAX_LINE = 16 * 2**20  # bytes
-MAX_SEED = 2**32 - 2  # the last of 32 bits stands for a random one in llama.cpp
 _AT_ONCE = 2**16  # bytes
-ROLES = ("system", "user", "assistant")
+
+Id: TypeAlias = str | int
+
+
+def _be_true(value: bool) -> bool:
+    if not value:
+        raise ValueError("Input should be true")
+    return value
+
+
+Yes = Annotated[bool, AfterValidator(_be_true)]  # Literal[True] would accept 1
+
+
+class AnswerLine(SamplingChoice, RoutingChoice):
+    """What both kinds of questions may have."""
+
+    id: Id
+    lora: Weights | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> AnswerLine:
+        if self.lora is not None and (self.signal is not None or self.top_k is not None):
+            raise ValueError(LORA_WITHOUT_ROUTE)
+        return self
+
+
+class PromptLine(AnswerLine):
+    """A prompt to answer."""
+
+    prompt: Text
+    raw: bool = False
+
+
+class MessagesLine(AnswerLine):
+    """A conversation to answer."""
+
+    messages: Messages
+
+
+class RouteLine(RoutingChoice):
+    """A prompt or a conversation to route."""
+
+    id: Id
+    route: Text | Messages
+    raw: bool = False
+
+
+class CancelLine(Body):
+    """The id of a request to cancel."""
+
+    cancel: Id
+
+
+class AdaptersLine(Body):
+    """List the adapters."""
+
+    id: Id | None = None
+    adapters: Yes
+
+
+class RescanLine(Body):
+    """Check the folder."""
+
+    id: Id | None = None
+    rescan: Yes
+
+
+# By the field that makes a request what it is.
+KINDS: Mapping[str, type[Body]] = {
+    "prompt": PromptLine,
+    "messages": MessagesLine,
+    "route": RouteLine,
+    "cancel": CancelLine,
+    "adapters": AdaptersLine,
+    "rescan": RescanLine,
+}
 
 
 class RequestError(LogoError):
@@ -46,17 +133,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to do: its `kind` is a key of `KINDS`, and all `fields` are as they should be."""
+    """One thing to do: its `kind` is a key of `KINDS`, whose type `body` has."""
 
     kind: str
     line: int
-    id: str | int | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    body: Body
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """What of it goes to llama_cpp, by the names that these options have there."""
-        return {name: self.fields[name] for name in SAMPLING if name in self.fields}
+    def id(self) -> Id | None:
+        """The request's id, where it has one."""
+        found: Id | None = getattr(self.body, "id", None)
+        return found
 
 
 def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
@@ -87,8 +174,6 @@ def parse(line: Line) -> Request:
     """The request in a line. Raises RequestError with all that is wrong in it."""
     where = f"line {line.number}"
     found = _object(line, where)
-    given_id = found.get("id")
-    known_id = None if _is_wrong(_id, given_id) else given_id
     kinds = [kind for kind in KINDS if kind in found]
     if len(kinds) != 1:
         which = f"{' and '.join(kinds)} together" if kinds else "none of them"
@@ -96,35 +181,29 @@ def parse(line: Line) -> Request:
             f"{where}: a request has one of {', '.join(KINDS)}, and this one has {which}",
             hint='a question looks like this: {"id": 1, "prompt": "..."}',
             line=line.number,
-            id=known_id,
+            id=_known_id(found),
         )
     kind = kinds[0]
-    may_have = KINDS[kind]
-    problems = [
-        f"{name} has no use beside {kind}" if name in CHECKS else f"unknown field {name!r}"
-        for name in found
-        if name not in may_have
-    ]
-    if kind in NEED_ID and "id" not in found:
-        problems.append("id is missing, by which its events can be told from others")
-    for name in may_have:
-        if name in found:
-            try:
-                CHECKS[name](found[name])
-            except ValueError as error:
-                problems.append(f"{name} {error}")
-    if "lora" in found and not {"signal", "top_k"}.isdisjoint(found):
-        problems.append("signal and top_k have no effect beside lora, which is the whole route")
-    if problems:
+    allowed = [name for name in KINDS[kind].model_fields if name != kind]
+    try:
+        body = KINDS[kind].model_validate(found)
+    except ValidationError as error:
+        found_errors = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestError(
             f"{where}: this request cannot be used",
-            problems=problems,
-            hint=f"beside {kind} there may be: {', '.join(n for n in may_have if n != kind)}",
+            problems=as_lines(problems_of(found_errors)),
+            hint=f"beside {kind} there may be: {', '.join(allowed)}" if allowed else "",
             line=line.number,
-            id=known_id,
-        )
-    fields = {name: value for name, value in found.items() if name != "id"}
-    return Request(kind, line.number, given_id, fields)
+            id=_known_id(found),
+        ) from None
+    return Request(kind, line.number, body)
+
+
+def _known_id(found: Mapping[str, Any]) -> Id | None:
+    """The id of a request that is wrong, if that can be repeated."""
+    given = found.get("id")
+    is_id = isinstance(given, str | int) and not isinstance(given, bool)
+    return given if is_id and is_encodable(str(given)) else None
 
 
 def _object(line: Line, where: str) -> dict[str, Any]:
@@ -164,145 +243,3 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _json_type(value: object) -> str:
     names = {str: "string", bool: "boolean", list: "array", dict: "object", type(None): "null"}
     return names.get(type(value), "number")
-
-
-# What a field may hold: each check raises ValueError with the end of a sentence that begins with
-# the field's name.
-
-
-def _is_wrong(check: Callable[[object], None], value: object) -> bool:
-    try:
-        check(value)
-    except ValueError:
-        return True
-    return False
-
-
-def _id(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"must be a string or an integer, not {_json_type(value)}")
-    _encodable(value)
-
-
-def _text(value: object) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"must be a string, not {_json_type(value)}")
-    if not value.strip():
-        raise ValueError("is empty")
-    _encodable(value)
-
-
-def _encodable(value: object) -> None:
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no character") from None
-
-
-def _messages(value: object) -> None:
-    if not isinstance(value, list) or not value:
-        raise ValueError("must be an array of messages, at least one")
-    for at, message in enumerate(value, 1):
-        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            raise ValueError(f"number {at} must have role and content, and nothing else")
-        if message["role"] not in ROLES:
-            raise ValueError(f"number {at} has a role that is none of {', '.join(ROLES)}")
-        try:
-            _text(message["content"])
-        except ValueError as error:
-            raise ValueError(f"number {at} has a content that {error}") from error
-
-
-def _text_or_messages(value: object) -> None:
-    (_messages if isinstance(value, list) else _text)(value)
-
-
-def _integer(least: int, most: int) -> Callable[[object], None]:
-    def check(value: object) -> None:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not least <= value <= most:  # type: ignore[operator]
-            raise ValueError(f"must be an integer from {least} to {most}")
-
-    return check
-
-
-def _number(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, not {_json_type(value)}")
-    if not abs(value) < 1e9:  # also of what JSON reads as infinite, like 1e999
-        raise ValueError("is too large")
-
-
-def _temperature(value: object) -> None:
-    _number(value)
-    if value < 0:  # type: ignore[operator]
-        raise ValueError("must be 0 or more")
-
-
-def _stop(value: object) -> None:
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError("must be a string or an array of strings, none of them empty")
-    for text in texts:
-        _encodable(text)
-
-
-def _signal(value: object) -> None:
-    names = registry.names(everywhere=True)
-    if value not in names:
-        raise ValueError(f"must be one of {', '.join(names)}")
-
-
-def _lora(value: object) -> None:
-    if not isinstance(value, dict):
-        raise ValueError("must be an object of adapters' names and their weights")
-    for name, weight in value.items():
-        try:
-            _number(weight)
-        except ValueError as error:
-            raise ValueError(f"has a weight for {name!r} that {error}") from error
-
-
-def _flag(value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {_json_type(value)}")
-
-
-def _true(value: object) -> None:
-    if value is not True:
-        raise ValueError("must be true")
-
-
-_AT_MOST = 2**31 - 1  # what llama.cpp counts with
-
-CHECKS: Mapping[str, Callable[[object], None]] = {
-    "id": _id,
-    "prompt": _text,
-    "messages": _messages,
-    "route": _text_or_messages,
-    "cancel": _id,
-    "adapters": _true,
-    "rescan": _true,
-    "max_tokens": _integer(1, _AT_MOST),
-    "temperature": _temperature,
-    "seed": _integer(1, MAX_SEED),
-    "stop": _stop,
-    "signal": _signal,
-    "top_k": _integer(1, _AT_MOST),
-    "lora": _lora,
-    "raw": _flag,
-}
-
-SAMPLING = ("max_tokens", "temperature", "seed", "stop")
-_ROUTING = ("signal", "top_k")
-
-# What may stand in a request, by what makes it one.
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("id", "prompt", "raw", *SAMPLING, *_ROUTING, "lora"),
-    "messages": ("id", "messages", *SAMPLING, *_ROUTING, "lora"),
-    "route": ("id", "route", "raw", *_ROUTING),
-    "cancel": ("cancel",),
-    "adapters": ("id", "adapters"),
-    "rescan": ("id", "rescan"),
-}
-NEED_ID = ("prompt", "messages", "route")

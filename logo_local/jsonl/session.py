@@ -26,13 +26,21 @@ from ..ask import (
     create,
     has_chat_template,
     piece_of,
-    routing_of,
 )
 from ..console import report
 from ..errors import LogoError
+from ..request_model import plain_messages
 from ..routing.route import Route
-from ..routing.settings import Routing
-from .requests import Line, Request, RequestError, lines_of, parse
+from .requests import (
+    AnswerLine,
+    CancelLine,
+    Line,
+    Request,
+    RequestError,
+    RouteLine,
+    lines_of,
+    parse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +180,8 @@ class Session:
         self._queue.put(job)
 
     def _cancel(self, request: Request) -> None:
-        target = request.fields["cancel"]
+        assert isinstance(request.body, CancelLine)
+        target = request.body.cancel
         with self._lock:
             job = self._open.get(target)
         if job is None:
@@ -219,9 +228,9 @@ class Session:
             self._done(job, CANCELLED, usage=_NO_TOKENS, timings_ms={})
             return
         prompt = self._prompt(request)
-        options = {**self._sampling.options(), **request.sampling}
-        options |= {"stream": True}
-        if routing := _routing(request):
+        assert isinstance(request.body, AnswerLine)
+        options = {**self._sampling.options(), **request.body.sampling(), "stream": True}
+        if routing := request.body.routing(request.body.lora):
             options["routing"] = routing
         with self._telling_the_route(request):
             self._llm.should_stop = partial(self._is_cancelled, job)
@@ -239,8 +248,9 @@ class Session:
         if self._is_cancelled(job):
             self._done(job, CANCELLED, timings_ms={})
             return
+        assert isinstance(request.body, RouteLine)
         prompt = self._prompt(request)
-        self._tell_route(request, self._llm.route(prompt, routing=_routing(request)))
+        self._tell_route(request, self._llm.route(prompt, routing=request.body.routing()))
         self._done(job, "route", timings_ms=report.rounded(self._llm.timings_ms))
 
     def _adapters(self, job: _Job) -> None:
@@ -262,15 +272,15 @@ class Session:
         self._events("rescan", id=job.request.id, **changes.as_dict())
 
     def _prompt(self, request: Request) -> Prompt:
-        given: Prompt = request.fields[request.kind]
+        given = getattr(request.body, request.kind)
         if isinstance(given, str):
-            return as_prompt(self._llm, given, raw=request.fields.get("raw", False))
+            return as_prompt(self._llm, given, raw=getattr(request.body, "raw", False))
         if not has_chat_template(self._llm):
             raise RequestError(
                 "the model has no chat template, which messages need",
                 hint='send the text as "prompt"',
             )
-        return given
+        return plain_messages(given)
 
     @contextmanager
     def _telling_the_route(self, request: Request) -> Iterator[None]:
@@ -283,12 +293,6 @@ class Session:
 
     def _tell_route(self, request: Request, route: Route) -> None:
         self._events("route", id=request.id, route=route.as_dict())
-
-
-def _routing(request: Request) -> Routing:
-    """How the engine routes for one request."""
-    weights, signal, top_k = map(request.fields.get, ("lora", "signal", "top_k"))
-    return routing_of(weights=weights, signal=signal, top_k=top_k)
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:

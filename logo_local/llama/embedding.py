@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy as np
 
-from ..errors import ContextError, PromptError
+from ..errors import ContextError, NativeError, PromptError
 from ..hidden_states import FloatArray
 from .model import LoadedModel
+from .probe import DAMAGED, NOT_FINITE
 
 _MEAN, _FIRST, _LAST = 1, 2, 3  # enum llama_pooling_type in llama.h
 _POOLED = {_MEAN: "mean", _FIRST: "first", _LAST: "last"}
@@ -47,6 +48,8 @@ class Embedder:
             pointer = llama_cpp.llama_get_embeddings(self._context.ctx)
             shape = (len(piece), self._n_embd)
             states.append(np.ctypeslib.as_array(pointer, shape=shape).copy())
+            if not np.isfinite(states[-1]).all():
+                raise NativeError(NOT_FINITE, hint=DAMAGED)
         return pooled(np.concatenate(states), self._pooling)
 
 

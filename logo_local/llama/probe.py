@@ -13,11 +13,14 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..errors import ContextError, PromptError
+from ..errors import ContextError, NativeError, PromptError
 from ..hidden_states import FloatArray, Framed, Hidden, Place, Reading, kept_positions
 from ..prefix import common_prefix
 from .model import LoadedModel
 from .native import Tap
+
+NOT_FINITE = "the base model makes numbers that are not finite"
+DAMAGED = "its weights may be damaged: compare the file's sha256 with its source"
 
 
 def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
@@ -122,6 +125,8 @@ class HiddenProbe:
         for piece in self._context.pieces(tokens[start:]):
             self._context.decode(piece)
             for place, rows in self._tap.take().items():
+                if not np.isfinite(rows).all():
+                    raise NativeError(NOT_FINITE, hint=DAMAGED)
                 self._kept[place].add(start, start + len(piece), rows, wanted)
             start += len(piece)
         self._reading = {place: kept.hidden(framed, wanted) for place, kept in self._kept.items()}

@@ -11,7 +11,7 @@ from typing import Any
 from ..ask import Engine
 from ..files.folder import kind_of
 from .handlers import AUTO, BASE, ONE
-from .tool_calls import Holder, calls_in
+from .tool_calls import Holder, call_of, calls_in
 
 
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
@@ -41,10 +41,16 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
     return answer
 
 
-def with_calls(answer: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """A whole answer whose text is looked at for calls of these tools."""
+def with_calls(answer: dict[str, Any], names: Collection[str], forced: str) -> dict[str, Any]:
+    """A whole answer whose text is looked at for calls of these tools.
+
+    Of a `forced` tool the text is the arguments.
+    """
     for choice in answer.get("choices", ()):
         message = choice.get("message", {})
+        if forced:
+            message["tool_calls"] = [call_of(forced, message["content"] or "")]
+            message["content"], choice["finish_reason"] = None, "tool_calls"
         if not names or message.get("tool_calls") or not message.get("content"):
             continue
         text, calls = calls_in(message["content"], names)
@@ -70,8 +76,10 @@ class Stream:
     comes in a chunk of its own, where it is wanted.
     """
 
-    def __init__(self, model: str, *, with_usage: bool, tools: Collection[str] = ()) -> None:
-        self._model, self._with_usage = model, with_usage
+    def __init__(
+        self, model: str, *, with_usage: bool, tools: Collection[str] = (), forced: str = ""
+    ) -> None:
+        self._model, self._with_usage, self._forced = model, with_usage, forced
         self._holder = Holder(tools) if tools else None  # of a choice that is the model's
         self._arguments: str | None = None  # of the call, as far as they have come
 
@@ -82,6 +90,8 @@ class Stream:
         if self._holder is not None:
             for choice in chunk["choices"]:
                 self._look_for_calls(self._holder, choice)
+        for choice in chunk["choices"] if self._forced else ():
+            self._as_call(choice)
         for choice in chunk["choices"]:
             for call in choice.get("delta", {}).get("tool_calls", ()):
                 if self._arguments is not None:
@@ -93,6 +103,14 @@ class Stream:
         if self._with_usage and usage is not None:
             rest = {k: v for k, v in chunk.items() if k != "logo"}
             yield {**rest, "choices": [], "usage": usage}
+
+    def _as_call(self, choice: dict[str, Any]) -> None:
+        """The text of a forced tool's arguments as a part of the call."""
+        delta = choice.setdefault("delta", {})
+        if text := delta.pop("content", ""):
+            delta["tool_calls"] = [{"index": 0, **call_of(self._forced, text)}]
+        if choice.get("finish_reason"):
+            choice["finish_reason"] = "tool_calls"
 
     def _look_for_calls(self, holder: Holder, choice: dict[str, Any]) -> None:
         delta = choice.setdefault("delta", {})
@@ -127,7 +145,7 @@ def model_card(name: str, started: int) -> dict[str, Any]:
 
 
 def adapters(llm: Engine) -> dict[str, Any]:
-    """The pool: what each adapter is, and what was left out and why. No paths."""
+    """The base model and the pool: what each adapter is, what was left out and why. No paths."""
     pool = llm.pool
     rows = []
     for adapter in pool.adapters.values():
@@ -149,7 +167,8 @@ def adapters(llm: Engine) -> dict[str, Any]:
         {"name": problem.name, "file": os.path.basename(problem.path), "reason": problem.reason}
         for problem in pool.problems
     ]
-    return {"adapters": rows, "problems": problems}
+    base = {"name": llm.base.path.stem, "architecture": llm.base.architecture}
+    return {"base": base, "adapters": rows, "problems": problems}
 
 
 def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:

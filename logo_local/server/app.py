@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
@@ -20,10 +21,11 @@ from .. import __version__
 from ..ask import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
+from ..request_model import as_lines, problems_of
 from . import answers, handlers
 from .failures import RequestError, as_request_error
 from .metrics import Counted, Metrics
-from .middleware import AccessMiddleware, Rules
+from .middleware import PAGE, AccessMiddleware, Rules
 from .request_log import Logged
 from .schema import (
     ChatRequest,
@@ -58,12 +60,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 # The interfaces of others, which clients try: OpenAI's Responses, Anthropic's, Ollama's.
 _OTHER_APIS = ("/responses", "/messages", "/complete", "/api/chat", "/api/generate", "/api/tags")
-_PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-# No page elsewhere may frame this one, and this one may ask nobody else.
+# No other page may frame this one, and this one connects only to this server. Text becomes HTML
+# only through DOMPurify, which is what "trusted types" are for.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 
 
@@ -138,7 +141,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:  # 
     else:  # a schema may take a while to become a grammar: nobody else waits for that
         work = await asyncio.to_thread(handlers.chat, known, defaults)
     key = "".join(f"{m.content}\n" for m in body.messages)
-    return await _answer(request, body, work, key, handlers.free_tools(body))
+    tools, forced = handlers.free_tools(body), handlers.forced_tool(body)
+    return await _answer(request, body, work, key, tools, forced)
 
 
 @router.post("/v1/completions", summary="Go on with a text.", response_model=None)
@@ -204,15 +208,16 @@ async def metrics(request: Request) -> Response:  # noqa: D103
     return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", include_in_schema=False)
-@router.get("/page.css", include_in_schema=False)
-@router.get("/page.js", include_in_schema=False)
 async def page(request: Request) -> Response:
-    """The built-in page, from the package's own files."""
-    name = _PAGE[request.url.path]
+    """A file of the web page, from the package."""
+    name = PAGE[request.url.path]
     content = (resources.files(__package__) / "page" / name).read_bytes()
     headers = {"content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
     return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+for _path in PAGE:
+    router.add_api_route(_path, page, include_in_schema=False)
 
 
 def _with_known_model(request: Request, body: _Routed) -> _Routed:
@@ -228,22 +233,28 @@ def _submit(request: Request, work: Work, key: str = "") -> Job:
 
 
 async def _answer(
-    request: Request, body: Generation, work: Work, prompt: str, tools: Collection[str] = ()
+    request: Request,
+    body: Generation,
+    work: Work,
+    prompt: str,
+    tools: Collection[str] = (),
+    forced: str = "",
 ) -> Response:
     """The whole answer, or a stream; what goes wrong before the first token has a status.
 
-    `tools` are the names of those that the model may choose to call.
+    `tools` are the names of those that the model may choose to call, `forced` that of the one
+    that has to be called.
     """
     job = _submit(request, work, prompt)
     metrics: Metrics = request.app.state.metrics
     if not body.stream:
-        answer = answers.with_calls(await _only(job, request), tools)
+        answer = answers.with_calls(await _only(job, request), tools, forced)
         metrics.answered(job, answer)
         return JSONResponse(answers.finished(answer, body.model, job.waited))
     items = job.__aiter__()
     first = await _next(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = answers.Stream(body.model, with_usage=usage, tools=tools)
+    stream = answers.Stream(body.model, with_usage=usage, tools=tools, forced=forced)
 
     async def events() -> AsyncIterator[bytes]:
         chunk = first
@@ -288,9 +299,10 @@ async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
         raise
     finally:
         for task in (item, gone):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            if not task.done():  # to wait for one that failed would raise its error once more
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
         del item, gone, task  # an error's traceback holds this frame: no cycle through them
 
 
@@ -314,11 +326,8 @@ async def _failed(_: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, in one answer; what it held is not repeated."""
     assert isinstance(error, RequestValidationError)
-    places: dict[str, str] = {}
-    for found in error.errors():
-        place = ".".join(str(part) for part in found["loc"] if part != "body")
-        places.setdefault(place, found["msg"])
-    problems = [f"{place}: {text}" if place else text for place, text in places.items()]
+    places = problems_of(error.errors())
+    _let_go(error)
     hint = ""
     if request.url.path == "/v1/embeddings" and any(p.startswith("input") for p in places):
         hint = (
@@ -329,10 +338,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
         RequestError(
             "the request cannot be understood",
             param=next(iter(places), None),
-            problems=problems[:20],
+            problems=as_lines(places)[:20],
             hint=hint,
         )
     )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free the frames in which an error was raised: FastAPI's hold the error and the body."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__, error = None, error.__cause__ or error.__context__
 
 
 async def _no_such_address(request: Request, error: Exception) -> Response:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ask import Engine, Sampling, has_chat_template, routing_of
+from ..ask import Engine, Sampling, has_chat_template
+from ..request_model import LORA_WITHOUT_ROUTE, MAX_SEED, RoutingChoice, plain_messages
 from ..routing.settings import Routing
 from .failures import RequestError
 from .schema import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
@@ -27,22 +27,15 @@ from .schema import (
     NamedTool,
     Routed,
     RouteRequest,
-    RoutingChoice,
     SchemaFormat,
 )
-from .structured import any_json, grammar_for
+from .structured import Patience, any_json, grammar_for
 from .workers import Work
 
 AUTO, BASE, ONE = "auto", "base", "base:"
-_SEEDS = 2**32 - 1  # llama.cpp takes the highest for "any"
+_SEEDS = MAX_SEED + 1
 
 _TOKEN = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-
-# The options that llama_cpp has under the same name.
-_SAME = (
-    *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "stop"),
-    *("presence_penalty", "frequency_penalty"),
-)
 
 
 def is_known(model: str) -> bool:
@@ -60,7 +53,7 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
         )
     if request.lora is not None:
         if request.logo is not None:
-            raise RequestError("lora gives the weights, so that logo has no say", param="logo")
+            raise RequestError(LORA_WITHOUT_ROUTE, param="logo")
         return request.lora
     if request.model == AUTO:
         return None
@@ -79,9 +72,7 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
 
 def _routing(request: Routed) -> Routing:
     """How the engine routes for one request."""
-    choice = request.logo or RoutingChoice()
-    weights = weights_of(request)
-    return routing_of(weights=weights, signal=choice.signal, top_k=choice.top_k)
+    return (request.logo or RoutingChoice()).routing(weights_of(request))
 
 
 def _routed(request: Routed) -> dict[str, Any]:
@@ -97,8 +88,9 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
     """
     if request.stream and (request.n or 1) > 1:
         raise RequestError("several answers (n) cannot be streamed", param="n")
-    given = {name: getattr(request, name) for name in _SAME if name in request.model_fields_set}
-    options = defaults.options() | {k: v for k, v in given.items() if v is not None}
+    options = defaults.options() | request.sampling()
+    if request.top_k is not None:
+        options["top_k"] = request.top_k
     if "seed" in options:
         options["seed"] %= _SEEDS
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
@@ -129,6 +121,8 @@ def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
 def completion(request: CompletionRequest, defaults: Sampling) -> Work:
     """Yields the chunks of a stream, or one whole completion."""
     options = _options(request, defaults) | _routed(request)
+    if request.logprobs is not None:
+        options["logprobs"] = request.logprobs
     prompt = request.prompt
     if isinstance(prompt, list) and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -151,7 +145,7 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     options = _options(request, defaults) | _routed(request)
     options["messages"] = plain_messages(request.messages)
     structure = _structure(request)
-    options |= structure
+    options |= structure | _logprobs(request)
     if structure and request.repeat_penalty is None:
         options.pop("repeat_penalty", None)  # brackets and names repeat in JSON and in calls
     if request.chat_template_kwargs:
@@ -160,6 +154,8 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
     def work(llm: Engine) -> Iterator[Any]:
         _check_template(llm)
         bias = _bias(llm, request)
+        if "grammar" in options:
+            llm.should_stop = Patience(llm)
         return _generate(
             llm,
             request.n or 1,
@@ -167,6 +163,20 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
         )
 
     return work
+
+
+def _logprobs(request: ChatRequest) -> dict[str, Any]:
+    """The options for log probabilities; RequestError where they cannot be given."""
+    if not request.logprobs:
+        if request.top_logprobs is not None:
+            raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
+        return {}
+    if request.tools:
+        raise RequestError(
+            "logprobs cannot be combined with tools: the text of a call is not returned as tokens",
+            param="logprobs",
+        )
+    return {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
 
 
 def _sampled(options: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -215,6 +225,14 @@ def free_tools(request: ChatRequest) -> tuple[str, ...]:
     return tuple(tool.function.name for tool in request.tools or ())
 
 
+def forced_tool(request: ChatRequest) -> str:
+    """The name of the tool that has to be called; empty where none has to."""
+    if isinstance(request.tool_choice, NamedTool):
+        return request.tool_choice.function.name
+    required = request.tool_choice == "required" and request.tools
+    return required[0].function.name if required else ""
+
+
 def _structure(request: ChatRequest) -> dict[str, Any]:
     """Tools and formats as llama_cpp takes them; RequestError for what it cannot keep to."""
     wanted = request.response_format
@@ -234,8 +252,9 @@ def _structure(request: ChatRequest) -> dict[str, Any]:
         schema = next((t["function"]["parameters"] for t in tools if _name([t]) == name), None)
         if schema is None:
             raise RequestError(f"there is no tool {name!r}", param="tool_choice")
-        grammar_for(schema, f"tools[{name!r}].function.parameters")
-        structure = {"tools": tools, "tool_choice": choice.model_dump()}
+        # llama_cpp would make a grammar of its own: the arguments come as text instead.
+        grammar = grammar_for(schema, f"tools[{name!r}].function.parameters")
+        structure = {"tools": tools, "tool_choice": "auto", "grammar": grammar}
     elif tools and choice != "none":
         structure = {"tools": tools, "tool_choice": "auto"}
     if wanted is None or wanted.type == "text":
@@ -307,22 +326,6 @@ def _encoded(vector: Any, encoding: str | None) -> list[float] | str:
 def rescan(llm: Engine) -> Iterator[Any]:
     """Yields what has changed in the folder."""
     yield llm.pool.rescan()
-
-
-def plain_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates know them: parts joined, `developer` called `system`."""
-    plain = []
-    for message in messages:
-        values = message.model_dump(include={"role", "name", "tool_calls", "tool_call_id"})
-        values = {name: value for name, value in values.items() if value is not None}
-        content = message.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        values["content"] = "" if content is None else content
-        if message.role == "developer":
-            values["role"] = "system"
-        plain.append(values)
-    return plain
 
 
 def _check_template(llm: Engine) -> None:

@@ -24,7 +24,15 @@ MAX_HEADERS = 16 * 1024  # bytes, the address included
 BODY_SECONDS = 30.0
 MOST_DISCARDED, DISCARD_SECONDS = 64 * 1024 * 1024, 5.0  # of a body that is refused by its length
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-PUBLIC = ("/health", "/", "/page.css", "/page.js")  # say nothing of models, prompts or people
+# The files of the web page by their paths.
+PAGE = {"/": "page.html"} | {
+    f"/{name}": name
+    for name in (
+        *("page.css", "page.js", "markdown.js", "pool.js", "server.js", "storage.js"),
+        *("vendor/marked.esm.js", "vendor/purify.min.js"),
+    )
+}
+PUBLIC = ("/health", *PAGE)  # these contain nothing about models, prompts or users
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

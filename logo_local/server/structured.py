@@ -8,21 +8,23 @@ looked at here, before an engine sees it.
 from __future__ import annotations
 
 import json
-import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..ask import Engine
 from ..files.text_file import is_encodable
 from .failures import RequestError
-from .patterns import cost_of
+from .patterns import rules_of
 
 _MAX_BYTES = 64 * 1024  # of a schema
 _MAX_NAME = 128  # characters of a property: rules are named by it, again and again
 _MAX_REPEATS = 1000  # of one thing, each of which is written out, and of all in a schema ten times
 _MAX_PATTERN = 256  # characters
-_MAX_WAYS = 4096  # how many ways through a pattern its optional parts make: all are kept in mind
+_PATIENCE = 10.0  # seconds for one token of an answer with a grammar
+_MAX_WAYS = 4096  # alternatives for one place: llama.cpp tries each of them for every token
+_MOST = 10**9  # more is not counted
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-_BRACES = re.compile(r"\{[\d,]*\}", re.ASCII)
 # Where the values are schemas, by name or in a list or alone; what else is there is not.
 _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 _OWN_RULES = frozenset(  # of llama_cpp's converter, which a definition of the name would become
@@ -33,14 +35,14 @@ _OWN_RULES = frozenset(  # of llama_cpp's converter, which a definition of the n
 
 def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
     """The `LlamaGrammar` of a JSON schema; RequestError, naming `param`, where there is none."""
-    from llama_cpp.llama_grammar import LlamaGrammar, json_schema_to_gbnf
+    from llama_cpp.llama_grammar import LlamaGrammar
 
     try:
         text = json.dumps(schema)
         if len(text) > _MAX_BYTES:
             raise _refused(param, f"it has {len(text)} bytes, and may have {_MAX_BYTES}")
         _check(schema, param)
-        rules = json_schema_to_gbnf(text)
+        rules = _converted(text)
         # The converter reads some numbers as they come: rules too long are refused like others.
         if len(rules) > 16 * _MAX_BYTES or not _parses(rules):
             raise _refused(param, "llama.cpp has no grammar for it")
@@ -48,9 +50,47 @@ def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
         raise
     except RecursionError:
         raise _refused(param, "it is nested too deeply") from None
+    except KeyError as error:
+        raise _refused(param, f"llama_cpp cannot follow the reference {error}") from None
     except Exception as error:  # asserts, KeyErrors: whatever the schema lacks
         raise _refused(param, str(error) or type(error).__name__) from error
     return LlamaGrammar.from_string(rules, verbose=False)
+
+
+def _converted(schema: str) -> str:
+    """llama_cpp's rules for a schema, with patterns as `patterns` makes them."""
+    from llama_cpp.llama_grammar import SchemaConverter
+
+    class Converter(SchemaConverter):  # type: ignore[misc]  # llama_cpp comes without types
+        def _visit_pattern(self, pattern: str, name: str) -> str:
+            own = f"pattern{len(self._rules)}"  # none of another name is called so
+            while own in self._rules:
+                own += "-"
+            self._rules |= rules_of(pattern, own)
+            return str(self._add_rule(name, own))
+
+    converter = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+    converter.visit(converter.resolve_refs(json.loads(schema), "stdin"), "")
+    return str(converter.format_grammar())
+
+
+class Patience:
+    """Ends an answer whose grammar makes a token take too long, by `should_stop` of the engine.
+
+    What a schema leaves open can grow with the answer: objects within objects, each of several
+    kinds. llama.cpp cannot be interrupted within a token, but the next one is not begun.
+    """
+
+    def __init__(self, llm: Engine) -> None:
+        self._llm, self._before = llm, llm.should_stop
+        self._last: float | None = None  # when the last token was there
+
+    def __call__(self) -> bool:
+        """Whether the answer should end: asked before every token."""
+        now = time.monotonic()
+        last, self._last = self._last, now
+        begun = self._llm.usage.get("completion_tokens", 0) > 1  # the prompt takes its own time
+        return self._before() or (begun and last is not None and now - last > _PATIENCE)
 
 
 def any_json() -> Any:
@@ -77,12 +117,64 @@ def _check(schema: Mapping[str, Any], param: str) -> None:
             if not isinstance(count, int) or not 0 <= count <= _MAX_REPEATS:
                 raise _refused(param, f"{name} must be a number from 0 to {_MAX_REPEATS}")
             total += count
-        total += _check_pattern(str(part.get("pattern", "")), param)
+        if len(str(part.get("pattern", ""))) > _MAX_PATTERN:
+            raise _refused(param, f"a pattern may have {_MAX_PATTERN} characters at most")
         values = [part["const"]] if "const" in part else part.get("enum") or []
         if "\\" in json.dumps(values):
             raise _refused(param, "llama.cpp has no grammar for quotes and backslashes in values")
     if total > 10 * _MAX_REPEATS:
         raise _refused(param, f"its counts are more than {10 * _MAX_REPEATS} in all")
+    ways = _Ways(schema)
+    if any(ways.of(part) > _MAX_WAYS for part in _parts(schema)):
+        raise _refused(param, "it has too many alternatives for one place")
+
+
+class _Ways:
+    """How many ways a schema leaves open at one place, with its references followed.
+
+    Alternatives add up, and each reference counts again: thirty definitions that name the next one
+    twice are 2^30 ways, all of which llama.cpp would write down. Within an object and a list
+    there is only one way at a time; a list within itself counts several times, as one token may
+    begin several lists.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self._by_reference: dict[str, int] = {}
+        self._open: set[str] = set()
+        self._recursive: set[str] = set()
+
+    def of(self, part: Any) -> int:
+        """The ways of a part of the schema, at most `_MOST`."""
+        if not isinstance(part, Mapping):
+            return 1
+        ways = self._referenced(str(part["$ref"])) if "$ref" in part else 0
+        for name in ("anyOf", "oneOf", "allOf"):
+            ways += sum(map(self.of, _list(part.get(name))))
+        items = [*_list(part.get("items")), *_list(part.get("prefixItems"))]
+        ways += max(map(self.of, items), default=0) + len(_list(part.get("type")))
+        return min(_MOST, max(1, ways))
+
+    def _referenced(self, reference: str) -> int:
+        if reference in self._open:
+            self._recursive.add(reference)
+            return 1
+        if reference not in self._by_reference:
+            self._open.add(reference)
+            target: Any = self._schema
+            for name in reference.split("/")[1:]:
+                target = target.get(name) if isinstance(target, Mapping) else None
+            ways = self.of(target)
+            self._by_reference[reference] = ways**4 if reference in self._recursive else ways
+            self._open.remove(reference)
+        return min(_MOST, self._by_reference[reference])
+
+
+def _list(value: Any) -> list[Any]:
+    """One thing or several as a list; none where there is nothing."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _check_reference(reference: str, definitions: dict[str, str], param: str) -> None:
@@ -91,21 +183,6 @@ def _check_reference(reference: str, definitions: dict[str, str], param: str) ->
     name = reference.rpartition("/")[2]
     if name in _OWN_RULES or definitions.setdefault(name, reference) != reference:
         raise _refused(param, f"the definition in {reference} needs another name")
-
-
-def _check_pattern(pattern: str, param: str) -> int:
-    """The sum of a pattern's counts. RequestError where it is long, or has too many ways."""
-    if len(pattern) > _MAX_PATTERN:
-        raise _refused(param, f"a pattern may have {_MAX_PATTERN} characters at most")
-    try:
-        cost = cost_of(pattern)
-    except ValueError as error:
-        raise _refused(param, f"its pattern cannot be read: {error}") from error
-    if any(int(n) > _MAX_REPEATS for n in re.findall(r"\d+", " ".join(_BRACES.findall(pattern)))):
-        raise _refused(param, f"a pattern may repeat {_MAX_REPEATS} times at most")
-    if cost.ways > _MAX_WAYS:
-        raise _refused(param, "its pattern has too many ways to be matched")
-    return cost.total
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

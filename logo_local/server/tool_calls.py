@@ -62,7 +62,12 @@ def _call(value: Any, names: Collection[str]) -> dict[str, Any]:
     arguments = value.get("arguments", value.get("parameters", {}))
     is_text = isinstance(arguments, str)  # some models write JSON within JSON
     text = arguments if is_text else json.dumps(arguments, ensure_ascii=False)
-    function = {"name": value["name"], "arguments": text}
+    return call_of(value["name"], str(text))
+
+
+def call_of(name: str, arguments: str) -> dict[str, Any]:
+    """A call as OpenAI has it, with an id of its own."""
+    function = {"name": name, "arguments": arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 

@@ -27,6 +27,10 @@ _COMPARED = 65536  # characters of a prompt, to find who has read its beginning
 _REMEMBERED = 0.1  # how much the last job counts in the usual time of one
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class _End:
     error: Exception | None = None
@@ -95,6 +99,8 @@ class _Worker:
                 error = caught if isinstance(caught, Exception) else RuntimeError(repr(caught))
                 # Prompts and their tokens are in the frames; the log needs lines only.
                 traceback.clear_frames(caught.__traceback__)
+            # The job may have been cancelled after its end, and holds the request.
+            self.engine.should_stop = _never
             self._workers.finished(self, job, _End(error))
             del job, error
 
