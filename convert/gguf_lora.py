@@ -43,7 +43,7 @@ def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) ->
         with written_whole(out) as unfinished:
             _write(conversion, unfinished, progress)
     except OSError as error:
-        full_or_forbidden = "is there space on the disk, and may you write to the folder?"
+        full_or_forbidden = "check the free disk space, and the permissions of the folder"
         changed = "convert again when nothing else writes to the adapter's folder"
         raise ConversionError(
             f"cannot make {out}: {error.strerror or error}",

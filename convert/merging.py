@@ -73,7 +73,7 @@ def merge(
         except OSError as error:
             raise ConversionError(
                 f"cannot make {out}: {error.strerror or error}",
-                hint="is there space on the disk, and may you write to the folder?",
+                hint="check the free disk space, and the permissions of the folder",
             ) from error
     return Merged(out, len(targets), *merged)
 

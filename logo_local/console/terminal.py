@@ -208,7 +208,7 @@ class ErrorsAsText(click.Command):
             code = _without_reader()
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            hint = "is there space on the disk, and may you read and write there?"
+            hint = "check the free disk space, and the permissions there"
             _print_failure(f"{name}{error.strerror or error}", hint=hint)
             code = 1
         sys.exit(code if isinstance(code, int) else 0)

@@ -156,7 +156,9 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
-        raise AdapterError(_refused(path), problems=[reason], hint="may you read it?") from error
+        raise AdapterError(
+            _refused(path), problems=[reason], hint="check its permissions"
+        ) from error
     if found.kinds:
         hint = _hint(found, base)
         problems, details = _summed_up(found, reader, base)

@@ -74,7 +74,7 @@ def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Pro
         paths = _inside(folder)
     except OSError as error:
         raise PoolError(
-            f"the folder {folder} cannot be read: {error.strerror}", hint="may you read it?"
+            f"the folder {folder} cannot be read: {error.strerror}", hint="check its permissions"
         ) from error
     for path, found in _adapters(paths, within=folder.resolve()):
         if isinstance(found, str):
