@@ -13,6 +13,7 @@ from logo_local.routing.profiles import (
     Profile,
     embed,
 )
+from logo_local.routing.whitening import Whitening
 
 
 def profile(*vectors, **more):
@@ -119,7 +120,7 @@ def test_the_gap_to_general_requests_by_hand():
         {"a": profile((4, 0)), "b": profile((9, 0))}, general=vector((0, 0), (0, 8))
     )
     x = vector(3, 0)  # 1 from a, 3 from the general request at (0, 0)
-    assert found.gap(x) == pytest.approx((3 - 1) * found.distances(x)[0] / 1 / found.typical)
+    assert found.gap(x) == pytest.approx(2 * found.distances(x)[0] / found.typical, rel=1e-3)
     assert found.gap(vector(0, 1)) < 0
     assert Measure.fit({"a": profile((4, 0))}).gap(x) == float("inf")
 
@@ -215,3 +216,24 @@ def test_profiles_of_one_and_the_same_text_are_near_to_everything():
     found = Measure.fit({"a": one, "b": one})
     assert found.typical == float("inf")
     assert found.nearness(np.array([9.0, 9.0], np.float32)).tolist() == [0.0, 0.0]
+
+
+def test_a_row_whitened_twice_stands_for_both_sides_of_a_product():
+    rng = np.random.default_rng(3)
+    groups = [rng.standard_normal((6, 20)).astype(np.float32) for _ in range(4)]
+    whitening = Whitening.fit(groups)
+    x, rows = rng.standard_normal(20).astype(np.float32), groups[0]
+    towards, squares = whitening.twice(rows)
+    np.testing.assert_allclose(towards @ x, whitening(rows) @ whitening(x), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(squares, (whitening(rows) ** 2).sum(axis=1), rtol=1e-4)
+    assert whitening.square(x) == pytest.approx(float((whitening(x) ** 2).sum()), rel=1e-4)
+
+
+def test_a_covariance_of_many_texts_is_made_of_some_of_them():
+    rng = np.random.default_rng(7)
+    scale = np.array([5.0, 1.0, 1.0, 0.2])
+    groups = [(rng.standard_normal((40, 4)) * scale).astype(np.float32) for _ in range(60)]
+    some = Whitening.fit(groups)  # of 2,400 texts
+    few = Whitening.fit(groups[:20])  # of 800, all of which count
+    x = np.ones(4, dtype=np.float32)
+    np.testing.assert_allclose(some(x), few(x), rtol=0.1)

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..hidden_states import FloatArray
-from .whitening import SHRINKAGE, Whitening
-
-IntArray: TypeAlias = npt.NDArray[np.intp]
+from .whitening import SHRINKAGE, IntArray, Whitening
 
 # In nats a token: below the one, an adapter's samples are no other than the base's, and above the
 # other they are no language any more, as an adapter writes that never saw a prompt in its loss.
@@ -36,6 +33,7 @@ LEAST_MATCH, FEW, MOST_WORDINGS = 0.57, 2, 4
 # references and a profile only because it has to do with neither.
 FARTHEST = 1.5
 FOLDS = 4
+MOST_TYPICAL = 64  # profiles that the typical distance is measured on
 
 
 def embed(parts: Sequence[FloatArray]) -> FloatArray:
@@ -76,21 +74,53 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Whitened points as they are compared with texts that are not whitened.
+
+    `towards` (N, F) are the points whitened once more, `squares` (N,) their squared lengths: the
+    distance of a whitened text is made of these and of its own length, at the cost of one product.
+    """
+
+    towards: FloatArray = field(repr=False)
+    squares: FloatArray = field(repr=False)
+
+    @classmethod
+    def of(cls, points: FloatArray, whitening: Whitening) -> Points:
+        """From points (N, F) that are not whitened."""
+        return cls(*whitening.twice(points))
+
+    def distances(self, x: FloatArray, square: float) -> FloatArray:
+        """The distances (N,) of a text's vector (F,) whose whitened length is sqrt(`square`)."""
+        found = square - 2 * (self.towards @ x) + self.squares
+        return np.asarray(np.sqrt(np.maximum(found, 0)), dtype=np.float32)
+
+
+class Lying(NamedTuple):
+    """How a text lies to each profile: `distances` (N,), and that of the nearest general request.
+
+    The latter is infinity where there are no general requests.
+    """
+
+    distances: FloatArray
+    general: float
+
+
+@dataclass(frozen=True)
 class Measure:
     """How a text lies to each of several profiles; made by `fit`.
 
-    `names` (N,) belong to the rows of `centres` (N, F), the profiles' whitened means. `typical`
-    is the mean distance of a profile's own texts when they have no part in the measure: the unit
-    in which "near" is meant. `least` (N,) is the match from which on a text fits. Costs two
-    products of a text with up to MOST_DEVIATIONS vectors and one with the centres.
+    `names` (N,) belong to the rows of `centres`, the profiles' whitened means. `typical` is the
+    mean distance of a profile's own texts when they have no part in the measure: the unit in which
+    "near" is meant. `least` (N,) is the match from which on a text fits. A text costs one product
+    with up to MOST_DEVIATIONS vectors, one with the centres, and some with references.
     """
 
     names: tuple[str, ...]
-    centres: FloatArray = field(repr=False)
+    centres: Points
     typical: float
     least: FloatArray
     _whitening: Whitening = field(repr=False)
-    _general: FloatArray | None = field(default=None, repr=False)  # (G, F), whitened
+    _general: Points | None = field(default=None, repr=False)
     _references: References | None = field(default=None, repr=False)
 
     @classmethod
@@ -108,53 +138,67 @@ class Measure:
         """
         vectors = [profile.vectors for profile in profiles.values()]  # each (n_i, F)
         whitening = Whitening.fit(vectors, shrinkage)
-        centres = whitening(np.stack([rows.mean(axis=0) for rows in vectors]))  # (N, F)
+        means = np.stack([rows.mean(axis=0) for rows in vectors])  # (N, F)
+        points, references = None, None
+        if general is not None:
+            points = Points.of(general, whitening)
+            references = References.fit([*profiles.values()], general, shrinkage)
         return cls(
             tuple(profiles),
-            centres,
-            _typical(vectors, centres, shrinkage),
+            Points.of(means, whitening),
+            _typical(vectors, whitening(means[:MOST_TYPICAL]), shrinkage),
             np.array([p.least_match for p in profiles.values()], dtype=np.float32),
             whitening,
-            None if general is None else whitening(general),
-            None if general is None else References.fit([*profiles.values()], general, shrinkage),
+            points,
+            references,
         )
+
+    def lying(self, x: FloatArray) -> Lying:
+        """How a text's vector (F,) lies to the profiles and to the general requests."""
+        square = self._whitening.square(x)
+        general = (
+            float("inf") if self._general is None else self._general.distances(x, square).min()
+        )
+        return Lying(self.centres.distances(x, square), float(general))
 
     def distances(self, x: FloatArray) -> FloatArray:
         """The distances (N,) >= 0 of a text's vector (F,) from the profiles, whitened."""
-        found: FloatArray = np.linalg.norm(self._whitening(x) - self.centres, axis=1)  # (N,)
-        return found
+        return self.lying(x).distances
 
-    def matches(self, x: FloatArray, which: Sequence[int] | IntArray | None = None) -> FloatArray:
+    def matches(
+        self,
+        x: FloatArray,
+        which: Sequence[int] | IntArray | None = None,
+        lying: Lying | None = None,
+    ) -> FloatArray:
         """How far a text's vector (F,) lies on the way from the references to each profile.
 
         0 and less are a reference, 1 is the profile's centre. At most 0 where the profile is
         further away than FARTHEST, or than one of the general requests. The scale is the same for
         every model and pool. 1 where there is no reference. (N,), or for the profiles at the
-        positions `which` alone, in this order.
+        positions `which` alone, in this order. `lying` is made anew unless it is given.
         """
         chosen = np.arange(len(self.names)) if which is None else np.asarray(which, dtype=int)
-        if self._references is None or self._general is None:
+        if self._references is None:
             return np.ones(len(chosen), dtype=np.float32)
         found = self._references.positions(x, chosen)
-        z = self._whitening(x)  # (F,)
-        nearest = float(np.linalg.norm(z - self._general, axis=1).min())
-        most = min(nearest, FARTHEST * self.typical)
-        further = np.linalg.norm(z - self.centres[chosen], axis=1) > most
+        distances, general = lying or self.lying(x)
+        further = distances[chosen] > min(general, FARTHEST * self.typical)
         return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
-    def gap(self, x: FloatArray) -> float:
+    def gap(self, x: FloatArray, lying: Lying | None = None) -> float:
         """How much further away than the nearest profile the nearest general request is.
 
         In typical distances; infinity without general requests.
         """
-        if self._general is None:
-            return float("inf")
-        general = float(np.linalg.norm(self._whitening(x) - self._general, axis=1).min())
-        return (general - float(self.distances(x).min())) / self.typical
+        distances, general = lying or self.lying(x)
+        if general == float("inf"):
+            return general
+        return (general - float(distances.min())) / self.typical
 
-    def nearness(self, x: FloatArray) -> FloatArray:
+    def nearness(self, x: FloatArray, lying: Lying | None = None) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's own."""
-        near: FloatArray = -self.distances(x) / np.float32(self.typical)  # (N,)
+        near: FloatArray = -(lying or self.lying(x)).distances / np.float32(self.typical)  # (N,)
         return near
 
 
@@ -162,15 +206,15 @@ class Measure:
 class References:
     """What a prompt must be further from than from an adapter's profile.
 
-    The whitening has also seen what differs between inputs of one and the same request, so that
-    what counts is the request. `centres` (N, F) are the profiles', `general` (F,) is that of
-    general requests, `contrasts` (K, N, F) are those of the contrasts of each kind.
+    These are general requests, and the adapter's contrasts of each kind. `ways` (1 + K, N, F) lead
+    from each reference to the adapter's centre, whitened twice and divided by their squared
+    lengths: a text's product with one, less its `starts` (1 + K, N), is the share of the way that
+    the text lies at. The whitening has also seen what differs between inputs of one and
+    the same request, so that what counts is the request.
     """
 
-    whitening: Whitening
-    centres: FloatArray
-    general: FloatArray
-    contrasts: FloatArray
+    ways: FloatArray = field(repr=False)
+    starts: FloatArray = field(repr=False)
 
     @classmethod
     def fit(
@@ -185,16 +229,19 @@ class References:
                 groups += [np.stack(rows) for rows in zip(*known, strict=True)]
         whitening = Whitening.fit(groups, shrinkage)
         centre = general.mean(axis=0)  # (F,)
-        contrasts = [
-            [p.contrasts[k].mean(axis=0) if len(p.contrasts) > k else centre for p in profiles]
-            for k in range(n_kinds)
-        ]
-        return cls(
-            whitening,
-            whitening(np.stack([profile.vectors.mean(axis=0) for profile in profiles])),
-            whitening(centre),
-            whitening(np.array(contrasts or np.zeros((0, len(profiles), len(centre))))),
-        )
+        ends = np.stack([profile.vectors.mean(axis=0) for profile in profiles])  # (N, F)
+        ways, starts = [], []
+        for kind in range(-1, n_kinds):
+            means = [
+                p.contrasts[kind].mean(axis=0) if 0 <= kind < len(p.contrasts) else centre
+                for p in profiles
+            ]
+            begin = np.stack(means)  # (N, F)
+            way, squares = whitening.twice(ends - begin)
+            way /= np.maximum(squares, 1e-12)[:, None]
+            starts.append(np.einsum("nf,nf->n", begin, way))
+            ways.append(way)
+        return cls(np.stack(ways), np.stack(starts))
 
     def positions(self, x: FloatArray, which: IntArray) -> FloatArray:
         """Where a text's vector (F,) lies between references, 0, and the centres `which`, 1: (n,).
@@ -202,19 +249,10 @@ class References:
         The mean over the kinds of contrasts, or the position from the general requests where that
         is smaller.
         """
-        z, centres = self.whitening(x), self.centres[which]  # (F,), (n, F)
-        found = _position(z, self.general, centres)
-        if len(self.contrasts):
-            against = [_position(z, rows[which], centres) for rows in self.contrasts]
-            found = np.minimum(found, np.mean(against, axis=0))
-        return found
-
-
-def _position(z: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
-    """Where `z` (F,) is projected on the ways from `start` (n, F) or (F,), 0, to `end`, 1: (n,)."""
-    way = end - start  # (n, F)
-    length = np.maximum(np.einsum("nf,nf->n", way, way), 1e-12)
-    return np.asarray(np.einsum("nf,nf->n", z - start + np.zeros_like(way), way) / length)
+        found = self.ways[:, which] @ x - self.starts[:, which]  # (1 + K, n)
+        general, contrasts = found[0], found[1:]
+        smaller = np.minimum(general, contrasts.mean(axis=0)) if len(contrasts) else general
+        return np.asarray(smaller, dtype=np.float32)
 
 
 def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: float) -> float:
@@ -227,6 +265,8 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
     for a lone one, infinity: anything may be near.
     """
     several = [of_one for of_one in vectors if len(of_one) > 1]
+    if len(several) > MOST_TYPICAL:
+        several = [several[i] for i in np.linspace(0, len(several) - 1, MOST_TYPICAL).astype(int)]
     found: list[float] = []
     for fold in range(FOLDS):
         if len(several) > 1:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..hidden_states import FloatArray
+
+IntArray: TypeAlias = npt.NDArray[np.intp]
 
 # How much of the average variance is added to every direction: 8 prompts an adapter say little
 # about any single one. Chosen on the suite's choosing set (docs/quality.md).
@@ -33,20 +37,46 @@ class Whitening:
         whitened: FloatArray = (x - along @ self.directions) / np.float32(np.sqrt(self.floor))
         return whitened
 
+    def square(self, x: FloatArray) -> float:
+        """The squared length of the whitened `x` (F,); half of the cost of whitening it."""
+        return float(self.twice(x[None], lengths_only=True)[1][0])
+
+    def twice(self, x: FloatArray, *, lengths_only: bool = False) -> tuple[FloatArray, FloatArray]:
+        """Rows (n, F) whitened twice, and the squared lengths (n,) of those whitened once.
+
+        What a whitened text and a whitened row have as their product is that of the text itself
+        with the row whitened twice.
+        """
+        along = x @ self.directions.T  # (n, r)
+        shrunk = along * ((2 - self.shrink) * self.shrink)  # (n, r)
+        squares = (np.einsum("nf,nf->n", x, x) - np.einsum("nr,nr->n", shrunk, along)) / self.floor
+        rows = x if lengths_only else (x - shrunk @ self.directions) / np.float32(self.floor)
+        return rows, np.asarray(squares, dtype=np.float32)
+
     @classmethod
     def fit(cls, groups: Sequence[FloatArray], shrinkage: float = SHRINKAGE) -> Whitening:
         """The whitening by what differs within each of the `groups` (n_i, F)."""
-        deviations = np.concatenate([rows - rows.mean(axis=0) for rows in groups])
-        share = 1 - len(groups) / len(deviations)  # what the means leave of the freedom
-        if len(deviations) > MOST_DEVIATIONS:
-            chosen = np.linspace(0, len(deviations) - 1, MOST_DEVIATIONS).astype(int)
-            deviations = deviations[chosen]  # (n, F)
+        n = sum(len(rows) for rows in groups)
+        share = 1 - len(groups) / n  # what the means leave of the freedom
+        chosen = np.linspace(0, n - 1, min(n, MOST_DEVIATIONS)).astype(int)
+        deviations = _deviations(groups, chosen)  # (m, F)
         freedom = max(len(deviations) * share, 1.0)
         variance = float((deviations**2).sum()) / freedom / deviations.shape[1]
         floor = shrinkage * variance + 1e-9
         squares, directions = _principal(deviations)  # (r,), (r, F)
         shrink = 1 - np.sqrt(floor / (squares / freedom + floor))  # (r,)
         return cls(directions, shrink.astype(np.float32), floor)
+
+
+def _deviations(groups: Sequence[FloatArray], chosen: IntArray) -> FloatArray:
+    """The `chosen` rows of all groups (n_i, F), one after another, less the mean of each group."""
+    starts = np.cumsum([0, *(len(rows) for rows in groups)])  # (N + 1,)
+    found = []
+    for start, rows in zip(starts, groups, strict=False):
+        inside = chosen[(chosen >= start) & (chosen < start + len(rows))] - start
+        if len(inside):
+            found.append(rows[inside] - rows.mean(axis=0))
+    return np.concatenate(found)
 
 
 def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
