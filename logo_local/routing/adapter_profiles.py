@@ -44,7 +44,7 @@ def general_requests() -> list[str]:
     return text.splitlines()
 
 
-def _format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
+def format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
     """What is around every example of the pool; nothing where only one adapter has examples."""
     if len(examples) < 2:
         return "", ""
@@ -155,7 +155,7 @@ class AdapterProfiles:
         """
         texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
         described = {name: given for name, given in texts.items() if given}
-        head, tail = _format_of(list(described.values()))
+        head, tail = format_of(list(described.values()))
         general = [f"{head}{request}{tail}" for request in general_requests()]
         against = {
             name: [

@@ -18,7 +18,7 @@ import numpy as np
 
 from logo_local import LoGo
 from logo_local.evaluation.data import read_examples
-from logo_local.routing.adapter_profiles import general_requests
+from logo_local.routing.adapter_profiles import format_of, general_requests
 from logo_local.routing.contrasts import contrast_prompts, n_wordings
 from logo_local.routing.example_prompts import prompts_beside
 from logo_local.routing.profiles import Measure, Profile
@@ -70,7 +70,8 @@ def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit)
         examples = read_examples((*data, *more), llm.pool.names, limit)
         given = {name: prompts_beside(llm.pool.origin(name)) for name in llm.pool.names}
         vectors = Vectors(llm)
-        general = vectors.of(general_requests())
+        head, tail = format_of(list(given.values()))  # as the engine does it
+        general = vectors.of([f"{head}{request}{tail}" for request in general_requests()])
         asked = vectors.of([example.context for example in examples])
         groups = sorted({e.group or "other" for e in examples if e.adapter is None})
         print("| examples | own adapter first | refused |", *(f"{g} |" for g in groups))
@@ -79,7 +80,11 @@ def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit)
             profiles = {}
             for name, prompts in given.items():
                 chosen = [prompts[at] for at in positions]
-                against = tuple(vectors.of(kind) for kind in contrast_prompts(chosen))
+                bare = [prompt.removeprefix(head).removesuffix(tail) for prompt in chosen]
+                against = tuple(
+                    vectors.of([f"{head}{prompt}{tail}" for prompt in kind])
+                    for kind in contrast_prompts(bare)
+                )
                 profiles[name] = Profile(
                     vectors.of(chosen), contrasts=against, wordings=n_wordings(chosen)
                 )
