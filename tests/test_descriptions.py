@@ -29,6 +29,14 @@ def test_where_the_description_of_a_folder_comes_from(tmp_path, files, expected)
     assert description_of(tmp_path) == expected
 
 
+def test_what_is_known_of_a_file_is_not_read_again(tmp_path):
+    file = tmp_path / "sort.gguf"  # which is not even there
+    assert description_of(file, "Sorts words.") == "Sorts words."
+    assert description_of(file, "") == ""
+    (tmp_path / "sort.description.txt").write_text("Sorts anything.")
+    assert description_of(file, "Sorts words.") == "Sorts anything."
+
+
 def vectors(*rows):
     return np.array(rows, dtype=np.float32)
 

@@ -171,3 +171,15 @@ def test_a_changed_byte_in_a_ledger_means_checking_again(opened, tmp_path, at, c
     assert opened()[1] == ALL
     assert "is damaged and made anew" in caplog.text
     assert opened()[1] == []
+
+
+def test_the_description_in_a_file_is_remembered(opened, folder):
+    """A pool of a thousand files would read a thousand headers before the first answer."""
+    write_adapter(folder / "ad1.gguf", 7, description="Sorts words.\nMore.")
+    age(folder / "ad1.gguf")
+    for read in (ALL, []):
+        pool, found = opened()
+        assert found == read
+        assert {n: a.description for n, a in pool.adapters.items() if a.description} == {
+            "ad1": "Sorts words."
+        }

@@ -24,14 +24,17 @@ import numpy as np
 
 from ..errors import AdapterError
 from .base_model import BaseModel
+from .description import DESCRIPTION_KEY
 from .gguf_bounds import (
     DAMAGED,
     BoundedReader,
     Findings,
     GgufError,
     content,
+    first_line,
     open_adapter,
     printable,
+    text_at,
 )
 from .other_base import made_for
 from .stored_values import TENSOR_TYPES, FloatArray, StoredArray, TensorPlace, stored_at, values_at
@@ -81,6 +84,7 @@ class AdapterFile:
     n_bytes: int
     mtime_ns: int
     data_start: int = field(default=0, repr=False)
+    description: str = field(default="", repr=False, compare=False)
 
     @property
     def rank_text(self) -> str:
@@ -160,11 +164,11 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
             _refused(path), problems=[reason], hint="check its permissions"
         ) from error
     if found.kinds:
-        hint = _hint(found, base)
-        problems, details = _summed_up(found, reader, base)
-        raise AdapterError(_refused(path), problems=problems, hint=hint, details=details)
+        lines, more = _summed_up(found, reader, base)
+        raise AdapterError(_refused(path), problems=lines, hint=_hint(found, base), details=more)
     size, mtime = stat.st_size, stat.st_mtime_ns
-    return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset)
+    said = first_line(text_at(reader, DESCRIPTION_KEY))
+    return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset, said)
 
 
 def _refused(path: Path) -> str:
@@ -190,8 +194,7 @@ def _summed_up(
             layers.append((target, int(tensor.shape[0]), 0))
         elif side == "lora_b" and len(tensor.shape) > 1:
             layers.append((target, 0, int(tensor.shape[1])))
-    item = reader.fields.get("general.base_model.0.name")
-    named = printable(content(item)) if item is not None and item.types == _STRING else ""
+    named = printable(text_at(reader, "general.base_model.0.name"))
     line = made_for(base, layers, f"the file names {named}" if named else "")
     if not line or found.count(_OTHER_BASE) < 2:  # a single one is the better message
         return found.lines, []

@@ -27,7 +27,7 @@ from .stored_values import TENSOR_TYPES, TensorPlace
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the file and of what `adapter_file` checks: another number checks all again
+FORMAT = 3  # of the file and of what `adapter_file` checks: another number checks all again
 SETTLED_NS = 3_000_000_000  # a file is trusted when it was this old when it was read
 
 
@@ -96,7 +96,7 @@ class FileIndex:
                     known.stamp,
                     known.content,
                     [one.name, str(one.path), one.lora_alpha, one.n_bytes, one.mtime_ns],
-                    [one.data_start, numbers[id(one.modules)]],
+                    [one.data_start, numbers[id(one.modules)], one.description],
                 ]
                 for path, known in self._known.items()
                 if (one := known.adapter) and os.path.exists(path)
@@ -113,11 +113,11 @@ class FileIndex:
                 {target: _module(*values) for target, values in layout.items()}
                 for layout in content["layouts"]
             ]
-            for path, (stamp, sha, (name, file, alpha, size, mtime), (start, layout)) in content[
-                "files"
-            ].items():
+            for path, (stamp, sha, about, (start, layout, said)) in content["files"].items():
+                name, file, alpha, size, mtime = about
+                modules = layouts[layout]
                 adapter = AdapterFile(
-                    str(name), Path(file), float(alpha), layouts[layout], size, mtime, start
+                    str(name), Path(file), float(alpha), modules, size, mtime, start, str(said)
                 )
                 pairs = tuple((int(n), int(t)) for n, t in stamp)
                 self._known[path] = Known(pairs, adapter, str(sha))

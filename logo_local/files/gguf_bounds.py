@@ -238,6 +238,18 @@ def content(item: Any) -> Any:
     return item.contents()
 
 
+def text_at(reader: HeaderReader, key: str) -> str:
+    """The text of a header field; "" where it is missing or no text."""
+    item = reader.fields.get(key)
+    is_text = item is not None and item.types == [gguf.GGUFValueType.STRING]
+    return str(content(item)) if is_text else ""
+
+
+def first_line(text: str) -> str:
+    """The first line that is not empty, as it may be shown; "" without any."""
+    return printable(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+
+
 def printable(text: str) -> str:
     """A text from the file as it may be shown: no control characters, and not endless."""
     text = text if text.isprintable() else ascii(text)

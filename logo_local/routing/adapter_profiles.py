@@ -122,7 +122,7 @@ class AdapterProfiles:
         """A line on each adapter: its description, else its first example, else nothing."""
         found = {}
         for name, adapter in self._pool.adapters.items():
-            said = description_of(self._pool.origin(name)) or " ".join(
+            said = self._description(name) or " ".join(
                 " ".join(self._given(name, adapter)[:1]).split()
             )
             found[name] = said if len(said) <= LONGEST_LINE else said[: LONGEST_LINE - 1] + "…"
@@ -133,11 +133,7 @@ class AdapterProfiles:
         return [
             name
             for name, adapter in self._pool.adapters.items()
-            if not (
-                self._given(name, adapter)
-                or self.has_written(name)
-                or description_of(self._pool.origin(name))
-            )
+            if not (self._given(name, adapter) or self.has_written(name) or self._description(name))
         ]
 
     def has_written(self, name: str) -> bool:
@@ -167,7 +163,7 @@ class AdapterProfiles:
         about = {
             name: [f"{head}{prompt}{tail}" for prompt in description_prompts(text)]
             for name in texts
-            if name not in described and (text := description_of(self._pool.origin(name)))
+            if name not in described and (text := self._description(name))
         }
         if not (described or about):
             return {}, None, {}
@@ -223,6 +219,9 @@ class AdapterProfiles:
         if useless:
             log.info("texts that %s wrote say nothing about them", ", ".join(useless))
         return found
+
+    def _description(self, name: str) -> str:
+        return description_of(self._pool.origin(name), self._pool.adapters[name].description)
 
     def _given(self, name: str, adapter: AdapterFile) -> list[str]:
         return [*prompts_beside(self._pool.origin(name)), *self._taught_for(adapter)]
