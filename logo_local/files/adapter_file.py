@@ -160,12 +160,11 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         raise AdapterError(_refused(path), problems=error.problems, hint=error.hint) from error
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
-        raise AdapterError(
-            _refused(path), problems=[reason], hint="check its permissions"
-        ) from error
+        raise AdapterError(_refused(path), problems=[reason], hint="check permissions") from error
     if found.kinds:
+        hint = _hint(found, base)  # before findings are taken out
         lines, more = _summed_up(found, reader, base)
-        raise AdapterError(_refused(path), problems=lines, hint=_hint(found, base), details=more)
+        raise AdapterError(_refused(path), problems=lines, hint=hint, details=more)
     size, mtime = stat.st_size, stat.st_mtime_ns
     said = first_line(text_at(reader, DESCRIPTION_KEY))
     return AdapterFile(path.stem, path, alpha, modules, size, mtime, reader.data_offset, said)
