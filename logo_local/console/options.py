@@ -27,14 +27,17 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test co
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, written like 512M or 2G, or "auto", a quarter of the free memory."""
+    """A number of bytes, written like 512M or 2G, or "auto", as `parse` understands it."""
 
     name = "size"
+
+    def __init__(self, parse: Callable[[str | int], int]) -> None:
+        self.parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number of bytes; click's usage error for anything else."""
         try:
-            return config.parse_memory(value)
+            return self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -69,7 +72,8 @@ _TYPES: Mapping[str, Any] = {
     "top_k": click.IntRange(1),
     "layer": int,
     "keep_route": click.FloatRange(min=0),
-    "adapter_memory": Size(),
+    "adapter_memory": Size(config.parse_memory),
+    "cache_memory": Size(config.parse_cache_memory),
 }
 
 
@@ -178,6 +182,7 @@ LLAMA = (
 ENGINE = (
     _routing("mixture"),
     _routing("adapter_memory"),
+    _routing("cache_memory"),
     *LLAMA,
     _routing("mixture_type", hidden=True),
     _routing("self_profile", hidden=True),

@@ -131,6 +131,18 @@ class LoadedModel:
         assert llama is not None
         return llama
 
+    @cached_property
+    def can_cut(self) -> bool:
+        """Whether a context that holds a text can go on from any earlier place in it.
+
+        Recurrent models keep one state of all that they read, and a sliding window that is not kept
+        in full only its end.
+        """
+        recurrent = llama_cpp.llama_model_is_recurrent(self.pointer)
+        hybrid = llama_cpp.llama_model_is_hybrid(self.pointer)
+        window = llama_cpp.llama_model_n_swa(self.pointer) and not self.params.swa_full
+        return not (recurrent or hybrid or window)
+
     # Contexts
 
     def context(

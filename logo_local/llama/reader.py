@@ -170,13 +170,15 @@ class PromptReader:
         texts = [self._loaded.text_of(sample.tokens) for sample in samples]
         return [text for text in texts if text], gain
 
-    def embeddings(
-        self, texts: Sequence[Sequence[int]], n_embd: int, pooling: str | None
-    ) -> list[FloatArray]:
-        """One vector (n_embd,) for the tokens of each text, see `Embedder`."""
+    def embeddings(self, texts: Sequence[str], n_embd: int) -> tuple[list[FloatArray], int]:
+        """One vector (n_embd,) for each text, see `Embedder`, and the number of tokens in all."""
+        loaded = self._loaded
+        with loaded.reading_prompt():
+            tokens = [loaded.llama.tokenize(text.encode()) for text in texts]
         if self._embedder is None:
-            self._embedder = Embedder(self._loaded, n_embd, pooling)
-        return [self._embedder.embed(tokens) for tokens in texts]
+            pooling = loaded.llama.metadata.get(f"{loaded.architecture}.pooling_type")
+            self._embedder = Embedder(loaded, n_embd, pooling)
+        return [self._embedder.embed(text) for text in tokens], sum(map(len, tokens))
 
     def _head(self) -> list[int]:
         """What every prompt begins with: the template's head, or a text's first token."""
