@@ -11,7 +11,7 @@ from random_gguf import write_adapter
 from logo_local.engine import LoGo
 from logo_local.errors import AdapterError
 from logo_local.llama import state_cache
-from logo_local.llama.state_cache import LEAST_TOKENS, Conversations, StateCache
+from logo_local.llama.state_cache import LEAST_TOKENS, StateCache
 
 SYSTEM = [1, *range(10, 60)]  # longer than what is read again anyway
 BLENDS = ({}, {"ad0": 1.0}, {"ad1": 0.5, "ad3": 0.5}, {"ad0": 0.5})
@@ -26,7 +26,11 @@ def engines(random_base, random_adapters):
     def make(adapters=random_adapters, **options):
         key = (adapters, *sorted(options.items()))
         if key not in made:
-            how = {"signal": "norm", "n_ctx": 256, "n_threads": 1, "past": False, **options}
+            one = {
+                "n_threads": 1,
+                "n_threads_batch": 1,
+            }  # two wait for each other on a busy machine
+            how = {"signal": "norm", "n_ctx": 256, "past": False, **one, **options}
             made[key] = LoGo(random_base, adapters, **how)
         llm = made[key]
         llm.reset()
@@ -65,18 +69,23 @@ def answer(llm, prompt, weights, length=LENGTH):
     return found, logits
 
 
-def fresh(llm, prompt, weights):
+def fresh(llm, prompt, weights, length=LENGTH):
     """The same, where all is read anew."""
     llm.reset()
     llm._conversations.cache.clear()
-    return answer(llm, prompt, weights)
+    return answer(llm, prompt, weights, length)
 
 
 def assert_same(found, expected):
     tokens, logits = found
     others, theirs = expected
-    np.testing.assert_allclose(logits, theirs, atol=1e-4 * np.ptp(theirs))
+    assert_near(logits, theirs)
     assert tokens == others
+
+
+def assert_near(logits, expected):
+    """Equal but for the rounding of batches of another size; blends differ by far more."""
+    np.testing.assert_allclose(logits, expected, atol=1e-3 * np.ptp(expected), rtol=0)
 
 
 # What is read
@@ -93,7 +102,7 @@ def test_back_to_an_earlier_blend_only_what_is_new_is_read(engines, read):
     found = answer(llm, history, a, 1)
     # The last token of an answer was never evaluated.
     assert read == [history[len(SYSTEM) + LENGTH - 1 :]]
-    assert_same(found, (fresh(llm, history, a)[0][:1], fresh(llm, history, a)[1]))
+    assert_same(found, fresh(llm, history, a, 1))
 
 
 def test_another_conversation_goes_on_from_the_system_prompt_under_its_blend(engines, read):
@@ -148,7 +157,9 @@ def test_a_prompt_that_was_answered_is_read_from_its_last_token(engines, read):
     assert read == [SYSTEM[-1:]]
 
 
-@pytest.mark.parametrize("options", [{"cache_memory": 0}, {"logits_all": True}, {"prefill": "base"}])
+@pytest.mark.parametrize(
+    "options", [{"cache_memory": 0}, {"logits_all": True}, {"prefill": "base"}]
+)
 def test_without_a_cache_nothing_is_kept(engines, options):
     llm = engines(**options)
     for blend in (*BLENDS, *BLENDS):
@@ -183,7 +194,7 @@ TURNS = st.lists(
 
 
 @pytest.mark.parametrize("memory", ["64M", 90_000, 40_000, 1])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=TURNS)
 def test_random_conversations_equal_those_of_an_engine_that_reads_all(engines, memory, turns):
     llm, reader = engines(cache_memory=memory), engines(cache_memory=0)
@@ -195,9 +206,9 @@ def test_random_conversations_equal_those_of_an_engine_that_reads_all(engines, m
             history = history[: len(SYSTEM) + (len(history) - len(SYSTEM)) // 2]
         if step != "again" or not prompt:
             prompt = [*history, *part]
-        found = answer(llm, prompt, blend)
-        assert_same(found, fresh(reader, prompt, blend))
-        history = [*prompt, *found[0]]
+        said, logits = answer(llm, prompt, blend)
+        assert_near(logits, fresh(reader, prompt, blend, 1)[1])
+        history = [*prompt, *said]
         assert llm._conversations.cache.n_bytes <= llm._conversations.cache.memory
 
 
