@@ -156,9 +156,10 @@ class LoGo(Routed, WithLogprobs):
         self._residents = ResidentAdapters(loaded.pointer, settings.memory)
         kinds = {"way": settings.mixture, "stored_as": settings.mixture_type}
         self.mixer = Mixer(loaded, self.ctx, self._residents, **kinds)
-        self.reader = PromptReader(loaded, self._residents, whole=settings.prefill == "base")
-        self.router = Router(self.pool, self.reader, settings, self._progress)
         self._conversations = Conversations(loaded, settings.cache_bytes)
+        whole, states = settings.prefill == "base", self._conversations.cache
+        self.reader = PromptReader(loaded, self._residents, whole=whole, states=states)
+        self.router = Router(self.pool, self.reader, settings, self._progress)
         self._kv_key: MixtureKey | None = mixture_key(())  # of its keys and values, if known
         # Freed in this order, while the model and its own context are still there.
         for part in (self.mixer, self.reader, loaded, self.router, self._residents)[::-1]:
@@ -323,7 +324,6 @@ class LoGo(Routed, WithLogprobs):
             self.n_tokens, self._requires_eval = len(prompt), True
         else:
             self._set_mixture([], [])
-            self.reset()
             self.eval(prompt)
             self._requires_eval = True  # the logits are the base's
 

@@ -10,7 +10,10 @@ from random_gguf import write_adapter
 
 from logo_local.engine import LoGo
 from logo_local.errors import AdapterError
-from logo_local.llama import state_cache
+from logo_local.hidden_states import Place
+from logo_local.llama import probe, state_cache
+from logo_local.llama.model import Context, LoadedModel
+from logo_local.llama.probe import HiddenProbe
 from logo_local.llama.state_cache import LEAST_TOKENS, StateCache
 
 SYSTEM = [1, *range(10, 60)]  # longer than what is read again anyway
@@ -40,6 +43,14 @@ def engines(random_base, random_adapters):
     yield make
     for llm in made.values():
         llm.close()
+
+
+@pytest.fixture(scope="module")
+def llama(random_base):
+    """The random model in llama_cpp's own class."""
+    made = Llama(str(random_base), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -194,7 +205,7 @@ TURNS = st.lists(
 
 
 @pytest.mark.parametrize("memory", ["64M", 90_000, 40_000, 1])
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=TURNS)
 def test_random_conversations_equal_those_of_an_engine_that_reads_all(engines, memory, turns):
     llm, reader = engines(cache_memory=memory), engines(cache_memory=0)
@@ -210,6 +221,64 @@ def test_random_conversations_equal_those_of_an_engine_that_reads_all(engines, m
         assert_near(logits, fresh(reader, prompt, blend, 1)[1])
         history = [*prompt, *said]
         assert llm._conversations.cache.n_bytes <= llm._conversations.cache.memory
+
+
+# The probe's context
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """How many tokens each pass over a prompt evaluates."""
+    passes = []
+    decode = Context.decode
+    monkeypatch.setattr(
+        Context, "decode", lambda self, new: (passes.append(len(new)), decode(self, new))[1]
+    )
+    return passes
+
+
+def test_a_conversation_is_read_on_after_its_last_message_was_read_alone(
+    llama, probed, monkeypatch
+):
+    monkeypatch.setattr(probe, "LEAST_KEPT", 64)
+    place = Place("blk.1.attn_q.weight")
+    loaded = LoadedModel(llama)
+    states = StateCache(2**20)
+    ours, fresh = HiddenProbe(loaded, states=states), HiddenProbe(loaded)
+    history = [1, *range(10, 110)]
+    for turn in range(3):
+        message = [1, *range(200, 206 + turn)]
+        history += [7, *message[1:]]
+        ours.read(message, [place])
+        del probed[:]
+        found = ours.read(history, [place])[place]
+        read = probed[:]
+        expected = fresh.read(history, [place])[place]
+        np.testing.assert_allclose(found.mean, expected.mean, atol=1e-3)
+        np.testing.assert_allclose(found.rows, expected.rows, atol=1e-2)
+        assert sum(read) == (len(message) if turn else len(history) - 1)
+    assert len(states) == 1
+    ours.close()
+    fresh.close()
+
+
+def test_prompts_of_a_probe_in_any_order_have_the_same_vectors(llama, monkeypatch):
+    monkeypatch.setattr(probe, "LEAST_KEPT", 40)
+    places = [Place("blk.1.attn_q.weight"), Place("blk.2.ffn_up.weight")]
+    loaded = LoadedModel(llama)
+    ours, fresh = HiddenProbe(loaded, states=StateCache(100_000)), HiddenProbe(loaded)
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(5, 290, 200).tolist() for _ in range(2))
+    for i in range(20):
+        prompt = [one, other][rng.integers(2)][: rng.integers(1, 200)]
+        wanted = places[: 1 + i % 2]
+        found, expected = ours.read(prompt, wanted), fresh.read(prompt, wanted)
+        fresh._seen = None  # each of its prompts is read whole
+        for at in wanted:
+            for mine, theirs in zip(found[at], expected[at], strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=1e-2)
+    ours.close()
+    fresh.close()
 
 
 # Interrupted
