@@ -169,7 +169,6 @@ class LoGo(Routed, WithLogprobs):
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.last_route: Route | None = None
         self.on_route: Callable[[Route], None] | None = None
-        self._given: Given | None = None  # what `under` and the completions generate under
         self._turn = 0  # counts the prompts that reached the context
 
     # Answers

@@ -182,7 +182,6 @@ LLAMA = (
 ENGINE = (
     _routing("mixture"),
     _routing("adapter_memory"),
-    _routing("cache_memory"),
     *LLAMA,
     _routing("mixture_type", hidden=True),
     _routing("self_profile", hidden=True),
@@ -192,7 +191,7 @@ RESEARCH = tuple(
 )
 SEED = _shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
-ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, SEED)
+ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory"), SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
