@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_cpp import Llama
-from random_gguf import write_adapter
+from random_gguf import write_adapter, write_recurrent, write_windowed
 
 from logo_local.engine import LoGo
 from logo_local.errors import AdapterError
@@ -14,7 +14,7 @@ from logo_local.hidden_states import Place
 from logo_local.llama import probe, state_cache
 from logo_local.llama.model import Context, LoadedModel
 from logo_local.llama.probe import HiddenProbe
-from logo_local.llama.state_cache import LEAST_TOKENS, StateCache
+from logo_local.llama.state_cache import LEAST_TOKENS, Conversations, StateCache
 
 SYSTEM = [1, *range(10, 60)]  # longer than what is read again anyway
 BLENDS = ({}, {"ad0": 1.0}, {"ad1": 0.5, "ad3": 0.5}, {"ad0": 0.5})
@@ -221,6 +221,54 @@ def test_random_conversations_equal_those_of_an_engine_that_reads_all(engines, m
         assert_near(logits, fresh(reader, prompt, blend, 1)[1])
         history = [*prompt, *said]
         assert llm._conversations.cache.n_bytes <= llm._conversations.cache.memory
+
+
+# Models whose states cannot be cut
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (write_recurrent, {}),
+        (write_windowed, {"swa_full": False}),
+        (write_windowed, {"swa_full": True}),
+    ],
+)
+def test_states_of_other_models_come_back_exactly(tmp_path, read, write, options):
+    how = {"n_ctx": 512, "n_ubatch": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+    llama = Llama(str(write(tmp_path / "model.gguf")), **how, **options)
+    loaded = LoadedModel(llama)
+    assert not loaded.can_cut
+    conversations = Conversations(loaded, 2**24)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(5, 290, 460).tolist()
+    before = None
+
+    def logits_of(key, prompt):
+        nonlocal before
+        conversations.change(before, key, prompt)
+        before = key
+        next(llama.generate(prompt, temp=0.0))
+        return last_logits(llama)
+
+    def read_anew(prompt):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
+        llama.reset()
+        next(llama.generate(prompt, temp=0.0))
+        return last_logits(llama)
+
+    steps = [("a", 300), ("b", 400), ("a", 310), ("b", 460), ("a", 200), ("b", 399), ("b", 330)]
+    steps += [("a", 205), ("a", 203)]
+    n_read, found = [], []
+    for key, n in steps:
+        del read[:]
+        found.append(logits_of(key, tokens[:n]))
+        n_read.append(sum(map(len, read)))
+    for (_, n), logits in zip(steps, found, strict=True):
+        assert_near(logits, read_anew(tokens[:n]))
+    # Whole states only; a context goes back by itself where it holds all of its window.
+    assert n_read == [300, 400, 10, 60, 200, 399, 1 if options.get("swa_full") else 330, 5, 3]
+    llama.close()
 
 
 # The probe's context

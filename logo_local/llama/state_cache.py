@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..prefix import common_prefix
-from .model import LoadedModel
+from .model import LoadedModel, can_go_back
 
 # Fewer tokens are read again: one batch, which is soon done.
 LEAST_TOKENS = 32
@@ -50,9 +50,9 @@ class Found(NamedTuple):
 class StateCache:
     """States of contexts of one model, at most `memory` bytes; the least recently used leave.
 
-    With `can_cut` False, as for recurrent models, a state is of use only to prompts that begin
-    with all of its tokens. Not safe to use from two threads at once. An exception or Ctrl+C in any
-    method leaves the cache as it was, or without some of its states.
+    With `can_cut` False, as for recurrent models and sliding windows, a state is of use only to
+    prompts that begin with all of its tokens. Not safe to use from two threads at once. An
+    exception or Ctrl+C in any method leaves the cache as it was, or without some of its states.
     """
 
     def __init__(self, memory: int, *, can_cut: bool = True) -> None:
@@ -148,8 +148,7 @@ class Conversations:
 
     def __init__(self, loaded: LoadedModel, memory: int) -> None:
         self._loaded = loaded
-        self._can_cut = loaded.can_cut
-        self.cache = StateCache(0 if loaded.llama._logits_all else memory, can_cut=self._can_cut)
+        self.cache = StateCache(0 if loaded.llama._logits_all else memory, can_cut=loaded.can_cut)
 
     def change(self, before: Hashable | None, key: Hashable, prompt: Sequence[int]) -> None:
         """Let the context hold as much of `prompt` under `key` as is known, and nothing else.
@@ -159,7 +158,7 @@ class Conversations:
         llama = self._loaded.llama
         held, wanted = llama._input_ids.tolist(), list(prompt)
         common = common_prefix(held, wanted) if key == before else 0
-        if common < len(held) and not self._can_cut:
+        if common < len(held) and not can_go_back(llama.ctx):
             common = 0
         found = self.cache.find(key, wanted, more_than=common)
         # An answer that is only generated again is not worth a copy.
