@@ -1,7 +1,6 @@
 """The options that several commands share, each declared once.
 
-Whatever has an environment variable can also stand in config.toml; click's own conversions check
-the values there.
+Whatever has an environment variable can also stand in config.toml, checked by click's conversions.
 """
 
 from __future__ import annotations
@@ -186,12 +185,10 @@ ENGINE = (
     _routing("mixture_type", hidden=True),
     _routing("self_profile", hidden=True),
 )
-RESEARCH = tuple(
-    _routing(name) for name, option in settings.OPTIONS.items() if not option.metadata["common"]
-)
+RESEARCH = tuple(_routing(n) for n, o in settings.OPTIONS.items() if not o.metadata["common"])
 SEED = _shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
-ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory"), SEED)
+ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory", hidden=True), SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
