@@ -17,8 +17,8 @@ from ..errors import ContextError, NativeError, PromptError
 from ..hidden_states import FloatArray, Framed, Hidden, Place, Reading, kept_positions
 from ..prefix import common_prefix
 from .model import LoadedModel
-from .native import Tap
 from .state_cache import Found, StateCache
+from .taps import Tap
 
 # States of shorter prompts are not kept: they are soon read again, and examples are read by dozens.
 LEAST_KEPT = 256
