@@ -4,7 +4,9 @@
 conversation of some length goes on with five messages: two for one adapter, one for another, then
 one more for each. Beside it, message by message, the base alone has the same conversation in an
 engine of its own. Medians of the ratios; "routed" is what a user waits for, with the pass that
-chooses the adapters, "given" is without it.
+chooses the adapters, "given" is without it. With one thread the times are processor time, so that
+other programs do not count. "tokens" are those that are read for the answer, by the mixture and by
+the base.
 """
 
 from __future__ import annotations
@@ -56,9 +58,27 @@ def history(llm: Any, n_tokens: int, seed: int) -> list[dict[str, str]]:
     return messages
 
 
-def answer(llm: Any, messages: Sequence[dict[str, str]], **how: Any) -> tuple[float, str, Any]:
-    """Milliseconds to the first piece of text, the whole answer, and its route."""
-    started, first, text, route = time.perf_counter(), None, "", None
+class Clock:
+    """What is measured of an engine: its time, and the tokens that its context reads."""
+
+    def __init__(self, llm: Any, threads: int) -> None:
+        self.now = time.process_time if threads == 1 else time.perf_counter
+        self.n_tokens = 0
+        read = llm.eval
+
+        def counted(tokens: Sequence[int]) -> None:
+            self.n_tokens += len(tokens)
+            read(tokens)
+
+        llm.eval = counted
+
+
+def answer(
+    llm: Any, clock: Clock, messages: Sequence[dict[str, str]], **how: Any
+) -> tuple[float, int, str, Any]:
+    """Milliseconds to the first piece of text, the tokens read for it, all text, the route."""
+    clock.n_tokens, n_read = 0, 0
+    started, first, text, route = clock.now(), None, "", None
     chunks = llm.create_chat_completion(
         list(messages), stream=True, temperature=0.0, max_tokens=32, **how
     )
@@ -66,25 +86,34 @@ def answer(llm: Any, messages: Sequence[dict[str, str]], **how: Any) -> tuple[fl
         choice = chunk["choices"][0]
         piece = choice["delta"].get("content", "")
         if first is None and (piece or choice["finish_reason"]):
-            first = (time.perf_counter() - started) * 1000
+            first, n_read = (clock.now() - started) * 1000, clock.n_tokens
         text += piece
         route = chunk.get("logo", {}).get("route", route)
     assert first is not None
-    return first, text or "-", route
+    return first, n_read, text or "-", route
 
 
 def conversation(
-    llm: Any, base: Any, n_tokens: int, seed: int, given: bool, found: dict[str, list[float]]
+    llm: tuple[Any, Clock],
+    base: tuple[Any, Clock],
+    n_tokens: int,
+    seed: int,
+    given: bool,
+    found: dict[str, list[float]],
 ) -> None:
     """One conversation, answered by `llm` and, beside it, by the base alone."""
-    messages = history(base, n_tokens, seed)
+    messages = history(base[0], n_tokens, seed)
     alone_how = {"routing": {"weights": {}}}
-    answer(base, messages[:-1], **alone_how)  # it has the conversation so far
+    theirs = list(messages)  # the base goes on from its own answers
+    answer(*base, theirs[:-1], **alone_how)  # it has the conversation so far
     for what, name, which in TURNS:
-        messages.append({"role": "user", "content": MESSAGES[name][which]})
-        alone, _, _ = answer(base, messages, **alone_how)
+        message = {"role": "user", "content": MESSAGES[name][which]}
+        messages.append(message)
+        theirs.append(message)
+        alone, n_alone, said, _ = answer(*base, theirs, **alone_how)
+        theirs.append({"role": "assistant", "content": said})
         how = {"routing": {"weights": {name: 1.0}}} if given else {}
-        ms, text, route = answer(llm, messages, **how)
+        ms, n_read, text, route = answer(*llm, messages, **how)
         names = [adapter["name"] for adapter in route["adapters"]]
         if names[:1] != [name]:
             raise SystemExit(f"{MESSAGES[name][which]!r} was answered by {names}")
@@ -92,6 +121,8 @@ def conversation(
         found.setdefault(what, []).append(ms / alone)
         found.setdefault(f"{what}: ms", []).append(ms)
         found.setdefault(f"{what}: base", []).append(alone)
+        found.setdefault(f"{what}: tokens", []).append(n_read)
+        found.setdefault(f"{what}: base's", []).append(n_alone)
 
 
 @click.command()
@@ -116,19 +147,21 @@ def main(
     memory = 0 if cache_memory == "0" else cache_memory
     for n_tokens in lengths or (500, 2000):
         print(f"\n{n_tokens} tokens of history, medians of {repeats} repeats\n")
-        print("| message | routed / base | given / base | routed | given | base |")
-        print("|---|---|---|---|---|---|")
+        print("| message | tokens | routed / base | given / base | routed | given | base |")
+        print("|---|---|---|---|---|---|---|")
         found: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
         with (
             LoGo(model, None, **how) as base,
             LoGo(model, adapters, top_k=1, cache_memory=memory, past=False, **how) as llm,
         ):
+            ours, alone = Clock(llm, threads), Clock(base, threads)
             for name in (FIRST, OTHER):  # makes what is made once
                 for message in MESSAGES[name][:1]:
-                    answer(llm, [{"role": "user", "content": message}])
+                    answer(llm, ours, [{"role": "user", "content": message}])
             for i in range(repeats):
                 for given in found:
-                    conversation(llm, base, n_tokens, 2 * i + given, given, found[given])
+                    both = (llm, ours), (base, alone)
+                    conversation(*both, n_tokens, 2 * i + given, given, found[given])
         for what, *_ in TURNS:
             routed, fixed = found[False], found[True]
             bases = median([*routed[f"{what}: base"], *fixed[f"{what}: base"]])
@@ -137,7 +170,9 @@ def main(
                 f"{ms:,.0f} ms"
                 for ms in (median(routed[f"{what}: ms"]), median(fixed[f"{what}: ms"]), bases)
             )
-            print(f"| {' | '.join([what, *ratios, *times])} |", flush=True)
+            read = [median(fixed[f"{what}: {whose}"]) for whose in ("tokens", "base's")]
+            tokens = " / ".join(f"{n:,.0f}" for n in read)
+            print(f"| {' | '.join([what, tokens, *ratios, *times])} |", flush=True)
 
 
 if __name__ == "__main__":
