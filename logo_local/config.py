@@ -121,6 +121,13 @@ def parse_memory(text: str | int) -> int:
     return parse_size(text)
 
 
+def parse_cache_memory(text: str | int) -> int:
+    """As `parse_size`, and 0 for none; "auto" is an eighth of the memory that is free now."""
+    if text == "auto":
+        return parse_memory(text) // 2
+    return 0 if str(text).strip() == "0" else parse_size(text)
+
+
 def load_config_file(
     path: Path, checks: Mapping[str, Callable[[object], object]]
 ) -> dict[str, object]:

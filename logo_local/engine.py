@@ -34,6 +34,7 @@ from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture
 from .llama.model import LoadedModel
 from .llama.options import ChatOptions, CompletionOptions, like
 from .llama.reader import PromptReader
+from .llama.state_cache import Conversations
 from .progress import Stages, ms_since
 from .routed import PHASES, Given, Routed
 from .routing.index import block_number
@@ -54,10 +55,9 @@ class LoGo(Routed, WithLogprobs):
     Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
     it in the chunk that has the finish reason, and ["usage"] there, too. `on_route`, where it is
     set, is called with the route of an answer before the prompt is read under it; `usage` counts
-    the tokens of the last answer as far as it has come. `should_stop` is called before every token,
-    and before every batch of a prompt, in the thread that generates; once it returns True the
-    answer ends as if it had reached its longest. Adapters that come into the folder, or go, are
-    noticed at the next prompt, with a line in the log.
+    the tokens of the last answer as far as it has come. `should_stop` is called before every token
+    and batch of a prompt, in the thread that generates; once it returns True the answer ends as if
+    it had reached its longest. Changes of the folder are noticed at the next prompt, and logged.
 
     Not safe to use from two threads at once, but for setting `should_stop`.
     """
@@ -80,6 +80,7 @@ class LoGo(Routed, WithLogprobs):
         keep_route: float = DEFAULTS.keep_route,
         prefill: str = DEFAULTS.prefill,
         adapter_memory: int | str = DEFAULTS.adapter_memory,
+        cache_memory: int | str = DEFAULTS.cache_memory,
         self_profile: bool | str = DEFAULTS.self_profile,
         past: bool = DEFAULTS.past,
         links_out: bool = True,
@@ -93,7 +94,7 @@ class LoGo(Routed, WithLogprobs):
         """Load the model and check the adapters.
 
         Args:
-            model_path: A GGUF file, or "demo" for SmolLM2-135M and the project's adapters for it.
+            model_path: A GGUF file, or "demo" for SmolLM2-135M and adapters for it.
             adapters: A folder of GGUF LoRA files and PEFT folders; it may be empty. Or None.
             signal: How scores are computed: a name in `routing.registry`, or "auto", the best.
             top_k: The most adapters that a route holds.
@@ -105,6 +106,7 @@ class LoGo(Routed, WithLogprobs):
             keep_route: How much weights may change in a conversation without a new route.
             prefill: "mixture", or "base": only what follows the prompt is under the mixture.
             adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".
+            cache_memory: The bytes of keys and values kept for other blends; 0 keeps none.
             self_profile: Whether adapters without examples write some: True, False or "kept".
             past: Whether the norms of your prompts are remembered, as a few numbers.
             links_out: Whether adapters may be links to files outside of the folder.
@@ -140,7 +142,7 @@ class LoGo(Routed, WithLogprobs):
         with loading(model_path, n_ctx, self.base):
             super().__init__(
                 model_path=str(model_path),
-                # llama.cpp rounds it up itself, and the parent's arrays would be too short.
+                # Rounded up as llama.cpp does, or the parent's arrays would be too short.
                 n_ctx=math.ceil(n_ctx / N_CTX_STEP) * N_CTX_STEP,
                 verbose=verbose,
                 **llama,
@@ -154,10 +156,11 @@ class LoGo(Routed, WithLogprobs):
         self._residents = ResidentAdapters(loaded.pointer, settings.memory)
         kinds = {"way": settings.mixture, "stored_as": settings.mixture_type}
         self.mixer = Mixer(loaded, self.ctx, self._residents, **kinds)
-        self.reader = PromptReader(loaded, self._residents, whole=settings.prefill == "base")
+        self._conversations = Conversations(loaded, settings.cache_bytes)
+        whole, states = settings.prefill == "base", self._conversations.cache
+        self.reader = PromptReader(loaded, self._residents, whole=whole, states=states)
         self.router = Router(self.pool, self.reader, settings, self._progress)
-        # What the context's keys and values were made under; None when that is unknown.
-        self._kv_key: MixtureKey | None = mixture_key(())
+        self._kv_key: MixtureKey | None = mixture_key(())  # of its keys and values, if known
         # Freed in this order, while the model and its own context are still there.
         for part in (self.mixer, self.reader, loaded, self.router, self._residents)[::-1]:
             self._stack.callback(part.close)
@@ -166,7 +169,6 @@ class LoGo(Routed, WithLogprobs):
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.last_route: Route | None = None
         self.on_route: Callable[[Route], None] | None = None
-        self._given: Given | None = None  # what `under` and the completions generate under
         self._turn = 0  # counts the prompts that reached the context
 
     # Answers
@@ -292,18 +294,21 @@ class LoGo(Routed, WithLogprobs):
             self.timings_ms["prefill"] = ms_since(started)
         started = time.perf_counter()
         mixture = list(zip(adapters, route.applied.values(), strict=True))
-        way = self._set_mixture(mixture, keys_are_right=by_base)
+        way = self._set_mixture(mixture, None if by_base else prompt)
         self.timings_ms["mixture"] = ms_since(started)
         self.last_route = replace(route, mixture=way)
         if self.on_route is not None:
             self.on_route(self.last_route)
 
-    def _set_mixture(self, mixture: Mixture, *, keys_are_right: bool = False) -> str:
-        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does."""
-        key = mixture_key(mixture)
-        if key != self._kv_key and not keys_are_right:
-            self.reset()  # the parent then evaluates the whole prompt
-        self._kv_key = None  # should the mixer fail half-way
+    def _set_mixture(self, mixture: Mixture, prompt: Sequence[int] | None) -> str:
+        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does.
+
+        Keys and values are then those known of `prompt`; without one, they are right as they are.
+        """
+        key, before = mixture_key(mixture), self._kv_key
+        self._kv_key = None  # should one of these fail half-way
+        if prompt is not None:
+            self._conversations.change(before, key, prompt)
         way = self.mixer.set(mixture)
         self._kv_key = key
         return way
@@ -317,8 +322,7 @@ class LoGo(Routed, WithLogprobs):
             self.input_ids[: len(prompt)] = prompt
             self.n_tokens, self._requires_eval = len(prompt), True
         else:
-            self._set_mixture([])
-            self.reset()
+            self._set_mixture([], [])
             self.eval(prompt)
             self._requires_eval = True  # the logits are the base's
 
@@ -362,7 +366,7 @@ class LoGo(Routed, WithLogprobs):
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent, by the base model alone; SettingsError without embedding=True."""
         self.loaded.check_embedding()
-        self._set_mixture([])
+        self._set_mixture([], [])
         return super().embed(*args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
@@ -372,11 +376,7 @@ class LoGo(Routed, WithLogprobs):
         no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
         empty or longer than the context.
         """
-        with self.loaded.reading_prompt():
-            tokens = [self.tokenize(text.encode()) for text in texts]
-        pooling = self.metadata.get(f"{self.base.architecture}.pooling_type")
-        vectors = self.reader.embeddings(tokens, self.base.n_embd, pooling)
-        return vectors, sum(map(len, tokens))
+        return self.reader.embeddings(texts, self.base.n_embd)
 
     def save_state(self) -> Any:
         """As in the parent; the state remembers the mixture that made it."""

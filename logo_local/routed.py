@@ -48,7 +48,7 @@ class Routed:
     timings_ms: dict[str, float]
     _settings: RoutingSettings
     _progress: Stages
-    _given: Given | None  # what `under` and the completions generate under
+    _given: Given | None = None  # what `under` and the completions generate under
 
     if TYPE_CHECKING:  # the engine's
 

@@ -120,6 +120,91 @@ def write_base(
     return path
 
 
+def _byte_model(path: Path, architecture: str, *, blocks: int, width: int) -> gguf.GGUFWriter:
+    """A writer of a model with a byte tokenizer and the sizes that all architectures state."""
+    w = gguf.GGUFWriter(path, architecture)
+    w.add_context_length(1024)
+    w.add_embedding_length(width)
+    w.add_block_count(blocks)
+    w.add_vocab_size(VOCAB)
+    w.add_tokenizer_model("llama")
+    w.add_token_list(
+        ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *map(str, range(41))]
+    )
+    w.add_token_scores([0.0] * VOCAB)
+    w.add_token_types([2, 3, 3] + [6] * 256 + [1] * 41)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    return w
+
+
+def write_recurrent(path: Path, blocks: int = 2, width: int = 64) -> Path:
+    """A Mamba with random weights: one state of all that it read, and no keys and values."""
+    rng = np.random.default_rng(0)
+    inner, state, rank, kernel = 2 * width, 16, 4, 4
+    w = _byte_model(path, "mamba", blocks=blocks, width=width)
+    w.add_feed_forward_length(0)
+    w.add_head_count(0)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_ssm_conv_kernel(kernel)
+    w.add_ssm_inner_size(inner)
+    w.add_ssm_state_size(state)
+    w.add_ssm_time_step_rank(rank)
+
+    def add(name: str, *of: int) -> None:
+        values = rng.standard_normal(of) / np.sqrt(of[-1])
+        w.add_tensor(name, values.astype(np.float32))
+
+    add("token_embd.weight", VOCAB, width)
+    w.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for block in range(blocks):
+        name = f"blk.{block}"
+        w.add_tensor(f"{name}.attn_norm.weight", np.ones(width, np.float32))
+        add(f"{name}.ssm_in.weight", 2 * inner, width)
+        add(f"{name}.ssm_conv1d.weight", inner, kernel)
+        add(f"{name}.ssm_conv1d.bias", inner)
+        add(f"{name}.ssm_x.weight", rank + 2 * state, inner)
+        add(f"{name}.ssm_dt.weight", inner, rank)
+        add(f"{name}.ssm_dt.bias", inner)
+        steps = np.tile(-np.arange(1, state + 1, dtype=np.float32) / state, (inner, 1))
+        w.add_tensor(f"{name}.ssm_a", steps)  # (inner, state)
+        w.add_tensor(f"{name}.ssm_d", np.ones(inner, np.float32))
+        add(f"{name}.ssm_out.weight", width, inner)
+    _finish(w)
+    return path
+
+
+def write_windowed(path: Path, window: int = 32, blocks: int = 4, width: int = 64) -> Path:
+    """A Cohere 2 with random weights: three blocks of four attend to a sliding window."""
+    rng = np.random.default_rng(0)
+    heads, ffn = 4, 96
+    w = _byte_model(path, "cohere2", blocks=blocks, width=width)
+    w.add_feed_forward_length(ffn)
+    w.add_head_count(heads)
+    w.add_head_count_kv(heads)
+    w.add_layer_norm_eps(1e-5)
+    w.add_sliding_window(window)
+    w.add_logit_scale(1.0)
+    w.add_rope_dimension_count(width // heads)
+
+    def add(name: str, *of: int) -> None:
+        values = 2 * rng.standard_normal(of) / np.sqrt(of[-1])
+        w.add_tensor(name, values.astype(np.float32))
+
+    add("token_embd.weight", VOCAB, width)
+    w.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for block in range(blocks):
+        name = f"blk.{block}"
+        w.add_tensor(f"{name}.attn_norm.weight", np.ones(width, np.float32))
+        for kind in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"{name}.{kind}.weight", width, width)
+        add(f"{name}.ffn_gate.weight", ffn, width)
+        add(f"{name}.ffn_up.weight", ffn, width)
+        add(f"{name}.ffn_down.weight", width, ffn)
+    _finish(w)
+    return path
+
+
 def _q4_0(rng: np.random.Generator, rows: int, columns: int, deviation: float) -> np.ndarray:
     """Random blocks of Q4_0 (rows, columns / 32 * 18) uint8 with about that standard deviation."""
     blocks = rng.integers(0, 256, (rows, columns // 32, 18), np.uint8)

@@ -20,7 +20,7 @@ from random_gguf import write_adapter
 
 from logo_local import __version__, chat, convert
 from logo_local.commands import cli, serve
-from logo_local.config import parse_memory
+from logo_local.config import parse_cache_memory, parse_memory
 from logo_local.console import background, opening, options
 from logo_local.errors import ModelError, PromptError
 from logo_local.fake import FakeLoGo
@@ -160,6 +160,7 @@ ALL_OPTIONS = {
     "mixture": "scales",
     "mixture_type": "q8_0",
     "adapter_memory": 512 * 2**20,
+    "cache_memory": 0,
     "n_gpu_layers": -1,
 }
 
@@ -219,6 +220,9 @@ def test_defaults_are_the_engines_own(call, llm):
     assert llm.settings.pop("adapter_memory") == pytest.approx(
         parse_memory(defaults["adapter_memory"]), rel=0.5
     )
+    assert llm.settings.pop("cache_memory") == pytest.approx(
+        parse_cache_memory(defaults["cache_memory"]), rel=0.5
+    )
     gpu_layers = llm.settings.pop("n_gpu_layers")
     assert gpu_layers == inspect.signature(Llama).parameters["n_gpu_layers"].default
     assert llm.settings == {name: defaults[name] for name in llm.settings}
@@ -230,7 +234,8 @@ def test_options_for_research_belong_to_eval():
     common = {n for n, option in OPTIONS.items() if option.metadata["common"]}
     assert common == OPTIONS.keys() & names["run"]
     assert {"probe", "layer", "tap", "keep_route", "prefill"} == OPTIONS.keys() - names["run"]
-    assert OPTIONS.keys() - names["eval"] == {"signal", "top_k", "past"}  # eval compares them
+    # eval compares the first two, and what it answers does not depend on earlier prompts.
+    assert OPTIONS.keys() - names["eval"] == {"signal", "top_k", "past", "cache_memory"}
 
 
 def test_signals_of_all_commands_are_those_of_the_papers_and_the_best():
@@ -398,6 +403,7 @@ def test_the_demo_needs_no_folder(call, llm):
         (["run", *MODEL, "hi", "--top-k", "0"], "", 2, "'--top-k': 0 is not in the range"),
         (["run", *MODEL, "hi", "--signal", "loud"], "", 2, "'loud' is not one of"),
         (["run", *MODEL, "hi", "--adapter-memory", "lots"], "", 2, "write it like 512M or 2G"),
+        (["run", *MODEL, "hi", "--cache-memory", "-1"], "", 2, "write it like 512M or 2G"),
         (["run", *MODEL, "hi", "--max-tokens", "0"], "", 2, "'--max-tokens'"),
         (["run", *MODEL, "hi", "--temp", "-1"], "", 2, "'--temp'"),
         (["run", *MODEL, "hi", "--tpo-k", "1"], "", 2, "No such option"),

@@ -798,6 +798,7 @@ def test_tokens_are_counted(logo):
         ({"mixture_type": "q4_0", "prefill": "none"}, SettingsError, "mixture_type.*prefill"),
         ({"keep_route": -0.1}, SettingsError, "keep_route"),
         ({"adapter_memory": "lots"}, SettingsError, "adapter_memory"),
+        ({"cache_memory": "some"}, SettingsError, "cache_memory"),
     ],
 )
 def test_settings_that_cannot_be_used(logo, settings, error, words):

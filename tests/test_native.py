@@ -136,3 +136,52 @@ def test_an_exception_in_the_callback_reaches_the_caller(hidden, monkeypatch):
     monkeypatch.setattr(native.Tensor, "rows", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hidden("blk.0.attn_q.weight")(TOKENS)
+
+
+# Conversions of numbers, by the processor's vectors and without them
+
+
+@pytest.fixture(params=[True, False], ids=["vectors", "plain"])
+def conversions(request, monkeypatch):
+    """Both ways; the first is skipped where libggml-cpu is built otherwise."""
+    if not request.param:
+        monkeypatch.setattr(native, "_cpu", lambda: None)
+    elif native._cpu() is None:
+        pytest.skip("this build has no libggml-cpu")
+    return request.param
+
+
+def all_float16():
+    """Every number that float16 can hold but NaN and the infinite ones (3968, 16)."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    return values[np.isfinite(values)].reshape(-1, 16)
+
+
+def test_float16_becomes_float32(conversions):
+    values = all_float16()
+    np.testing.assert_array_equal(native.widened(values), values.astype(np.float32))
+    across = values[:, ::2]  # not contiguous
+    np.testing.assert_array_equal(native.widened(across), across.astype(np.float32))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3, -0.7, 1e-6, 0.0])
+def test_float16_times_a_factor_is_rounded_once(conversions, factor):
+    values = all_float16()
+    found = native.scaled_f16(values, factor)
+    if not conversions:
+        assert found is None
+        return
+    expected = (values.astype(np.float32) * np.float32(factor)).astype(np.float16)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_q8_0_is_that_of_gguf_but_for_halves(conversions):
+    rows = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    rows[3] = 0
+    found = native.quantized_q8_0(rows).reshape(64, -1)
+    expected = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    scales = found.reshape(-1, 34)[:, :2]
+    np.testing.assert_array_equal(scales, expected.reshape(-1, 34)[:, :2])
+    steps = found.view(np.int8).astype(int) - expected.view(np.int8)
+    assert np.abs(steps).max() <= 1
+    assert np.mean(steps != 0) < 0.01

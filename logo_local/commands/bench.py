@@ -76,7 +76,7 @@ def bench(ctx: click.Context, /, model: str | None, plot: Path | None, **given: 
     model = named_model(ctx, model, given)
     if plot is not None:
         load()  # what is missing is said before minutes of measuring
-    given |= {"past": False, "seed": 1}
+    given |= {"past": False, "seed": 1, "cache_memory": 0}  # prompts are read whole
     if given["self_profile"]:
         given["self_profile"] = "kept"
     llm = cast("LoGo", open_by_options(ctx, model, given, needs_adapters=True))

@@ -125,7 +125,7 @@ def evaluate(
     metrics.load()
     if given["plots"] is not None:
         load_matplotlib()  # what is missing is said before hours of answers
-    given["past"] = False  # an evaluation is the same whoever repeats it
+    given |= {"past": False, "cache_memory": 0}  # an evaluation is the same whoever repeats it
     llm = open_by_options(ctx, model, given, needs_adapters=True)
     examples = read_examples(files, llm.pool.names, given["limit"])
     comparison = Comparison(

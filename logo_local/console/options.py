@@ -1,7 +1,6 @@
 """The options that several commands share, each declared once.
 
-Whatever has an environment variable can also stand in config.toml; click's own conversions check
-the values there.
+Whatever has an environment variable can also stand in config.toml, checked by click's conversions.
 """
 
 from __future__ import annotations
@@ -27,14 +26,17 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test co
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, written like 512M or 2G, or "auto", a quarter of the free memory."""
+    """A number of bytes, written like 512M or 2G, or "auto", as `parse` understands it."""
 
     name = "size"
+
+    def __init__(self, parse: Callable[[str | int], int]) -> None:
+        self.parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number of bytes; click's usage error for anything else."""
         try:
-            return config.parse_memory(value)
+            return self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -69,7 +71,8 @@ _TYPES: Mapping[str, Any] = {
     "top_k": click.IntRange(1),
     "layer": int,
     "keep_route": click.FloatRange(min=0),
-    "adapter_memory": Size(),
+    "adapter_memory": Size(config.parse_memory),
+    "cache_memory": Size(config.parse_cache_memory),
 }
 
 
@@ -182,12 +185,10 @@ ENGINE = (
     _routing("mixture_type", hidden=True),
     _routing("self_profile", hidden=True),
 )
-RESEARCH = tuple(
-    _routing(name) for name, option in settings.OPTIONS.items() if not option.metadata["common"]
-)
+RESEARCH = tuple(_routing(n) for n, o in settings.OPTIONS.items() if not o.metadata["common"])
 SEED = _shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
-ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, SEED)
+ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory", hidden=True), SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (

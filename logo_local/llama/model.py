@@ -48,7 +48,11 @@ class Context:
         self._callback, self._forget = callback, forget
 
     def forget_after(self, n_tokens: int) -> bool:
-        """Drop the keys and values behind the first `n_tokens`; False if the model cannot."""
+        """Drop the keys and values behind the first `n_tokens`; False if that is not possible."""
+        if n_tokens <= llama_cpp.llama_memory_seq_pos_max(self._memory, 0) and not can_go_back(
+            self.ctx
+        ):
+            return False
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1))
 
     def clear(self) -> None:
@@ -130,6 +134,19 @@ class LoadedModel:
         llama = self._llama()
         assert llama is not None
         return llama
+
+    @cached_property
+    def can_cut(self) -> bool:
+        """Whether a copied state of a text can go on from any earlier place in it.
+
+        Recurrent models have one state of all that they read, and of a sliding window llama.cpp
+        copies only what the next token sees.
+        """
+        return not (
+            llama_cpp.llama_model_is_recurrent(self.pointer)
+            or llama_cpp.llama_model_is_hybrid(self.pointer)
+            or llama_cpp.llama_model_n_swa(self.pointer)
+        )
 
     # Contexts
 
@@ -352,6 +369,16 @@ class _PromptKeeper:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llama, name)
+
+
+def can_go_back(ctx: Any) -> bool:
+    """Whether a context can go on from any earlier place in what it holds.
+
+    Not for recurrent models, nor where all but the end of a sliding window is gone: llama.cpp
+    drops the end there, too, and does not say that what is left is incomplete.
+    """
+    memory = llama_cpp.llama_get_memory(ctx)
+    return bool(llama_cpp.llama_memory_seq_pos_min(memory, 0) <= 0)
 
 
 def are_messages(prompt: Any) -> bool:

@@ -7,7 +7,7 @@ Neither touches the generating context, which therefore carries no callback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
@@ -17,7 +17,12 @@ from ..errors import ContextError, NativeError, PromptError
 from ..hidden_states import FloatArray, Framed, Hidden, Place, Reading, kept_positions
 from ..prefix import common_prefix
 from .model import LoadedModel
-from .native import Tap
+from .state_cache import Found, StateCache
+from .taps import Tap
+
+# States of shorter prompts are not kept: they are soon read again, and examples are read by dozens.
+LEAST_KEPT = 256
+KEY = "probe"  # of states that the base made up to the last place
 
 NOT_FINITE = "the base model makes numbers that are not finite"
 DAMAGED = "its weights may be damaged: compare the file's sha256 with its source"
@@ -46,6 +51,12 @@ class _Rows:
         # The sum (d,) float64 of all rows before a position, and their number. Of the last block
         # llama.cpp computes only the last token behind attention: there are fewer rows then.
         self.sums: dict[int, tuple[Any, int]] = {}
+
+    def copy(self) -> _Rows:
+        """The same, which stays as it is when this goes on."""
+        copied = _Rows()
+        copied.rows, copied.sums = dict(self.rows), dict(self.sums)
+        return copied
 
     def cut(self, position: int) -> None:
         """Forget all that is behind `position`."""
@@ -88,13 +99,17 @@ class _Rows:
 class HiddenProbe:
     """One pass of the base model over a prompt: yields what the weights at some places receive.
 
-    Keys and values stay, so that a longer version of the same prompt costs only its new tokens.
-    The pass ends behind the last of the places; `whole` ones go through all blocks, so that their
-    keys and values are of use to others.
+    Keys and values stay, so that a longer version of the same prompt costs only its new tokens;
+    those of a conversation also in `states` while shorter prompts are read, such as its last
+    message alone. The pass ends behind the last of the places; `whole` ones go through all blocks,
+    so that their keys and values are of use to others.
     """
 
-    def __init__(self, loaded: LoadedModel, *, whole: bool = False) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, whole: bool = False, states: StateCache | None = None
+    ) -> None:
         self.whole = whole
+        self._states = StateCache(0) if states is None else states
         self._tap = Tap(whole=whole)
         self._context = loaded.context("for the probe", callback=self._tap)
         self._seen: Framed | None = None
@@ -113,7 +128,7 @@ class HiddenProbe:
             # must have the same route.
             return self._reading
         wanted = _wanted(framed)
-        start = self._start(tokens, places, wanted)
+        start = self._go_back(tokens, places, wanted)
         self._seen, self._reading = None, {}  # until the decode has succeeded
         if not self._context.forget_after(start):
             self._context.clear()
@@ -133,21 +148,27 @@ class HiddenProbe:
         self._seen = framed
         return self._reading
 
-    def _start(self, prompt: Sequence[int], places: Sequence[Place], wanted: Sequence[int]) -> int:
-        """Where the pass has to begin: behind what is known of this prompt at all `places`.
-
-        Keys and values of blocks behind the last place were not made, so that a place that was not
-        read before needs a new pass. The last token is always evaluated.
-        """
-        if not set(places) <= set(self._kept) or self._seen is None:
+    def _go_back(
+        self, prompt: Sequence[int], places: Sequence[Place], wanted: Sequence[int]
+    ) -> int:
+        """Where the pass has to begin; after going back to an earlier prompt if that saves more."""
+        seen, kept = self._seen, self._kept
+        start = 0 if seen is None else _start(prompt, seen, kept, places, wanted)
+        if seen is not None and len(seen.tokens) >= LEAST_KEPT and 2 * start < len(seen.tokens):
+            known = {place: rows.copy() for place, rows in kept.items()}
+            self._states.keep(self._context.ctx, KEY, seen.tokens, (seen, known))
+        found = self._states.find(KEY, prompt, more_than=start)
+        if found is None:
+            return start
+        seen, known = found.state.extra
+        better = _start(prompt, seen, known, places, wanted)
+        if better <= start:
+            return start
+        self._seen, self._reading = None, {}  # should it fail half-way
+        if not self._states.restore(self._context.ctx, Found(found.state, better)):
             return 0
-        common = min(common_prefix(self._seen.tokens, prompt), len(prompt) - 1)
-        kept = [self._kept[place] for place in places]
-        # Of the earlier part this prompt may need rows that were not kept; they are read again.
-        missing = (at for at in wanted if at < common and any(at not in k.rows for k in kept))
-        common = min(missing, default=common)
-        known = set.intersection(*(set(k.sums) for k in kept))
-        return max((at for at in known if at <= common), default=0)
+        self._kept = {place: rows.copy() for place, rows in known.items()}
+        return better
 
     def copy_to(self, ctx: Any, tokens: Sequence[int]) -> bool:
         """Give `ctx` the keys and values of `tokens`; False unless these were read last, whole."""
@@ -195,3 +216,26 @@ def _wanted(prompt: Framed) -> list[int]:
     first, last = prompt.positions()
     end = [prompt.end] if prompt.end < len(prompt.tokens) else []
     return sorted({*kept_positions(len(prompt.tokens)), *first, *last, *end})
+
+
+def _start(
+    prompt: Sequence[int],
+    seen: Framed,
+    kept: Mapping[Place, _Rows],
+    places: Sequence[Place],
+    wanted: Sequence[int],
+) -> int:
+    """Where a pass over `prompt` has to begin: behind what is known of `seen` at all `places`.
+
+    Keys and values of blocks behind the last place were not made, so that a place that was not
+    read before needs a new pass. The last token is always evaluated.
+    """
+    if not set(places) <= set(kept):
+        return 0
+    common = min(common_prefix(seen.tokens, prompt), len(prompt) - 1)
+    rows = [kept[place] for place in places]
+    # Of the earlier part this prompt may need rows that were not kept; they are read again.
+    missing = (at for at in wanted if at < common and any(at not in k.rows for k in rows))
+    common = min(missing, default=common)
+    known = set.intersection(*(set(k.sums) for k in rows))
+    return max((at for at in known if at <= common), default=0)

@@ -19,6 +19,7 @@ from .mixture import ResidentAdapters
 from .model import LoadedModel, Prompt
 from .probe import EachProbe, HiddenProbe
 from .sampling import BatchContext
+from .state_cache import StateCache
 
 # The texts that an adapter is made to write for its self-profile: so many rounds of so many side by
 # side, at most so many tokens each, with the prompt template's head.
@@ -32,13 +33,21 @@ LEAST_LENGTH = 256  # tokens that the context for likelihoods has at least
 class PromptReader:
     """Reads prompts for one engine. With `whole`, one pass goes through all blocks of the base.
 
+    Conversations that were read are kept in `states`.
+
     Not safe to use from two threads at once.
     """
 
     def __init__(
-        self, loaded: LoadedModel, residents: ResidentAdapters, *, whole: bool = False
+        self,
+        loaded: LoadedModel,
+        residents: ResidentAdapters,
+        *,
+        whole: bool = False,
+        states: StateCache | None = None,
     ) -> None:
         self._loaded, self._residents, self._whole = loaded, residents, whole
+        self._states = states
         self._hidden: HiddenProbe | None = None
         self._each: EachProbe | None = None
         self._texts: BatchContext | None = None
@@ -100,7 +109,7 @@ class PromptReader:
         Raises PromptError for an empty prompt or one longer than the context.
         """
         if self._hidden is None:
-            self._hidden = HiddenProbe(self._loaded, whole=self._whole)
+            self._hidden = HiddenProbe(self._loaded, whole=self._whole, states=self._states)
         return self._hidden.read(prompt, places)
 
     def copy_prompt(self, tokens: Sequence[int]) -> bool:
@@ -170,13 +179,15 @@ class PromptReader:
         texts = [self._loaded.text_of(sample.tokens) for sample in samples]
         return [text for text in texts if text], gain
 
-    def embeddings(
-        self, texts: Sequence[Sequence[int]], n_embd: int, pooling: str | None
-    ) -> list[FloatArray]:
-        """One vector (n_embd,) for the tokens of each text, see `Embedder`."""
+    def embeddings(self, texts: Sequence[str], n_embd: int) -> tuple[list[FloatArray], int]:
+        """One vector (n_embd,) for each text, see `Embedder`, and the number of tokens in all."""
+        loaded = self._loaded
+        with loaded.reading_prompt():
+            tokens = [loaded.llama.tokenize(text.encode()) for text in texts]
         if self._embedder is None:
-            self._embedder = Embedder(self._loaded, n_embd, pooling)
-        return [self._embedder.embed(tokens) for tokens in texts]
+            pooling = loaded.llama.metadata.get(f"{loaded.architecture}.pooling_type")
+            self._embedder = Embedder(loaded, n_embd, pooling)
+        return [self._embedder.embed(text) for text in tokens], sum(map(len, tokens))
 
     def _head(self) -> list[int]:
         """What every prompt begins with: the template's head, or a text's first token."""

@@ -32,7 +32,8 @@ from ..files.lora_writer import lora_writer
 from ..files.stacking import StackedModule, common_factor, put_a, put_b, total_bytes
 from ..files.stored_values import CAN_SHARE_FILES
 from .model import LoadedModel
-from .native import Tensor, WeightFinder, load_adapter, quantized_q8_0
+from .native import Tensor, load_adapter, quantized_q8_0, scaled_f16, widened
+from .taps import WeightFinder
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,11 @@ class StackBuffer:
                 raise _unreadable(adapter, error) from error
             start, module = source.starts[target], self.modules[target]
             factor = source.weight * adapter.scaling(target) if side == module.scaled else 1.0
+            if values.dtype == np.float16 and array.dtype == np.float32:
+                values = widened(values)
+            elif values.dtype == np.float16 and factor != 1.0:
+                scaled = scaled_f16(values, factor)
+                values, factor = (values, factor) if scaled is None else (scaled, 1.0)
             if side == "b":
                 put_b(array, start, values, factor)
             else:

@@ -58,6 +58,11 @@ class RoutingSettings:
         "auto", "Memory limit for loaded adapters; auto: a quarter of the free memory.",
         common=True,
     )  # fmt: skip
+    cache_memory: int | str = _option(
+        "auto",
+        "Memory limit for the prompt cache, 0 for none; auto: an eighth of the free memory.",
+        common=True,
+    )
     self_profile: bool | str = _option(
         "kept",
         "Let adapters without examples generate some first  [default: use existing ones]",
@@ -101,6 +106,14 @@ class RoutingSettings:
         """`adapter_memory` in bytes; "auto" is looked up now."""
         return config.parse_memory(self.adapter_memory)
 
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_memory` in bytes; "auto" is looked up now.
+
+        0 with `prefill` "base", where prompts are under no mixture.
+        """
+        return 0 if self.prefill == "base" else config.parse_cache_memory(self.cache_memory)
+
     def resolved(self, signal: str | None = None) -> str:
         """The signal's own name, of the settings' or of another; never "auto"."""
         name = self.signal if signal is None else signal
@@ -143,10 +156,14 @@ def _problems(settings: RoutingSettings) -> list[str]:
     problems += _number_problems(settings.top_k)
     if not 0 <= settings.keep_route < math.inf:
         problems.append(f"keep_route is {settings.keep_route}, and must be 0 or more")
-    try:
-        config.parse_memory(settings.adapter_memory)
-    except ValueError as error:
-        problems.append(f"adapter_memory: {error}")
+    for name, parse in (
+        ("adapter_memory", config.parse_memory),
+        ("cache_memory", config.parse_cache_memory),
+    ):
+        try:
+            parse(getattr(settings, name))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
     return problems
 
 

@@ -38,7 +38,7 @@ def engine(base: Path, adapters: Path, **how: Any) -> Any:
     """A `LoGo` by the paper's signal."""
     from logo_local import LoGo
 
-    return LoGo(base, adapters, **{"signal": "norm", **LLAMA, **how})
+    return LoGo(base, adapters, **{"signal": "norm", "cache_memory": 0, **LLAMA, **how})
 
 
 def tokens_of(llm: Any, n: int, seed: int) -> list[int]:
