@@ -26,6 +26,7 @@ class Upstream:
     ids: Mapping[str, int] = field(default_factory=dict)
     n_slots: int = 1
     running: int = 0
+    last_used: float = 0.0  # when a request was sent, by a monotonic clock
     state: Literal["up", "suspect", "down"] = "down"
     why: str = "not checked yet"
     lost: asyncio.Event = field(default_factory=asyncio.Event)

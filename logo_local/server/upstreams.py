@@ -69,13 +69,12 @@ class Upstreams:
         names: Callable[[], Collection[str]] = tuple,
         most_waiting: int = 32,
         seconds: float = 600.0,
-        interval: float = INTERVAL,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.all = [Upstream(url) for url in urls]
         self.seconds, self.most_waiting = seconds, most_waiting
         self.closing = False
-        self._sizes, self._names, self._interval = sizes or {}, names, interval
+        self._sizes, self._names, self._interval = sizes or {}, names, INTERVAL
         self._waiting: deque[_Waiting] = deque()
         self._average = 1.0  # seconds per request
         self._last: OrderedDict[str, tuple[Upstream, Route]] = OrderedDict()
@@ -269,6 +268,7 @@ class Upstreams:
             self._waiting.remove(waiting)
             if not waiting.place.done():
                 upstream.running += 1
+                upstream.last_used = now()
                 waiting.place.set_result(upstream)
 
     def _choice(self, waiting: _Waiting) -> Upstream | None:
@@ -298,7 +298,7 @@ class Upstreams:
         last, _ = self._last.get(wish.conversation, (None, None))
         if last in able and last is not None and last.running < last.n_slots:
             return last
-        best = min(able, key=lambda one: one.running / one.n_slots)
+        best = min(able, key=lambda one: (one.running / one.n_slots, one.last_used))
         return best if best.running < best.n_slots + _SPARE else None
 
     def _none_up(self) -> RequestError:
