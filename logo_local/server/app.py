@@ -102,9 +102,11 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.workers = workers = Workers(engines, most_waiting=most_waiting, seconds=seconds)
+        limits: dict[str, Any] = {"most_waiting": most_waiting, "seconds": seconds}
+        app.state.workers = workers = Workers(engines, **limits)
         app.state.metrics = Metrics(workers)
-        app.state.upstreams = behind = await _open_upstreams(engines[0])
+        behind = await forwarding.opened(upstreams, upstream_key, engines[0], **limits)
+        app.state.upstreams = behind
         for running in (workers, behind):
             if running is not None and on_start is not None:
                 on_start(running)
@@ -114,20 +116,6 @@ def create_app(
             if behind is not None:
                 await behind.close()
             await workers.close()
-
-    async def _open_upstreams(llm: Engine) -> Upstreams | None:
-        if not upstreams:
-            return None
-        found = Upstreams(
-            upstreams,
-            key=upstream_key,
-            sizes={"n_embd": llm.base.n_embd, "n_vocab": llm.n_vocab()},
-            names=lambda: llm.pool.adapters,
-            most_waiting=most_waiting,
-            seconds=seconds,
-        )
-        await found.open()
-        return found
 
     app = _App(
         title="logo-local",

@@ -7,7 +7,7 @@ llama-server. What the upstream answers comes back with the route in it; its err
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,24 @@ async def chat_completions(request: Request) -> Response:  # noqa: D103
 async def completions(request: Request) -> Response:  # noqa: D103
     body = await _body(request)
     return await _answer(request, body, _of_prompt(body.get("prompt")))
+
+
+async def opened(
+    urls: Sequence[str], key: str | None, llm: Engine, *, most_waiting: int, seconds: float
+) -> Upstreams | None:
+    """The upstreams at `urls`, checked once, for an engine that routes; None without any."""
+    if not urls:
+        return None
+    upstreams = Upstreams(
+        urls,
+        key=key,
+        sizes={"n_embd": llm.base.n_embd, "n_vocab": llm.n_vocab()},
+        names=lambda: llm.pool.adapters,
+        most_waiting=most_waiting,
+        seconds=seconds,
+    )
+    await upstreams.open()
+    return upstreams
 
 
 # What is asked
