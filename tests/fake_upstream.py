@@ -43,6 +43,7 @@ class FakeUpstream:
     def __init__(self, loras=("/models/a.gguf", "C:\\models\\b.gguf"), script=None, slots=4):
         self.loras, self.script, self.slots = list(loras), script or self.answer, slots
         self.health, self.key, self.n_embd = 200, None, 64
+        self.n_cached = 0  # tokens that it says it had cached
         self.bodies, self.headers, self.paths = [], [], []
         self.at_work = self.most_at_work = 0
         self.cancelled = 0
@@ -79,9 +80,12 @@ class FakeUpstream:
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async def _complete(self, request):
+        body = json.loads(await request.body())
+        if "id_slot" in body:  # the test of its cache
+            details = {"cached_tokens": self.n_cached}
+            return JSONResponse({"usage": {"prompt_tokens": 9, "prompt_tokens_details": details}})
         self.headers.append(dict(request.headers))
         self.paths.append(request.url.path)
-        body = json.loads(await request.body())
         self.bodies.append(body)
         self.at_work += 1
         self.most_at_work = max(self.at_work, self.most_at_work)

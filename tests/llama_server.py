@@ -19,7 +19,7 @@ IS_INSTALLED = importlib.util.find_spec("xllamacpp") is not None
 API_KEY = "upstream-secret"
 
 
-def main(model: str, slots: str, context: str, key: str, *adapters: str) -> None:
+def main(model: str, slots: str, context: str, cache: str, key: str, *adapters: str) -> None:
     """llama-server with `--lora ADAPTER ... --lora-init-without-apply`, until its input ends."""
     import xllamacpp
 
@@ -29,6 +29,7 @@ def main(model: str, slots: str, context: str, key: str, *adapters: str) -> None
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.warmup = params.ui = params.fit_params = False
     params.verbosity = 0
+    params.cache_ram_mib = int(cache)
     if key:
         params.api_keys = [key]
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in adapters]
@@ -40,10 +41,19 @@ def main(model: str, slots: str, context: str, key: str, *adapters: str) -> None
 
 @contextmanager
 def llama_server(
-    model: Path, adapters: Sequence[Path], *, slots: int = 2, context: int = 512, key: str = ""
+    model: Path,
+    adapters: Sequence[Path],
+    *,
+    slots: int = 2,
+    context: int = 512,
+    cache: int = 0,
+    key: str = "",
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Within this block it runs: its process and its address. `context` is that of one slot."""
-    arguments = [str(model), str(slots), str(context), key, *map(str, adapters)]
+    """Within this block it runs: its process and its address.
+
+    `context` is that of one slot in tokens, `cache` the --cache-ram in MiB.
+    """
+    arguments = [str(model), str(slots), str(context), str(cache), key, *map(str, adapters)]
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments],
         stdin=subprocess.PIPE,

@@ -208,6 +208,22 @@ def test_errors_of_the_upstream_pass_as_they_are(behind, status):
     assert all(one.is_up for one in client.pool.all)
 
 
+def test_the_cache_of_an_upstream_that_mixes_blends_is_not_used(behind, caplog):
+    caplog.set_level(logging.WARNING)
+    mixing, exact = FakeUpstream(), FakeUpstream()
+    mixing.n_cached = 8
+    client = behind(mixing, exact)
+    for i in range(2):
+        body = {"messages": [{"role": "user", "content": f"{i}"}], "cache_prompt": True}
+        assert client.post(CHAT, json=body).status_code == 200
+    assert [one.bodies[0]["cache_prompt"] for one in (mixing, exact)] == [False, True]
+    lines = [line for line in caplog.messages if "--cache-ram 0" in line]
+    assert lines == [
+        f"upstream {client.urls[0]} reuses cached prompts of other adapters; its cache is not used "
+        "until you start it with --cache-ram 0"
+    ]
+
+
 # Which upstream
 
 

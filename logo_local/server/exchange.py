@@ -95,6 +95,8 @@ class Exchange:
         body = dict(asked.body)
         if scales := upstream.scales(self.route.applied):
             body["lora"] = scales
+        if upstream.mixes_blends:
+            body["cache_prompt"] = False
         http, path = self.upstreams.http, self.request.url.path
         content = json.dumps(body, separators=(",", ":")).encode()
         headers = {"content-type": "application/json"}

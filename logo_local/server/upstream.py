@@ -11,6 +11,9 @@ from typing import Any, Literal
 import httpx2 as httpx
 
 CHECK_SECONDS = 5.0
+_TEST_SECONDS = 30.0
+# Two texts that do not begin alike, for `_mixes_blends`.
+_TEXTS = ("one two three four five six seven eight nine", "alpha beta gamma delta epsilon zeta eta")
 _UNKNOWN_SLOTS = 64  # of a server without /props, such as a load balancer
 
 
@@ -34,6 +37,7 @@ class Upstream:
     misses: int = 0
     missing: frozenset[str] = frozenset()  # adapters that the log was told about
     was_up: bool = False  # at any time
+    mixes_blends: bool = False  # see `_mixes_blends`
 
     @property
     def is_up(self) -> bool:
@@ -62,6 +66,8 @@ class Upstream:
         await self._read_adapters(http)
         if not self.is_up:
             await self._read_model(http, sizes)
+        if self.state == "down" and self.ids:
+            self.mixes_blends = await self._mixes_blends(http)
 
     async def _get(self, http: httpx.AsyncClient, path: str) -> httpx.Response:
         return await http.get(self.url + path, timeout=CHECK_SECONDS)
@@ -111,6 +117,32 @@ class Upstream:
             return
         if others:
             raise UnusableError(f"it has another base model: {', '.join(others)}")
+
+    async def _mixes_blends(self, http: httpx.AsyncClient) -> bool:
+        """Whether it takes cached prompts of one blend for those of another.
+
+        llama-server keeps the keys and values of earlier prompts in memory (--cache-ram) and finds
+        them by their tokens alone. A prompt that was read without an adapter is found again under
+        one, unless the slot notices the change, which it compares with its own last request only.
+        Three short requests show it. What cannot be tested counts as mixed.
+        """
+        number = min(self.ids.values())
+        cached, n_tokens = 0, 0
+        for text, scale in ((_TEXTS[0], 0.0), (_TEXTS[1], 1.0), (_TEXTS[0], 1.0)):
+            body = {
+                **{"prompt": text, "max_tokens": 1, "id_slot": 0},
+                "lora": [{"id": number, "scale": scale}],
+            }
+            try:
+                answer = await http.post(
+                    f"{self.url}/v1/completions", json=body, timeout=_TEST_SECONDS
+                )
+                usage = answer.json()["usage"]
+                cached = int(usage["prompt_tokens_details"]["cached_tokens"])
+                n_tokens = int(usage["prompt_tokens"])
+            except (ValueError, KeyError, TypeError, httpx.ReadTimeout):
+                return True
+        return 2 * cached > n_tokens  # all texts begin with the same token
 
 
 class UnusableError(Exception):

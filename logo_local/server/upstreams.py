@@ -162,6 +162,12 @@ class Upstreams:
             )
         upstream.missing = missing
         if not upstream.is_up:
+            if upstream.mixes_blends and upstream.state == "down":
+                log.warning(
+                    "upstream %s reuses cached prompts of other adapters; its cache is not used "
+                    "until you start it with --cache-ram 0",
+                    upstream.url,
+                )
             if upstream.was_up:
                 log.warning("upstream %s is back", upstream.url)
             upstream.state, upstream.why, upstream.was_up = "up", "", True

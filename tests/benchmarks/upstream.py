@@ -35,6 +35,8 @@ from llama_server import llama_server
 
 N_TOKENS = 32
 CHAT = "/v1/chat/completions"
+# llama-server closes connections that were used often: each request has one of its own.
+CLIENT = {"timeout": 600, "trust_env": False, "limits": httpx.Limits(max_keepalive_connections=0)}
 ADAPTERS = sorted(config.demo_adapters().glob("*.gguf"))
 
 
@@ -104,7 +106,7 @@ async def run(url: str, bodies: list[dict], clients: int) -> tuple[float, list[f
                 probes.append((logo["timings_ms"]["probe"] + logo["timings_ms"]["score"]) / 1000)
 
     started = time.monotonic()
-    async with httpx.AsyncClient(timeout=600, trust_env=False) as http:
+    async with httpx.AsyncClient(**CLIENT) as http:
         await asyncio.gather(*(client(http) for _ in range(clients)))
     return n_tokens / (time.monotonic() - started), firsts, probes
 
@@ -156,7 +158,7 @@ def loss(seconds: float) -> bool:
 
     async def client(front: str, number: int, until: float) -> None:
         chance = random.Random(number)
-        async with httpx.AsyncClient(timeout=600, trust_env=False) as http:
+        async with httpx.AsyncClient(**CLIENT) as http:
             while time.monotonic() < until:
                 prompt = chance.choice(list(wanted))
                 body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
