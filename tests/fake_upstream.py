@@ -37,7 +37,8 @@ class FakeUpstream:
     """`script` is what to do with a request: a function of its body that returns a response.
 
     `bodies` and `headers` keep what came in. `health` is the status of /health, `loras` what it
-    says it loaded, `key` what it wants to be shown, `n_embd` what its model states.
+    says it loaded, `key` what it wants to be shown, `n_embd` what its model states, if not
+    None. `n_cached` is the answer to the test of its cache.
     """
 
     def __init__(self, loras=("/models/a.gguf", "C:\\models\\b.gguf"), script=None, slots=4):
@@ -112,5 +113,5 @@ class FakeUpstream:
         return self._refusal(request) or JSONResponse({"total_slots": self.slots})
 
     async def _models(self, request):
-        meta = {"n_embd": self.n_embd, "n_vocab": 100}
+        meta = None if self.n_embd is None else {"n_embd": self.n_embd, "n_vocab": 100}
         return self._refusal(request) or JSONResponse({"data": [{"id": "m", "meta": meta}]})

@@ -222,12 +222,15 @@ SAMPLING = (
 
 
 class UpstreamUrl(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """The address of a llama-server, without /v1 at its end."""
+    """The address of a llama-server, without /v1 at its end.
+
+    Errors do not repeat what was given: it may contain a password.
+    """
 
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The address; click's usage error, which does not repeat a password, for another text."""
+        """The address; click's usage error for another text."""
         example = "write it like http://192.168.0.7:8081"
         try:
             parts = urlsplit(str(value))
@@ -237,7 +240,7 @@ class UpstreamUrl(click.ParamType):  # type: ignore[type-arg]  # generic only in
         if "@" in parts.netloc:
             self.fail(f"an address cannot contain a password; {example}", param, ctx)
         if not good or parts.query or parts.fragment:
-            self.fail(f"{value!r} is not an address; {example}", param, ctx)
+            self.fail(f"this is not an address; {example}", param, ctx)
         return str(value).rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -5,9 +5,10 @@
 
 `speed`: the same prompts to the llama-server with the weights of their routes, and through a
 server before it, in turn; 32 tokens each, without the upstream's prompt cache. Tokens per second,
-and with one client the time to the first token. `loss`: two llama-servers under the load of eight
-clients, one of which is killed; whole answers and streams, with their routes. All with one thread
-each. Needs xllamacpp. Ends with exit code 1 where `loss` sees a wrong route or a lost request.
+the time to the first token, and the CPU time of both processes, which says more on a busy machine.
+`loss`: two llama-servers under the load of eight clients, one of which is killed; whole answers and
+streams, with their routes. Each process has one thread. Needs xllamacpp. Ends with exit code 1
+where `loss` sees a wrong route or a lost request.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 
 from logo_local import config
 
@@ -52,8 +54,8 @@ def prompts(n: int) -> list[str]:
 
 
 @contextmanager
-def server(*upstreams: str) -> Iterator[str]:
-    """`logo-local serve demo --upstream ...` in a process of its own; its address."""
+def server(*upstreams: str) -> Iterator[tuple[psutil.Process, str]]:
+    """`logo-local serve demo --upstream ...`: its process and its address."""
     command = [sys.executable, "-m", "logo_local", "serve", "demo", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
         [*command, "--upstream", ",".join(upstreams), "--queue", "64"],
@@ -63,7 +65,7 @@ def server(*upstreams: str) -> Iterator[str]:
     assert process.stderr is not None
     try:
         found = next(m[1] for line in process.stderr if (m := re.search(r"at (http://\S+)/", line)))
-        yield found
+        yield psutil.Process(process.pid), found
     finally:
         process.terminate()
         print(process.stderr.read(), end="", file=sys.stderr)
@@ -92,6 +94,11 @@ async def stream(http: httpx.AsyncClient, url: str, body: Mapping) -> tuple[floa
     return first, usage["completion_tokens"], logo
 
 
+def cpu(*processes: psutil.Process) -> float:
+    """The CPU time that processes have used, in s."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 async def run(url: str, bodies: list[dict], clients: int) -> tuple[float, list[float], list[float]]:
     """Tokens per second over all; the times to the first token, and those of the probe, in s."""
     todo, firsts, probes, n_tokens = list(bodies), [], [], 0
@@ -114,9 +121,10 @@ async def run(url: str, bodies: list[dict], clients: int) -> tuple[float, list[f
 def speed(rounds: int, clients: list[int], n_prompts: int) -> None:
     """Direct and through the server in turn."""
     with (
-        llama_server(config.demo_model(), ADAPTERS, slots=8, context=1024) as (_, url),
-        server(url) as front,
+        llama_server(config.demo_model(), ADAPTERS, slots=8, context=1024) as (child, url),
+        server(url) as (process, front),
     ):
+        llama = psutil.Process(child.pid)
         ids = {
             Path(row["path"]).stem: row["id"] for row in httpx.get(f"{url}/lora-adapters").json()
         }
@@ -129,11 +137,16 @@ def speed(rounds: int, clients: list[int], n_prompts: int) -> None:
             routed.append(body)
             direct.append({**body, "lora": scales_of(found["route"], ids)})
         for n in clients:
-            ratios, starts = [], []
+            ratios, starts, costs = [], [], []
             for i in range(rounds):
                 pair = [(url, direct), (front, routed)]
                 order = pair[::-1] if i % 2 else pair
-                found = {one: asyncio.run(run(one, bodies, n)) for one, bodies in order}
+                found, used = {}, {}
+                for one, bodies in order:
+                    before = cpu(llama, process)
+                    found[one] = asyncio.run(run(one, bodies, n))
+                    used[one] = cpu(llama, process) - before
+                costs.append(used[url] / used[front])
                 (there, first, _), (here, first_here, probes) = found[url], found[front]
                 ratios.append(here / there)
                 medians = [1000 * statistics.median(x) for x in (first, first_here, probes)]
@@ -141,12 +154,14 @@ def speed(rounds: int, clients: list[int], n_prompts: int) -> None:
                 print(
                     f"{n} clients: direct {there:.1f} tokens/s, routed {here:.1f}, ratio "
                     f"{ratios[-1]:.2f}; first token {medians[0]:.0f} and {medians[1]:.0f} ms, of "
-                    f"which the probe {medians[2]:.0f}; without it {starts[-1]:.2f}",
+                    f"which the probe {medians[2]:.0f}; without it {starts[-1]:.2f}; CPU "
+                    f"{used[url]:.1f} and {used[front]:.1f} s, ratio {costs[-1]:.2f}",
                     flush=True,
                 )
             print(
                 f"{n} clients, median of {rounds}: tokens/s {statistics.median(ratios):.2f} of "
-                f"direct; first token without the probe {statistics.median(starts):.2f}",
+                f"direct; first token without the probe {statistics.median(starts):.2f}; "
+                f"tokens per CPU second {statistics.median(costs):.2f}",
                 flush=True,
             )
 
@@ -186,7 +201,7 @@ def loss(seconds: float) -> bool:
     with (
         llama_server(config.demo_model(), ADAPTERS, **settings) as (first, url),
         llama_server(config.demo_model(), ADAPTERS[::-1], **settings) as (_, other),
-        server(url, other) as front,
+        server(url, other) as (_, front),
     ):
         for prompt in prompts(42):
             body = {"messages": [{"role": "user", "content": prompt}]}
