@@ -14,6 +14,8 @@ import httpx2 as httpx
 import pytest
 import small_model
 from click.testing import CliRunner
+from fake_upstream import FakeUpstream, chunk
+from serving import serving
 
 from logo_local.commands.cli import cli
 from logo_local.fake import FakeLoGo
@@ -191,4 +193,75 @@ def test_the_key_is_never_printed(program):
     assert httpx.get(f"{address}v1/models", headers=right, timeout=20).status_code == 200
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--upstream", "localhost:8081"], "is not an address"),
+        (["--upstream", "ftp://localhost"], "is not an address"),
+        (["--upstream", "http://"], "is not an address"),
+        (["--upstream", "http://a:1,"], "is not an address"),
+        (["--upstream", "http://a/?key=secret"], "is not an address"),
+        (["--upstream", "http://me:secret@a:1"], "an address cannot contain a password"),
+        (["--upstream", "http://a:99999"], "this is not an address"),
+        (["--upstream", "http://a:1", "--upstream-key", "secret"], "LOGO_LOCAL_UPSTREAM_KEY"),
+    ],
+)
+def test_what_cannot_be_an_upstream(arguments, words):
+    result = run("demo", "--port", "0", *arguments)
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert words in said
+    assert "secret" not in said
+
+
+def test_the_upstreams_and_their_key_reach_the_server(monkeypatch, tmp_path):
+    """The key from the environment or the config file."""
+    seen = []
+    monkeypatch.setattr("logo_local.server.http.listen", lambda *_args, **given: seen.append(given))
+    urls = "http://a:1/v1/, https://b/llama,http://a:1"
+    result = run(
+        *("demo", "--port", "0", "--upstream", urls, "--temp", "0.5"),
+        env={"LOGO_LOCAL_UPSTREAM_KEY": "secret"},
+    )
+    assert result.exit_code == 0, result.output
+    (tmp_path / "config.toml").write_text('upstream-key = "secret"\nupstream = "http://a:1"\n')
+    other = run("demo", "--port", "0", env={"LOGO_LOCAL_HOME": str(tmp_path)})
+    assert other.exit_code == 0, other.output
+    assert [one["upstreams"] for one in seen] == [
+        ("http://a:1", "https://b/llama"),
+        ("http://a:1",),
+    ]
+    assert [one["upstream_key"] for one in seen] == ["secret", "secret"]
+    assert "with --upstream, --temp has no effect" in " ".join(result.output.split())
+    assert "secret" not in result.output + other.output
+
+
+def test_a_server_before_an_upstream_as_a_program(program, monkeypatch):
+    """Routes and forwards, finishes the running answer at SIGTERM, and keeps the key to itself."""
+    monkeypatch.setenv("LOGO_LOCAL_UPSTREAM_KEY", "very-secret-key")
+    upstream = FakeUpstream(
+        loras=[f"/m/{path.name}" for path in small_model.ADAPTERS.glob("*.gguf")]
+    )
+    upstream.key, upstream.n_embd = "very-secret-key", None
+
+    async def script(_):
+        return upstream.stream([chunk(content="x")] * 10 + [chunk("stop")], seconds=0.1)
+
+    upstream.script = script
+    with serving(upstream.app) as url:
+        process, address = program("--upstream", url, "-v")
+        body = {"messages": [{"role": "user", "content": "Write a letter"}], "stream": True}
+        with httpx.stream("POST", f"{address}v1/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: {")
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) == 11
+        assert process.wait(30) == 0
+        said = process.stderr.read()
+    assert "POST /v1/chat/completions 200" in said
     assert "secret" not in said

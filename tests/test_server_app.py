@@ -462,7 +462,7 @@ def test_a_client_that_goes_while_it_waits_leaves_the_line():
         deadline = time.monotonic() + 20
         while client.get("/health").json()["waiting"] and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert client.get("/health").json() == {"status": "ok", "running": 1, "waiting": 0}
+        assert client.get("/health").json() == {"status": "busy", "running": 1, "waiting": 0}
         gate.set()
         first.join()
     assert len(llm.history) == 1

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..ask import SAMPLED, Engine, Sampling
 from ..console.background import self_profiles_in_background
@@ -22,6 +23,7 @@ from ..console.options import (
     SAMPLING,
     SERVER,
     TEMPLATE_KWARGS,
+    UPSTREAM,
     VERBOSE_SERVER,
     options,
 )
@@ -37,7 +39,15 @@ if TYPE_CHECKING:
 @click.command()
 @MODEL_ARGUMENT
 @options(
-    VERBOSE_SERVER, QUIET, MODEL, *SERVER, ESCAPE_SPECIAL, TEMPLATE_KWARGS, *SAMPLING, *ROUTES_ALONE
+    VERBOSE_SERVER,
+    QUIET,
+    MODEL,
+    *SERVER,
+    *UPSTREAM,
+    ESCAPE_SPECIAL,
+    TEMPLATE_KWARGS,
+    *SAMPLING,
+    *ROUTES_ALONE,
 )
 @click.pass_context
 def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
@@ -46,6 +56,9 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
     The model of a request is auto (adapters that match), base, or base:NAME for one adapter. --temp
     is the default temperature, --max-tokens an upper limit. Ctrl+C or SIGTERM finishes the running
     requests.
+
+    With --upstream this server only selects the adapters; how answers are sampled is then up to the
+    request and to the upstream.
     """
     model = named_model(ctx, model, given)
     try:
@@ -57,6 +70,8 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
             hint=install_hint("server"),
         ) from error
     rules = _rules(given)
+    if given["upstreams"]:
+        _say_what_has_no_effect(ctx)
     if is_verbose():
         show()
     with _socket(given["host"], given["port"]) as bound:
@@ -75,7 +90,20 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
                 most_waiting=given["queue"],
                 seconds=given["time_limit"],
                 any_model=given["any_model"],
+                upstreams=given["upstreams"] or (),
+                upstream_key=given["upstream_key"],
             )
+
+
+def _say_what_has_no_effect(ctx: click.Context) -> None:
+    names = (*SAMPLED, "seed", "mixture", "escape_special")
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        say(f"warning: with --upstream, {', '.join(given)} has no effect", "yellow")
 
 
 def _rules(given: Mapping[str, Any]) -> Rules:

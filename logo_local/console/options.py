@@ -11,13 +11,15 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from .. import config
 from ..routing import registry, settings
-from .terminal import set_volume
+from .terminal import UsageError, set_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -216,6 +218,58 @@ SAMPLING = (
         default=1.1,
         help="Values above 1 make repeated tokens less likely.",
         hidden=True,
+    ),
+)
+
+
+class UpstreamUrl(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """The address of a llama-server, without /v1 at its end.
+
+    Errors do not repeat what was given: it may contain a password.
+    """
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address; click's usage error for another text."""
+        example = "write it like http://192.168.0.7:8081"
+        try:
+            parts = urlsplit(str(value))
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            self.fail(f"this is not an address; {example}", param, ctx)
+        if "@" in parts.netloc:
+            self.fail(f"an address cannot contain a password; {example}", param, ctx)
+        if not good or parts.query or parts.fragment:
+            self.fail(f"this is not an address; {example}", param, ctx)
+        return str(value).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _not_on_the_command_line(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+    assert option.name is not None
+    if value is not None and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+        flag = option.opts[0]
+        variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
+        raise UsageError(
+            f"{flag} cannot be on the command line, which other users can read",
+            f"set {variable}, or {flag.lstrip('-')} in config.toml",
+        )
+    return value
+
+
+UPSTREAM = (
+    _shared(
+        "--upstream",
+        "upstreams",
+        type=Several(UpstreamUrl()),
+        metavar="URL[,URL...]",
+        help="Only route; these llama-servers, which loaded the same adapters, generate.",
+    ),
+    _shared(
+        "--upstream-key",
+        metavar="KEY",
+        callback=_not_on_the_command_line,
+        help="API key of the upstreams; only in the environment or in config.toml.",
     ),
 )
 SERVER = (

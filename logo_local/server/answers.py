@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from ..ask import Engine
 from ..files.folder import kind_of
@@ -123,6 +125,20 @@ class Stream:
                 choice["finish_reason"] = "tool_calls"
         if text or "content" in delta:
             delta["content"] = text
+
+
+def route_headers(route: Mapping[str, Any]) -> dict[str, str]:
+    """What proxies and logs can use of a route: the adapters, and a short name of the blend.
+
+    `x-logo-route` is "NAME=WEIGHT, ...", with names percent-encoded, or "base". `x-logo-blend` is
+    the same for answers under the same adapters and weights.
+    """
+    rows = [(row["name"], row["weight"]) for row in route["adapters"]]
+    if not rows:
+        return {"x-logo-route": "base", "x-logo-blend": "base"}
+    text = ", ".join(f"{quote(name, safe='')}={weight:.4f}" for name, weight in rows)
+    exact = json.dumps(sorted(rows)).encode()
+    return {"x-logo-route": text, "x-logo-blend": hashlib.sha256(exact).hexdigest()[:16]}
 
 
 def event(value: Mapping[str, Any]) -> bytes:

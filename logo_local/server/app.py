@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -22,8 +21,9 @@ from ..ask import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
 from ..request_model import as_lines, problems_of
-from . import answers, handlers
-from .failures import RequestError, as_request_error
+from . import answers, forwarding, handlers
+from .clients import first_of, only, told
+from .failures import RequestError
 from .metrics import Counted, Metrics
 from .middleware import PAGE, AccessMiddleware, Rules
 from .request_log import Logged
@@ -36,9 +36,8 @@ from .schema import (
     Routed,
     RouteRequest,
 )
-from .workers import Job, Work, Workers
-
-log = logging.getLogger(__name__)
+from .upstreams import Upstreams
+from .workers import Job, Running, Work, Workers
 
 _Routed = TypeVar("_Routed", bound=Routed)
 
@@ -89,24 +88,33 @@ def create_app(
     most_waiting: int = 32,
     seconds: float = 600.0,
     any_model: bool = False,
-    on_start: Callable[[Workers], None] | None = None,
+    upstreams: Sequence[str] = (),
+    upstream_key: str | None = None,
+    on_start: Callable[[Running], None] | None = None,
 ) -> FastAPI:
     """An ASGI application that answers with these engines, one request each at a time.
 
     `most_waiting` more may stand in line; an answer may take `seconds`. The engines stay the
     caller's to close, after the application has ended. With `any_model` an unknown name of a model
-    means auto. `on_start` is told about the line.
+    means auto. With `upstreams`, addresses of llama-servers, the engines only route, and these
+    generate; `upstream_key` is sent to them. `on_start` is given what has to end with the server.
     """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.workers = workers = Workers(engines, most_waiting=most_waiting, seconds=seconds)
+        limits: dict[str, Any] = {"most_waiting": most_waiting, "seconds": seconds}
+        app.state.workers = workers = Workers(engines, **limits)
         app.state.metrics = Metrics(workers)
-        if on_start is not None:
-            on_start(workers)
+        behind = await forwarding.opened(upstreams, upstream_key, engines[0], **limits)
+        app.state.upstreams = behind
+        for running in (workers, behind):
+            if running is not None and on_start is not None:
+                on_start(running)
         try:
             yield
         finally:
+            if behind is not None:
+                await behind.close()
             await workers.close()
 
     app = _App(
@@ -120,6 +128,8 @@ def create_app(
     app.state.defaults = defaults or Sampling(max_tokens=2048)
     app.state.started = int(time.time())
     app.state.any_model = any_model
+    if upstreams:  # its paths come before those of the same names
+        app.include_router(forwarding.router, responses=_ERRORS)
     app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_address)
@@ -153,13 +163,13 @@ async def completions(request: Request, body: CompletionRequest) -> Response:  #
 
 @router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
 async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
-    found, timings = await _only(_submit(request, handlers.route(body)), request)
+    found, timings = await only(_submit(request, handlers.route(body)), request)
     return report.score_json(found, timings)
 
 
 @router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
 async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
-    vectors, n_tokens = await _only(_submit(request, handlers.embedding(body)), request)
+    vectors, n_tokens = await only(_submit(request, handlers.embedding(body)), request)
     request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
     return answers.embeddings(vectors, n_tokens, body.model)
 
@@ -167,7 +177,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
 @router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
     workers: Workers = request.app.state.workers
-    found = [await _only(job, request) for job in workers.submit_to_all(handlers.rescan)]
+    found = [await only(job, request) for job in workers.submit_to_all(handlers.rescan)]
     return {**found[0].as_dict(), "n_adapters": len(workers.engines[0].pool.adapters)}
 
 
@@ -196,11 +206,20 @@ async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
     )
 
 
-@router.get("/health", summary="Whether the server is there, and how busy it is.")
-async def health(request: Request) -> dict[str, Any]:  # noqa: D103
+@router.get("/health", summary="Whether the server is ready, busy or draining.")
+async def health(request: Request) -> Response:  # noqa: D103
     workers: Workers = request.app.state.workers
-    status = "closing" if workers.closing else "ok"
-    return {"status": status, "running": workers.n_running, "waiting": len(workers.waiting)}
+    upstreams: Upstreams | None = request.app.state.upstreams
+    found: dict[str, Any] = {"status": workers.status()}
+    found |= {"running": workers.n_running, "waiting": len(workers.waiting)}
+    if upstreams is not None:
+        found["status"] = "draining" if workers.closing else upstreams.status()
+        found["running"] += upstreams.n_running
+        found["waiting"] += upstreams.n_waiting
+        found["upstreams"] = [
+            {"url": one.url, "up": one.is_up, "running": one.running} for one in upstreams.all
+        ]
+    return JSONResponse(found, 200 if found["status"] in ("ready", "busy") else 503)
 
 
 @router.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
@@ -248,11 +267,12 @@ async def _answer(
     job = _submit(request, work, prompt)
     metrics: Metrics = request.app.state.metrics
     if not body.stream:
-        answer = answers.with_calls(await _only(job, request), tools, forced)
+        answer = answers.with_calls(await only(job, request), tools, forced)
         metrics.answered(job, answer)
-        return JSONResponse(answers.finished(answer, body.model, job.waited))
+        headers = answers.route_headers(answer["logo"]["route"])
+        return JSONResponse(answers.finished(answer, body.model, job.waited), headers=headers)
     items = job.__aiter__()
-    first = await _next(items, job, request)
+    first = await first_of(items, job, request)
     usage = body.stream_options is not None and body.stream_options.include_usage
     stream = answers.Stream(body.model, with_usage=usage, tools=tools, forced=forced)
 
@@ -266,61 +286,17 @@ async def _answer(
                     yield answers.event(one)
                 chunk = await anext(items, None)
         except Exception as error:
-            yield answers.event(_told(error).body)
+            yield answers.event(told(error).body)
         finally:
             job.cancel()  # nothing, where it has ended
         yield answers.DONE
 
-    return StreamingResponse(events(), media_type="text/event-stream")
-
-
-async def _only(job: Job, request: Request) -> Any:
-    """The one thing that a job yields."""
-    item = await _next(job.__aiter__(), job, request)
-    if item is None:
-        raise RequestError("the answer was stopped", status=503, code="stopped")
-    return item
-
-
-async def _next(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
-    """The first item, or None; a client that goes while it is waited for takes the job along."""
-    item = asyncio.ensure_future(anext(items, None))
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((item, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not item.done():
-            raise RequestError("the client has gone", status=499, code="gone")
-        return item.result()
-    except Exception as error:
-        job.cancel()
-        raise _told(error) from error
-    except BaseException:
-        job.cancel()
-        raise
-    finally:
-        for task in (item, gone):
-            if not task.done():  # to wait for one that failed would raise its error once more
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
-        del item, gone, task  # an error's traceback holds this frame: no cycle through them
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _told(error: Exception) -> RequestError:
-    """What the client is told; the log is told all of what nobody expected."""
-    failed = as_request_error(error)
-    if failed.status == 500:
-        log.error("a request failed", exc_info=error)
-    return failed
+    headers = answers.route_headers(first["logo"]["route"]) if first is not None else {}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return _response(_told(error))
+    return _response(told(error))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ import uvicorn
 
 from ..ask import Engine
 from .app import create_app
-from .workers import Workers
+from .workers import Running
 
 _MAX_CONNECTIONS = 512
 _PATIENCE = 1.0  # seconds, after the second signal
@@ -27,14 +27,14 @@ _OVERTIME = 30.0  # seconds beyond the time limit of answers, when an engine doe
 class _Server(uvicorn.Server):
     """Sends away who stands in line as soon as a signal comes; answers being made go on."""
 
-    def __init__(self, config: uvicorn.Config, made: Sequence[Workers]) -> None:
+    def __init__(self, config: uvicorn.Config, made: Sequence[Running]) -> None:
         super().__init__(config)
         self.made = made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ctrl+C or SIGTERM; a second one does not wait for answers either, whatever happens."""
-        for workers in self.made:
-            workers.drain_soon()
+        for running in self.made:
+            running.drain_soon()
         # The parent would raise the signal once more at the end, which would skip all that closes.
         if self.should_exit and not self.force_exit:
             self.force_exit = True
@@ -51,12 +51,12 @@ class _Server(uvicorn.Server):
 
     async def _give_up(self) -> None:
         """Cut connections when all answers are made and still not read, and end at last."""
-        limit = max((workers.seconds for workers in self.made), default=0.0) + _OVERTIME
+        limit = max((running.seconds for running in self.made), default=0.0) + _OVERTIME
         idle_since = started = time.monotonic()
         while not self.force_exit:
             await asyncio.sleep(0.1)
             now = time.monotonic()
-            if any(workers.n_running for workers in self.made):
+            if any(running.n_running for running in self.made):
                 idle_since = now
             if now - idle_since > _LINGER:
                 for connection in list(self.server_state.connections):
@@ -74,7 +74,7 @@ def _end_soon() -> None:
 def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:
     """Answer requests at the socket `bound` until SIGINT or SIGTERM. Settings: `create_app`'s."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that goes
-    made: list[Workers] = []
+    made: list[Running] = []
     config = uvicorn.Config(
         create_app(engines, on_start=made.append, **settings),
         http="h11",  # bounds headers that do not end
@@ -91,6 +91,6 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
     try:
         server.run(sockets=[bound])
     finally:
-        for workers in made:
-            if not workers.stop(_PATIENCE if server.force_exit else None):
+        for running in made:
+            if not running.stop(_PATIENCE if server.force_exit else None):
                 os._exit(130)  # an engine is at work, and must not be freed under its thread

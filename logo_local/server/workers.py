@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..ask import Engine
 from ..prefix import common_prefix
@@ -105,6 +105,17 @@ class _Worker:
             del job, error
 
 
+class Running(Protocol):
+    """What a server waits for at its end: requests that run."""
+
+    seconds: float
+
+    @property
+    def n_running(self) -> int: ...  # noqa: D102
+    def drain_soon(self) -> None: ...  # noqa: D102
+    def stop(self, seconds: float | None = None) -> bool: ...  # noqa: D102
+
+
 class Workers:
     """All engines and the line before them. Made, used and closed on one event loop.
 
@@ -132,6 +143,12 @@ class Workers:
     def engines(self) -> list[Engine]:
         """The engines; only to be read from here, while a worker may be at work."""
         return [worker.engine for worker in self._workers]
+
+    def status(self) -> str:
+        """draining, busy (no engine is free) or ready."""
+        if self.closing:
+            return "draining"
+        return "ready" if self._idle else "busy"
 
     def submit(self, work: Work, key: str = "") -> Job:
         """Stand in line. RequestError 429 where it is too long, 503 where the server is closing."""

@@ -55,6 +55,6 @@ export async function serverIsBack() {
   for (;;) {
     await pause(2);
     const { status } = await get("/health").catch(() => ({}));
-    if (status === "ok") return;
+    if (status === "ready" || status === "busy") return;
   }
 }

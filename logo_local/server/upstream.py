@@ -1,0 +1,167 @@
+"""One llama-server: what it loaded, and whether it can be used."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import httpx2 as httpx
+
+CHECK_SECONDS = 5.0
+_TEST_SECONDS = 30.0
+# Two texts that do not begin alike, for `_mixes_blends`.
+_TEXTS = ("one two three four five six seven eight nine", "alpha beta gamma delta epsilon zeta eta")
+_UNKNOWN_SLOTS = 64  # of a server without /props, such as a load balancer
+
+
+@dataclass(eq=False)
+class Upstream:
+    """One llama-server. `ids` are those of its adapters, by name; `running` is what we sent it.
+
+    It is "up", "suspect" after a request failed there, until the next check, or "down"; `why` says
+    why it is not up. `lost` is set while it cannot be reached.
+    """
+
+    url: str
+    ids: Mapping[str, int] = field(default_factory=dict)
+    n_slots: int = 1
+    running: int = 0
+    last_used: float = 0.0  # when a request was sent, by a monotonic clock
+    state: Literal["up", "suspect", "down"] = "down"
+    why: str = "not checked yet"
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    check_now: asyncio.Event = field(default_factory=asyncio.Event)
+    misses: int = 0
+    missing: frozenset[str] = frozenset()  # adapters that the log was told about
+    was_up: bool = False  # at any time
+    mixes_blends: bool = False  # see `_mixes_blends`
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it gets requests."""
+        return self.state == "up"
+
+    def scales(self, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+        """The field `lora` of a request: what is not listed has no effect, and [] is the default.
+
+        So an empty blend sets one adapter to 0. No entry only where the server has no adapters.
+        """
+        listed = [{"id": self.ids[name], "scale": weight} for name, weight in weights.items()]
+        if not listed and self.ids:
+            listed = [{"id": min(self.ids.values()), "scale": 0.0}]
+        return listed
+
+    async def check(self, http: httpx.AsyncClient, sizes: Mapping[str, int]) -> None:
+        """Ask for its health and its adapters, and for the model if it is not up.
+
+        `sizes` as for `Upstreams`. Raises httpx.HTTPError where it cannot be reached, UnusableError
+        where it should not be used.
+        """
+        health = await self._get(http, "/health")
+        if health.status_code != 200:
+            raise UnusableError(f"/health returned status {health.status_code}")
+        await self._read_adapters(http)
+        if not self.is_up:
+            await self._read_model(http, sizes)
+        if self.state == "down" and self.ids:
+            self.mixes_blends = await self._mixes_blends(http)
+
+    async def _get(self, http: httpx.AsyncClient, path: str) -> httpx.Response:
+        return await http.get(self.url + path, timeout=CHECK_SECONDS)
+
+    async def _json(self, http: httpx.AsyncClient, path: str) -> Any:
+        """What is at a path; None where there is no such path."""
+        answer = await self._get(http, path)
+        if answer.status_code in (401, 403):
+            raise UnusableError(
+                "it rejects the API key; set LOGO_LOCAL_UPSTREAM_KEY or upstream-key in config.toml"
+            )
+        if answer.status_code != 200:
+            return None
+        try:
+            return answer.json()
+        except (ValueError, RecursionError):
+            return None
+
+    async def _read_adapters(self, http: httpx.AsyncClient) -> None:
+        """Which adapter has which id there. A server that was restarted may have others."""
+        rows = await self._json(http, "/lora-adapters")
+        try:
+            found = [(_stem(row["path"]), int(row["id"])) for row in rows]
+        except (TypeError, KeyError, ValueError):
+            raise UnusableError(
+                "it is not a llama-server: there is no list at /lora-adapters"
+            ) from None
+        ids: dict[str, int] = {}
+        for name, number in found:
+            ids.setdefault(name, number)
+        self.ids = ids
+
+    async def _read_model(self, http: httpx.AsyncClient, sizes: Mapping[str, int]) -> None:
+        """How much it does at once, and whether it has the same base model."""
+        props = await self._json(http, "/props")
+        slots = props.get("total_slots") if isinstance(props, dict) else None
+        self.n_slots = slots if isinstance(slots, int) and slots > 0 else _UNKNOWN_SLOTS
+        models = await self._json(http, "/v1/models")
+        try:
+            stated = models["data"][0]["meta"]
+            others = [
+                f"{name} is {stated[name]} there and {size} here"
+                for name, size in sizes.items()
+                if stated.get(name, size) != size
+            ]
+        except (TypeError, KeyError, IndexError, AttributeError):
+            return
+        if others:
+            raise UnusableError(f"it has another base model: {', '.join(others)}")
+
+    async def _mixes_blends(self, http: httpx.AsyncClient) -> bool:
+        """Whether it takes cached prompts of one blend for those of another.
+
+        llama-server keeps the keys and values of earlier prompts in memory (--cache-ram) and finds
+        them by their tokens alone. A prompt that was read without an adapter is found again under
+        one, unless the slot notices the change, which it compares with its own last request only.
+        Three short requests show it. What cannot be tested counts as mixed.
+        """
+        number = min(self.ids.values())
+        cached, n_tokens = 0, 0
+        for text, scale in ((_TEXTS[0], 0.0), (_TEXTS[1], 1.0), (_TEXTS[0], 1.0)):
+            body = {
+                **{"prompt": text, "max_tokens": 1, "id_slot": 0},
+                "lora": [{"id": number, "scale": scale}],
+            }
+            try:
+                answer = await http.post(
+                    f"{self.url}/v1/completions", json=body, timeout=_TEST_SECONDS
+                )
+                usage = answer.json()["usage"]
+                cached = int(usage["prompt_tokens_details"]["cached_tokens"])
+                n_tokens = int(usage["prompt_tokens"])
+            except (ValueError, KeyError, TypeError, httpx.ReadTimeout):
+                return True
+        return 2 * cached > n_tokens  # all texts begin with the same token
+
+
+class UnusableError(Exception):
+    """An upstream answers, but not as one that can be used."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What is said about a connection that failed, without what was sent."""
+    kinds = {
+        httpx.ConnectTimeout: "it does not answer",
+        httpx.ConnectError: "cannot connect",
+        httpx.ReadError: "the connection broke",
+        httpx.RemoteProtocolError: "the connection was closed",
+    }
+    return next(
+        (text for kind, text in kinds.items() if isinstance(error, kind)), type(error).__name__
+    )
+
+
+def _stem(path: str) -> str:
+    name = re.split(r"[\\/]", str(path))[-1]
+    return name.removesuffix(".gguf")
