@@ -21,13 +21,12 @@ from ..console.options import (
     QUIET,
     ROUTES_ALONE,
     SAMPLING,
-    SERVER,
     TEMPLATE_KWARGS,
-    UPSTREAM,
     VERBOSE_SERVER,
     options,
 )
 from ..console.prompts import named_model
+from ..console.server_options import SERVER, UPSTREAM
 from ..console.terminal import UsageError, is_verbose, say
 from ..errors import SettingsError
 from ..extras import install_hint

@@ -11,15 +11,13 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
-from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from .. import config
 from ..routing import registry, settings
-from .terminal import UsageError, set_volume
+from .terminal import set_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,7 +59,7 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in rec
         return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
 
 
-def _shared(*names: str, **settings: Any) -> Callable[[F], F]:
+def shared(*names: str, **settings: Any) -> Callable[[F], F]:
     """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
     flag = names[0].partition("/")[0]  # of "--this/--no-this" the first
     variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
@@ -90,7 +88,7 @@ def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
         kind = click.Choice(option.metadata["choices"])
     # A flag that is not given may mean a third thing.
     given = option.default if kind is not None or isinstance(option.default, bool) else None
-    return _shared(
+    return shared(
         flag,
         type=kind,
         default=given,
@@ -134,7 +132,7 @@ def _complete_model(
 
 
 MODEL_ARGUMENT = click.argument("model", required=False, shell_complete=_complete_model)
-MODEL = _shared(
+MODEL = shared(
     "--model",
     "-m",
     "default_model",
@@ -149,8 +147,8 @@ PROMPT = (
 
 RAW = click.option("--raw", is_flag=True, help="Do not apply the chat template.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-EXPLAIN = _shared("--explain", is_flag=True, help="Show all scores on standard error.")
-ADAPTERS = _shared(
+EXPLAIN = shared("--explain", is_flag=True, help="Show all scores on standard error.")
+ADAPTERS = shared(
     "--adapters",
     type=FOLDER,
     metavar="DIR",
@@ -159,19 +157,19 @@ ADAPTERS = _shared(
 SIGNAL, TOP_K = _routing("signal"), _routing("top_k")
 PAST = _routing("past", hidden=True)
 LLAMA = (
-    _shared(
+    shared(
         "--ctx-size",
         "-c",
         type=click.IntRange(1),
         help="Context length in tokens  [default: the model's, at most 4096]",
     ),
-    _shared(
+    shared(
         "--threads",
         "-t",
         type=click.IntRange(1),
         help="CPU threads  [default: all for prompts, half for answers]",
     ),
-    _shared(
+    shared(
         "--n-gpu-layers",
         "-ngl",
         type=int,
@@ -188,142 +186,36 @@ ENGINE = (
     _routing("self_profile", hidden=True),
 )
 RESEARCH = tuple(_routing(n) for n, o in settings.OPTIONS.items() if not o.metadata["common"])
-SEED = _shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
+SEED = shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
 # For a server, where nobody's answer depends on earlier requests.
 ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory", hidden=True), SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
 SAMPLING = (
-    _shared(
+    shared(
         "--max-tokens", "-n", type=click.IntRange(1), default=512, help="Maximum tokens per answer."
     ),
-    _shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
-    _shared(
+    shared("--temp", type=click.FloatRange(0), default=0.0, help="Temperature; 0 is greedy."),
+    shared(
         "--top-p",
         type=click.FloatRange(0, 1),
         default=0.95,
         help="Sample from the most likely tokens with this total probability.",
         hidden=True,
     ),
-    _shared(
+    shared(
         "--min-p",
         type=click.FloatRange(0, 1),
         default=0.05,
         help="Skip tokens below this fraction of the top token's probability.",
         hidden=True,
     ),
-    _shared(
+    shared(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
         default=1.1,
         help="Values above 1 make repeated tokens less likely.",
         hidden=True,
-    ),
-)
-
-
-class UpstreamUrl(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """The address of a llama-server, without /v1 at its end.
-
-    Errors do not repeat what was given: it may contain a password.
-    """
-
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The address; click's usage error for another text."""
-        example = "write it like http://192.168.0.7:8081"
-        try:
-            parts = urlsplit(str(value))
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            self.fail(f"this is not an address; {example}", param, ctx)
-        if "@" in parts.netloc:
-            self.fail(f"an address cannot contain a password; {example}", param, ctx)
-        if not good or parts.query or parts.fragment:
-            self.fail(f"this is not an address; {example}", param, ctx)
-        return str(value).rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def _not_on_the_command_line(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
-    assert option.name is not None
-    if value is not None and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
-        flag = option.opts[0]
-        variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
-        raise UsageError(
-            f"{flag} cannot be on the command line, which other users can read",
-            f"set {variable}, or {flag.lstrip('-')} in config.toml",
-        )
-    return value
-
-
-UPSTREAM = (
-    _shared(
-        "--upstream",
-        "upstreams",
-        type=Several(UpstreamUrl()),
-        metavar="URL[,URL...]",
-        help="Only route; these llama-servers, which loaded the same adapters, generate.",
-    ),
-    _shared(
-        "--upstream-key",
-        metavar="KEY",
-        callback=_not_on_the_command_line,
-        help="API key of the upstreams; only in the environment or in config.toml.",
-    ),
-)
-SERVER = (
-    _shared(
-        "--host",
-        default="127.0.0.1",
-        help="Address to listen on; other than loopback requires an API key.",
-    ),
-    _shared(
-        "--port", type=click.IntRange(0, 65535), default=8080, help="Port; 0 means any free port."
-    ),
-    _shared(
-        "--api-key",
-        metavar="KEY",
-        help="Require this API key. Prefer the environment variable: others can see command lines.",
-    ),
-    _shared(
-        "--allow-host",
-        "allowed_hosts",
-        multiple=True,
-        metavar="NAME",
-        help="Additional host name that requests may use; repeatable. In the environment, "
-        "separated by spaces.",
-    ),
-    _shared(
-        "--allow-origin",
-        "allowed_origins",
-        multiple=True,
-        metavar="ORIGIN",
-        help="Origin of web pages that may send requests, such as https://example.org, "
-        "tauri://localhost or vscode-webview://*; repeatable.",
-    ),
-    _shared(
-        "--any-model",
-        is_flag=True,
-        help="Treat unknown model names as auto, for clients that send a fixed name.",
-    ),
-    _shared(
-        "--parallel",
-        type=click.IntRange(1, 64),
-        default=1,
-        help="Number of requests processed at once, as far as the memory allows.",
-    ),
-    _shared(
-        "--queue",
-        type=click.IntRange(0),
-        default=32,
-        help="Maximum number of waiting requests; further ones get status 429.",
-    ),
-    _shared(
-        "--time-limit",
-        type=click.FloatRange(min=0, min_open=True),
-        default=600.0,
-        help="Maximum seconds per answer.",
     ),
 )
 
@@ -346,25 +238,25 @@ class JsonObject(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         return found
 
 
-TEMPLATE_KWARGS = _shared(
+TEMPLATE_KWARGS = shared(
     "--chat-template-kwargs",
     type=JsonObject(),
     metavar="JSON",
     help="""Variables for the chat template, such as '{"enable_thinking": false}'.""",
     hidden=True,
 )
-ESCAPE_SPECIAL = _shared(
+ESCAPE_SPECIAL = shared(
     "--escape-special",
     is_flag=True,
     help="Insert spaces into control tokens in messages, such as <|im_end|>, to disable them.",
     hidden=True,
 )
-BASE_ONLY = _shared(
+BASE_ONLY = shared(
     "--base-only", is_flag=True, help="Answer with the base model; no adapters are read."
 )
 SYSTEM = (
-    _shared("--system", "-sys", metavar="TEXT", help="System message."),
-    _shared(
+    shared("--system", "-sys", metavar="TEXT", help="System message."),
+    shared(
         "--system-file",
         "-sysf",
         type=FOLDER,
