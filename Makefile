@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m logo_local.commands.showcase
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check

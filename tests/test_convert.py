@@ -862,7 +862,7 @@ def test_a_failure_on_the_way_leaves_the_old_file(failure, adapter, base, out, m
         convert_adapter(adapter, base, out)
     if expected is ConversionError:
         assert "No space left" in caught.value.message
-        assert "space on the disk" in caught.value.hint
+        assert "free disk space" in caught.value.hint
     assert out.read_bytes() == b"the old one"
     assert listing(out) == ["adapter.gguf"]
 
