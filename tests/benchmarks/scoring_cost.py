@@ -24,7 +24,7 @@ from logo_local.files.stored_values import TensorPlace
 from logo_local.hidden_states import Hidden, Place
 from logo_local.routing.index import RoutingIndex
 from logo_local.routing.profiles import Profile, embed
-from logo_local.routing.scoring import Scorer, read_places
+from logo_local.routing.scoring import Scorer, answer_places, read_places
 from logo_local.routing.z_norms import KINDS, ZNorms
 
 WIDTH, KV_WIDTH, RANK, TOKENS, BLOCKS, EXAMPLES = 2048, 512, 16, 256, 16, 8
@@ -58,7 +58,7 @@ class Synthetic:
 
 
 def profile_near(centre: np.ndarray) -> Profile:
-    """A profile of texts around the means `centre` (n_places, WIDTH)."""
+    """A profile of texts around the parts `centre` (n_parts, WIDTH) of `profile_vector`."""
     texts = [centre + 0.5 * random(*centre.shape) for _ in range(EXAMPLES)]
     return Profile(np.stack([embed(list(text)) for text in texts]))
 
@@ -73,11 +73,28 @@ def scorer_of(n: int) -> Scorer:
     adapters = {f"{i}": Synthetic(f"{i}", dict.fromkeys(targets, module)) for i in range(n)}
     place = Place(f"blk.{BLOCKS - 1}.attn_q.weight")
     places = read_places(base)
-    profiles = {name: profile_near(random(len(places), WIDTH)) for name in adapters}
+    n_parts = 3 * len(places) + len(answer_places(base))
+    profiles = {name: profile_near(random(n_parts, WIDTH)) for name in adapters}
     z_norms = ZNorms(adapters, places)
     z_norms.measure({p: Hidden.of(random(4, WIDTH)) for p in places} for _ in range(32))
     index = RoutingIndex.build(adapters, place.target)
-    return Scorer(adapters, base, index, place, z_norms, profiles)
+    general = np.stack([embed(list(random(n_parts, WIDTH))) for _ in range(64)])
+    return Scorer(adapters, base, index, place, z_norms, profiles, general=general)
+
+
+def reading_near(scorer: Scorer, parts: np.ndarray) -> dict[Place, Hidden]:
+    """A prompt whose vector has these `parts` (n_parts, WIDTH)."""
+    early = read_places(scorer.base)
+    n = len(early)
+    reading = {
+        place: Hidden.of(parts[i] + 0.01 * random(TOKENS, WIDTH))._replace(
+            first=parts[n + i], final=parts[2 * n + i]
+        )
+        for i, place in enumerate(early)
+    }
+    for place, last in zip(answer_places(scorer.base), parts[3 * n :], strict=True):
+        reading[place] = Hidden.of(last + 0.01 * random(TOKENS, WIDTH))
+    return reading
 
 
 def median_ms(work: Callable[[], object], times: int) -> float:
@@ -102,11 +119,8 @@ def main(sizes: tuple[int, ...], times: int) -> None:
     for n in sizes:
         scorer = scorer_of(n)
         # Near to one of the profiles, so that none of the work is left out.
-        near = scorer.prompts["0"].vectors.mean(axis=0).reshape(-1, WIDTH)  # (n_places, WIDTH)
-        reading = {
-            place: Hidden.of(mean + 0.01 * random(TOKENS, WIDTH))
-            for place, mean in zip(read_places(scorer.base), near, strict=True)
-        }
+        near = scorer.prompts["0"].vectors.mean(axis=0).reshape(-1, WIDTH)  # (n_parts, WIDTH)
+        reading = reading_near(scorer, near)
         reading[scorer.place] = Hidden.of(random(TOKENS, WIDTH))
         assert scorer.fit("mixed", reading).scores["0"] > 0
         taken = [median_ms(lambda s=s, k=scorer: k.fit(s, reading), times) for s in SIGNALS]  # noqa: B023
