@@ -277,11 +277,13 @@ def test_too_many_that_wait_are_rejected(behind):
     client = behind(upstream, most_waiting=1)
     with ThreadPoolExecutor(4) as threads:
         running = [threads.submit(client.post, CHAT, json={"messages": HI}) for _ in range(4)]
-        until(lambda: client.pool.n_waiting == 1 and upstream.at_work == 3)
-        health = client.get("/health").json()
+        try:
+            until(lambda: client.pool.n_waiting == 1 and upstream.at_work == 3)
+            health = client.get("/health").json()
+            refused = client.post(CHAT, json={"messages": HI})
+        finally:
+            release.set()  # or the threads would never end
         assert (health["status"], health["running"], health["waiting"]) == ("busy", 3, 1)
-        refused = client.post(CHAT, json={"messages": HI})
-        release.set()
         assert {one.result().status_code for one in running} == {200}
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
