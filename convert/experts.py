@@ -27,7 +27,7 @@ def is_parameter(module: PeftModule) -> bool:
 
 
 def as_saved_before(module: PeftModule) -> PeftModule:
-    """The meaning of `module`, for which `is_parameter` holds, in a file of PEFT before 0.19.
+    """The meaning of a parameter `module` (see `is_parameter`) in a file of PEFT before 0.19.
 
     These releases took the axes of the parameter for (n_expert, d_in, d_out) in every model, so A
     and B are swapped. PEFT has corrected this (its pull request 3083), without a mark in the

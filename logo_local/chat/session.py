@@ -201,7 +201,7 @@ class Session:
 
 
 def opening(llm: Engine) -> str:
-    """One line about the model, its adapters, and how many of them the router has indexed."""
+    """One line about the model, its adapters, and how many of them have example prompts."""
     n, missing = len(llm.pool.names), len(llm.without_profile())
     adapters = "no adapters" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters"
     looked_for = llm.routing.self_profile and llm.routing.resolved() == registry.DEFAULT
@@ -218,8 +218,8 @@ def that_fits(
 
     `turns` alternate between user and assistant, the last one is the message to answer; `count`
     returns their tokens, at most `n_ctx`. Too little is less than `longest` tokens and less than
-    a quarter of the context. A cut frees half of the context if possible, because everything must
-    be read again. The last message is always kept, even if it is too long.
+    a quarter of the context. A cut leaves half of the context free if possible, because everything
+    must be read again. The last message is always kept, even if it is too long.
     """
     limit = n_ctx - min(longest, n_ctx // 4)
     if count(turns) <= limit:

@@ -112,7 +112,7 @@ def _standard_input() -> str:
 
 
 def announce_self_profiles(llm: Engine, given: Mapping[str, Any]) -> None:
-    """Print which adapters are not indexed yet, or what the first prompt has to wait for."""
+    """Print which adapters have no example prompts, or what the first prompt has to wait for."""
     missing = llm.without_profile()
     if not missing:
         return

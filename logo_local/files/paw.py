@@ -27,7 +27,7 @@ MOST_ADAPTER = 4 << 30  # bytes; the adapters of this format have about 20 MB
 
 
 def unpack_adapter(path: Path, out: Path) -> None:
-    """Write the adapter in the .paw file `path` to `out`.
+    """Write only the adapter in the .paw file `path` to `out`.
 
     Raises AdapterError if there is none, or if the file is damaged.
     """

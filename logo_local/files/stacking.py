@@ -84,8 +84,8 @@ def storable_type(wanted: str, modules: Mapping[str, StackedModule], exact: str)
 def common_factor(factors: Iterable[float]) -> float:
     """A power of two, at least 1; |factors| divided by it are at most 1.
 
-    The adapter scaled by a quotient fits into float16 if the adapter itself does; llama.cpp applies
-    this factor again. Mostly 1, so that changed weights rarely change it.
+    Adapters scaled by the quotients fit into float16 if they did before; llama.cpp multiplies by
+    this power again. Mostly 1, so that changed weights rarely change it.
     """
     largest = max((abs(factor) for factor in factors), default=0.0)
     return 2.0 ** max(0, math.ceil(math.log2(largest))) if largest > 1 else 1.0

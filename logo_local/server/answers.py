@@ -19,7 +19,7 @@ from .tool_calls import Holder, call_of, calls_in
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
     """An answer, or a chunk of one, for the client: `model` is the name in the request.
 
-    llama_cpp puts the path of the model file there, which clients should not see. `waited` is the
+    llama_cpp puts the name of the model file there, which clients should not see. `waited` is the
     time in the queue in seconds.
     """
     answer["model"] = model

@@ -93,4 +93,4 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
     finally:
         for running in made:
             if not running.stop(_PATIENCE if server.force_exit else None):
-                os._exit(130)  # a running engine must not be freed in its thread
+                os._exit(130)  # an engine must not be freed while it runs

@@ -234,7 +234,7 @@ async def _preflight(send: Send, asked: bytes) -> None:
 
 
 async def _refuse(send: Send, error: RequestError, receive: Receive | None = None) -> None:
-    """Send the error; with `receive`, read the rest first so that the client can read the error.
+    """Send the error; with `receive`, read the rest of the body before the connection closes.
 
     A connection that is closed with unread bytes is reset, and the response is lost.
     """

@@ -1,7 +1,7 @@
 """The training settings of each adapter.
 
 They vary as in published adapters: ranks, alphas, modules and the scope of the loss differ; a third
-has the loss on the whole sequence. Fixed before any routing was tested.
+use the loss on the whole sequence. Fixed before any routing was tested.
 """
 
 from __future__ import annotations
