@@ -75,7 +75,7 @@ IGNORED = frozenset(
     | {"auto_mapping", "revision", "inference_mode", "lora_dropout", "fan_in_fan_out"}
     | {"megatron_config", "megatron_core", "runtime_config", "velora_config"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}  # init_lora_weights decides
-    | {"qalora_group_size"}  # without use_qalora
+    | {"qalora_group_size"}  # unused without use_qalora
     | {"ensure_weight_tying"}  # tied embeddings, which cannot be adapted anyway
 )
 # How the factors were initialised, by prefix. The first group leaves the base unchanged, the second

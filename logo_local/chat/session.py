@@ -130,7 +130,7 @@ class Session:
             print_error(error)
             return
         shown.end()
-        # No answer: some templates reject two user messages in a row.
+        # Skip turns without an answer: some templates reject two user messages in a row.
         if answer.text and not self.raw:
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         if self.messages and not self.raw:
