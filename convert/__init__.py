@@ -1,14 +1,14 @@
-"""From a PEFT LoRA folder to a GGUF LoRA file, with only the base model's GGUF at hand.
+"""Convert a PEFT LoRA folder to a GGUF LoRA file. Of the base model only its GGUF is needed.
 
-    plan_conversion(source, base, out)   what would be done: read, checked, nothing written
-    convert_adapter(source, base, out)   the same, and then done
+    plan_conversion(source, base, out)   read and check everything, write nothing
+    convert_adapter(source, base, out)   the same, then write the file
 
 Needs neither torch nor transformers nor llama.cpp. See docs/converter.md for what is supported.
 """
 
 from __future__ import annotations
 
-# The folder lies at the repository's top level, where a bare `import convert` would find it.
+# The folder is at the top level of the repository, where a bare `import convert` would find it.
 if __name__ != "logo_local.convert":
     raise ImportError("this package is logo_local.convert; it cannot be imported by another name")
 
@@ -42,11 +42,11 @@ def convert_adapter(
     """Convert the PEFT LoRA adapter in folder `source` to the GGUF LoRA file `out`.
 
     `base` is the GGUF model that the adapter is for, in any quantisation. `outtype` is one of
-    `OUTTYPES`. An existing file `out` is replaced, in one step. `progress` is called with the
-    steps done and their total: each tensor is checked, then each is written. With `to_run` what
-    this runtime cannot run is refused, although a GGUF file can hold it: an activated LoRA.
+    `OUTTYPES`. An existing file `out` is replaced atomically. `progress` is called with the
+    steps done and their total: each tensor is checked, then each is written. With `to_run`,
+    adapters that this runtime cannot run are refused, although GGUF supports them: activated LoRA.
 
-    Returns what was done. Raises ConversionError with every problem at once, and ModelError when
+    Returns the conversion. Raises ConversionError with all problems at once, and ModelError if
     `base` cannot be read; in both cases nothing is written.
     """
 
@@ -69,5 +69,5 @@ def _convert_to_run(
     return tuple(convert_adapter(source, base, out, outtype, progress, to_run=True).notes)
 
 
-# What a `Pool` converts adapter folders with.
+# The converter of adapter folders for a `Pool`.
 FOR_POOL = Converter(CONVERTER_VERSION, _convert_to_run)

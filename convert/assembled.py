@@ -1,4 +1,4 @@
-"""Several factors in one array, which is read piece by piece when it is needed."""
+"""Several factors combined in one array, whose pieces are read when needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .peft_reader import Factor
 
 @dataclass(frozen=True)
 class Piece:
-    """A matrix that begins `at` a place of a larger array, times `scale`, its rows in `order`.
+    """A matrix at position `at` of a larger array, times `scale`, with its rows in `order`.
 
-    In a stack of matrices the first number is that of the matrix.
+    In a stack of matrices, the first number is the index of the matrix.
     """
 
     factor: Factor
@@ -24,7 +24,7 @@ class Piece:
     order: RowOrder | None = None
 
     def read(self) -> npt.NDArray[np.float32]:
-        """Its numbers as they are put in. Raises OSError when they cannot be read."""
+        """Its values, scaled and reordered. Raises OSError if they cannot be read."""
         values = self.factor.read()
         if self.order is not None:
             values = self.order.apply(values)
@@ -35,19 +35,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A factor of shape `shape` that is made of `pieces`, and zero where there is none."""
+    """A factor of shape `shape` that consists of `pieces`, and is zero elsewhere."""
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...] = field(repr=False)
 
     @property
     def dtype(self) -> str:
-        """How the pieces are stored; F32 where they differ."""
+        """How the pieces are stored; F32 if they differ."""
         types = {piece.factor.dtype for piece in self.pieces}
         return types.pop() if len(types) == 1 else "F32"
 
     def read(self) -> npt.NDArray[np.float32]:
-        """All numbers (shape `self.shape`), read from the files now. Raises OSError."""
+        """All values (shape `self.shape`), read from the files now. Raises OSError."""
         whole = np.zeros(self.shape, np.float32)  # self.shape
         for piece in self.pieces:
             values = piece.read()

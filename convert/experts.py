@@ -1,7 +1,7 @@
-"""Adapters of experts one by one, put together as GGUF has them: all experts of a layer as one.
+"""Combine adapters of single experts into one for all experts of a layer, as GGUF stores them.
 
 llama.cpp keeps the weights of a layer's experts as one stack (n_expert, d_out, d_in) and multiplies
-with the A and B of those experts that a token is sent to. So A must be (n_expert, rank, d_in) and
+with A and B of the experts that a token is routed to. So A must be (n_expert, rank, d_in) and
 B (n_expert, d_out, rank), with one rank and one scaling for all of them.
 """
 
@@ -17,7 +17,7 @@ from .peft_config import Findings
 from .peft_reader import PeftModule
 from .stored import StoredTensor
 
-# As Hugging Face's models had experts before they became one parameter: `experts.3.up_proj`.
+# Names of experts in Hugging Face models before they became one parameter: `experts.3.up_proj`.
 _EXPERT = re.compile(r"(?P<before>.+\.experts)\.(?P<number>0|[1-9]\d{0,5})\.(?P<layer>.+)")
 
 
@@ -27,11 +27,11 @@ def is_parameter(module: PeftModule) -> bool:
 
 
 def as_saved_before(module: PeftModule) -> PeftModule:
-    """What `module`, for which `is_parameter` holds, says in a file of a PEFT before 0.19.
+    """The meaning of a parameter `module` (see `is_parameter`) in a file of PEFT before 0.19.
 
-    There the axes of the parameter were taken for (n_expert, d_in, d_out), whatever the model did
-    with it, so that A and B have changed places. PEFT has set this right since (its pull request
-    3083), without a mark in the file.
+    These releases took the axes of the parameter for (n_expert, d_in, d_out) in every model, so A
+    and B are swapped. PEFT has corrected this (its pull request 3083), without a mark in the
+    file.
     """
     assert isinstance(module.a, StoredTensor)
     assert isinstance(module.b, StoredTensor)
@@ -41,10 +41,10 @@ def as_saved_before(module: PeftModule) -> PeftModule:
 def experts_stacked(
     modules: Iterable[PeftModule], n_expert: int, findings: Findings
 ) -> list[PeftModule]:
-    """`modules` with those of single experts put together, one for each layer and projection.
+    """`modules`, with single experts combined into one module for each layer and projection.
 
-    An expert that is not adapted gets zeros, and so do the rows that a smaller rank leaves free.
-    `n_expert` is the base's. What does not fit together becomes a finding.
+    Experts that are not adapted, and the unused rows of smaller ranks, are zero. `n_expert` is
+    the base's. Mismatches become findings.
     """
     others = []
     experts: dict[str, dict[int, PeftModule]] = defaultdict(dict)

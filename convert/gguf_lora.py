@@ -1,4 +1,4 @@
-"""Writing a GGUF LoRA file: whole, or not at all."""
+"""Write a GGUF LoRA file atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..files.lora_writer import lora_writer
 from ..files.whole_file import written_whole
 from .plan import Conversion, Progress, Row, n_stored_bytes
 
-# Part of the key under which converted adapters are cached: raise it whenever the same adapter
+# Part of the key under which converted adapters are cached: increment it if the same adapter
 # would be written differently.
 CONVERTER_VERSION = 2
 
@@ -33,10 +33,10 @@ _FILE_TYPES = {
 def write_gguf_lora(conversion: Conversion, progress: Progress | None = None) -> None:
     """Write what `conversion` plans to its `out`.
 
-    Whoever looks sees the old file, or the new one, never a part. One tensor is in memory at a
-    time. `progress` is called with the number of tensors written and their total.
+    The file is replaced atomically. One tensor is in memory at a time. `progress` is called with
+    the number of tensors written and their total.
 
-    Raises ConversionError when the disk or the source fails on the way; nothing is left behind.
+    Raises ConversionError if writing or reading fails; no partial file is left.
     """
     out = conversion.out
     try:
@@ -61,7 +61,7 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
                 gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS,
                 list(conversion.invocation_tokens),
                 gguf.GGUFValueType.ARRAY,
-                gguf.GGUFValueType.UINT32,  # the only type that llama.cpp takes
+                gguf.GGUFValueType.UINT32,  # the only type that llama.cpp accepts
             )
         writer.add_uint32("logo_local.converter_version", CONVERTER_VERSION)
         source = sha256_of_all(weights_in(conversion.source))
@@ -75,7 +75,7 @@ def _write(conversion: Conversion, path: Path, progress: Progress | None) -> Non
                 writer.add_tensor_info(
                     name,
                     shape,
-                    np.dtype(np.float32),  # not looked at, as the GGUF type is given
+                    np.dtype(np.float32),  # ignored, because the GGUF type is given
                     n_stored_bytes(shape, type_name),
                     raw_dtype=gguf.GGMLQuantizationType[type_name.upper()],
                 )
@@ -98,7 +98,7 @@ def _parts(row: Row) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 
 def _stored(conversion: Conversion) -> Iterator[npt.NDArray[np.generic]]:
-    """A and B of every row, in the order of the file, each in its GGUF type."""
+    """A and B of every row, in file order, each in its GGUF type."""
     for row in conversion.rows:
         a = row.module.a.read()  # (rank, d_in)
         b = row.module.b.read()  # (d_out, rank)

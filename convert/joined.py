@@ -1,11 +1,11 @@
 """Layers that are separate in Hugging Face's model and one weight in the base's GGUF file.
 
-llama.cpp's converter makes such files when told to (--fuse-qkv): the rows of queries, keys and
-values, each in the order that they have anyway, one below the other. Then so are those of B:
+llama.cpp's converter makes such files with --fuse-qkv: the rows of queries, keys and values, each
+in their usual order, are concatenated. The rows of B are concatenated in the same way:
 
     [B_q A_q; B_k A_k; B_v A_v] x = [B_q 0 0; 0 B_k 0; 0 0 B_v] [A_q; A_k; A_v] x
 
-What is not adapted has rows of zeros.
+Layers that are not adapted have rows of zeros.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .peft_reader import PeftModule
 if TYPE_CHECKING:
     from ..files.base_model import BaseModel
 
-# A module, the GGUF weight that it adapts, and the rows of its B there (None: all, as they are).
+# A module, the GGUF weight that it adapts, and the rows of its B there (None: all, unchanged).
 Placed: TypeAlias = tuple[PeftModule, str, RowOrder | None]
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rows that one of several layers has in a joined weight, from `start` on."""
+    """The rows of one of several layers in a joined weight, from `start` on."""
 
     whole: str
     start: int
@@ -36,7 +36,7 @@ class Share:
 
 
 def shares_of(base: BaseModel) -> dict[str, Share]:
-    """By the name that each would have by itself, the parts of the base's joined weights."""
+    """The parts of the base's joined weights, by the name that each would have separately."""
     shares = {}
     heads = (base.n_head, base.n_head_kv, base.n_head_kv)
     for name, shape in base.tensors.items():
@@ -50,7 +50,7 @@ def shares_of(base: BaseModel) -> dict[str, Share]:
 
 
 def with_joined(placed: Sequence[Placed], base: BaseModel) -> list[Placed]:
-    """`placed`, where those that go to parts of a joined weight have become one for each weight."""
+    """`placed`, with the parts of each joined weight combined into one module."""
     shares = shares_of(base)
     others, parts = [], defaultdict(list)
     for one in placed:
@@ -65,7 +65,7 @@ def with_joined(placed: Sequence[Placed], base: BaseModel) -> list[Placed]:
 def _joined(
     parts: Sequence[Placed], shares: dict[str, Share], shape: tuple[int, ...]
 ) -> PeftModule:
-    """One module of the scaling that most of these have, and the sum of their ranks."""
+    """One module with the most common scaling of the parts, and the sum of their ranks."""
     parts = sorted(parts, key=lambda one: shares[one[1]].start)
     modules = [module for module, *_ in parts]
     scaling = Counter(module.scaling for module in modules).most_common(1)[0][0]

@@ -1,10 +1,10 @@
-"""How llama.cpp stores a layer's rows, where that differs from Hugging Face's order.
+"""How llama.cpp orders a layer's rows, where this differs from Hugging Face.
 
-Rows of W are rows of lora_B, so whatever order the base's rows were put in when it was converted
-must be that of lora_B; and where a layer became several weights, each has its rows of lora_B and
-the whole of lora_A. To support another architecture, add a line to `LAYOUTS`, after looking at
-what llama.cpp's converter does to that architecture's tensors (`modify_tensors`, conversion/*.py);
-one whose rows it leaves alone needs `Layout()`. Then add it to tests/families.py, which proves it.
+Rows of W are rows of lora_B, so lora_B needs the row order that the base's weights got in their
+conversion. Where a layer became several weights, each gets its rows of lora_B and all of lora_A. To
+support another architecture, look at what llama.cpp's converter does to its tensors
+(`modify_tensors`, conversion/*.py) and add a line to `LAYOUTS`; if the rows are unchanged, use
+`Layout()`. Then add it to tests/families.py, which tests it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Row i of what is written is row `indices[i]` of what PEFT saved; `text` says it in words.
+    """Row i of the output is row `indices[i]` of PEFT's file; `text` describes the order.
 
-    There are fewer indices than rows where a layer becomes several weights.
+    There are fewer indices than rows if a layer becomes several weights.
     """
 
-    indices: npt.NDArray[np.intp] = field(repr=False, compare=False)  # the text says as much
+    indices: npt.NDArray[np.intp] = field(repr=False, compare=False)  # described by the text
     text: str
 
     def apply(self, rows: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
@@ -37,19 +37,19 @@ class RowOrder:
         return np.take(rows, self.indices, axis=-2)
 
 
-# From the base and the number of rows to their order; None: left as they are. ValueError says why
-# they have none.
+# Maps the base and the number of rows to their order; None: unchanged. Raises ValueError with the
+# reason if there is none.
 Reorder: TypeAlias = Callable[["BaseModel", int], "RowOrder | None"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What one architecture does to its layers.
+    """The changes to the layers of one architecture.
 
-    `rows` has those whose rows are reordered, by the last part of a Hugging Face module's name.
-    `parts` has those that become several weights of a block, or one that gguf's tables do not
-    know, by the end of the module's name: the weights' GGUF names within a block ("attn_q"), each
-    with its rows (None: all, as they are).
+    `rows` are the layers whose rows are reordered, by the last part of a Hugging Face module's
+    name. `parts` are the layers that become several weights of a block, or one that is not in
+    gguf's tables, by the end of the module's name: the GGUF names of the weights within a block
+    ("attn_q"), each with its rows (None: all, unchanged).
     """
 
     rows: Mapping[str, Reorder] = field(default_factory=dict)
@@ -66,9 +66,9 @@ def halves_interleaved(d_out: int, n_heads: int) -> npt.NDArray[np.intp]:
 
 
 def parts_apart(d_out: int, n_groups: int, sizes: tuple[int, ...]) -> npt.NDArray[np.intp]:
-    """Groups of heads q.. k v, q.. k v, .. become all q, all k, all v.
+    """Change groups of heads q.. k v, q.. k v, .. into all q, all k, all v.
 
-    A group holds sum(sizes) heads: sizes[0] of the first part, then sizes[1] of the second, ...
+    A group has sum(sizes) heads: sizes[0] of the first part, then sizes[1] of the second, ...
     """
     n_heads = n_groups * sum(sizes)
     if d_out % n_heads:
@@ -96,7 +96,7 @@ def even_rows_first(d_out: int, n_heads: int, n_rotary: int) -> npt.NDArray[np.i
 
 
 def _multimodal_rotary(n_heads: Callable[[BaseModel], int]) -> Reorder:
-    """Reordered only where the base has M-RoPE: the same architecture exists without (GLM-4)."""
+    """Reorder only if the base has M-RoPE: the same architecture exists without it (GLM-4)."""
 
     def order(base: BaseModel, d_out: int) -> RowOrder | None:
         if not base.has_mrope:
@@ -108,7 +108,7 @@ def _multimodal_rotary(n_heads: Callable[[BaseModel], int]) -> Reorder:
 
 
 def _qkv_by_head(base: BaseModel, d_out: int) -> RowOrder:
-    """Each head has its query, key and value side by side."""
+    """Each head has its query, key and value next to each other."""
     order = parts_apart(d_out, base.n_head, (1, 1, 1))
     return RowOrder(order, f"queries, keys, values apart, {base.n_head} heads")
 
@@ -120,7 +120,7 @@ def _qkv_by_group(base: BaseModel, d_out: int) -> RowOrder:
 
 
 def _share(number: int, n_parts: int) -> Reorder:
-    """One of `n_parts` parts of the same size that follow each other."""
+    """One of `n_parts` consecutive parts of the same size."""
 
     def order(base: BaseModel, d_out: int) -> RowOrder:
         if d_out % n_parts:
@@ -132,7 +132,7 @@ def _share(number: int, n_parts: int) -> Reorder:
 
 
 def _qkv_part(part: int, n_groups: Callable[[BaseModel], int]) -> Reorder:
-    """The queries (0), keys (1) or values (2) of a layer that has them in groups q.. k.. v..
+    """The queries (0), keys (1) or values (2) of a layer with groups q.. k.. v..
 
     Queries and keys are then put in the order for ggml's rotary embedding.
     """
@@ -157,8 +157,8 @@ def _qkv_parts(n_groups: Callable[[BaseModel], int]) -> tuple[tuple[str, Reorder
     return tuple((f"attn_{kind}", _qkv_part(i, n_groups)) for i, kind in enumerate("qkv"))
 
 
-# Hugging Face keeps a head's rotary pairs (i, i + d/2) apart; ggml's graph for some architectures
-# wants them side by side.
+# In Hugging Face's order the two rows of a rotary pair are (i, i + d/2); for some architectures
+# ggml needs them next to each other.
 _ROTARY = {
     "q_proj": _rotary(lambda base: base.n_head),
     "k_proj": _rotary(lambda base: base.n_head_kv),
@@ -203,7 +203,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-# Architectures that were tried and cannot be used, and why.
+# Architectures that were tested and cannot be used, and why.
 REFUSED: dict[str, str] = {
     "deepseek2": "llama.cpp's graph for it (latent attention) makes no use of adapters",
 }
@@ -212,8 +212,7 @@ REFUSED: dict[str, str] = {
 def parts_of(architecture: str, module: str) -> tuple[tuple[str, Reorder | None], ...]:
     """The weights within a block that Hugging Face's `module` becomes, with the rows of each.
 
-    Empty where that is the one weight that gguf's tables name. The architecture must be one of
-    `LAYOUTS`.
+    Empty if it is the single weight in gguf's tables. The architecture must be one of `LAYOUTS`.
     """
     for ending, parts in LAYOUTS[architecture].parts.items():
         if module.endswith(f".{ending}"):
@@ -222,7 +221,7 @@ def parts_of(architecture: str, module: str) -> tuple[tuple[str, Reorder | None]
 
 
 def reorder_of(architecture: str, module: str) -> Reorder | None:
-    """What gives the order of the rows of Hugging Face's `module`; None: left as they are.
+    """The row order function for Hugging Face's `module`; None: unchanged.
 
     The architecture must be one of `LAYOUTS`.
     """

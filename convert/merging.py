@@ -1,7 +1,7 @@
-"""Several adapters written as one GGUF LoRA file, for any program that runs llama.cpp.
+"""Merge several adapters into one GGUF LoRA file, for any program that uses llama.cpp.
 
-Exact: the file's rank is the sum of theirs (see `stacking`). With a smaller rank asked for it is
-the nearest that has it, by the singular values of the sum; what is lost is said.
+Exact: the rank of the file is the sum of their ranks (see `stacking`). With a smaller rank it is
+the best approximation of that rank, by the singular values of the sum; the loss is reported.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ OUTTYPES = ("f32", "f16")
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written. `ranks` are the smallest and the largest of its modules, `lost` the largest
-    share of a module's update, by its Frobenius norm, that a smaller rank leaves out.
+    """The merged file. `ranks` are the smallest and largest rank of its modules, `lost` the largest
+    share of a module's update, by its Frobenius norm, that a smaller rank drops.
     """
 
     out: Path
@@ -37,7 +37,7 @@ class Merged:
 
     @property
     def line(self) -> str:
-        """In words."""
+        """A summary in one line."""
         low, high = self.ranks
         rank = f"rank {low}" if low == high else f"ranks {low} to {high}"
         lost = f", up to {self.lost:.1%} of a layer's update left out" if self.lost else ", exact"
@@ -52,11 +52,11 @@ def merge(
     outtype: str = "f16",
     rank: int | None = None,
 ) -> Merged:
-    """Write sum_i weight_i * adapter_i for `base` to the file `out`, whole or not at all.
+    """Write sum_i weight_i * adapter_i for `base` to the file `out`, atomically.
 
     `parts` are GGUF LoRA files or PEFT folders with their weights. Raises ConversionError, with
-    every part that cannot be used, and where an adapter is on an embedding or on experts and a
-    smaller `rank` is asked for.
+    every part that cannot be used, and if a smaller `rank` is requested and an adapter is on an
+    embedding or on experts.
     """
     with _opened([path for path, _ in parts], base) as adapters:
         mixture = list(zip(adapters, [weight for _, weight in parts], strict=True))
@@ -80,7 +80,7 @@ def merge(
 
 @contextmanager
 def _opened(paths: Sequence[Path], base: BaseModel) -> Iterator[list[AdapterFile]]:
-    """The adapters, checked; PEFT folders are converted into a folder that goes afterwards."""
+    """The checked adapters; PEFT folders are converted into a temporary folder."""
     from . import convert_adapter
 
     with tempfile.TemporaryDirectory(prefix="logo-local-") as scratch:
@@ -122,7 +122,7 @@ def _write(
                 lost = max(lost, share)
             ranks.append(b.shape[-1])
             for side, values in (("lora_a", a), ("lora_b", b)):
-                with np.errstate(over="ignore"):  # seen and said right below
+                with np.errstate(over="ignore"):  # checked right below
                     stored = values.astype(numbers)
                 if not np.isfinite(stored).all():
                     raise ConversionError(
@@ -137,7 +137,7 @@ def _write(
 def _stacked(
     mixture: Sequence[tuple[AdapterFile, float]], target: str
 ) -> tuple[FloatArray, FloatArray]:
-    """All A's one below the other, times their factors, and all B's side by side, float32."""
+    """All A's stacked vertically, times their factors, and all B's side by side, float32."""
     a_parts, b_parts = [], []
     axis = -1 if target.startswith("token_embd.") else -2
     for adapter, weight in mixture:
@@ -151,10 +151,10 @@ def _stacked(
 
 
 def truncated(a: FloatArray, b: FloatArray, rank: int) -> tuple[FloatArray, FloatArray, float]:
-    """The nearest to B A of at most `rank`, as A and B, and the share of its norm that is lost.
+    """The best approximation of B A of at most `rank`, as A and B, and the lost share of its norm.
 
-    `a` (r, d_in), `b` (d_out, r). By the singular values of B A, found on an r x r matrix:
-    B = Q_b R_b and A^T = Q_a R_a, so that B A = Q_b (R_b R_a^T) Q_a^T (Eckart and Young).
+    `a` (r, d_in), `b` (d_out, r). By the singular values of B A, computed on an r x r matrix:
+    B = Q_b R_b and A^T = Q_a R_a, so B A = Q_b (R_b R_a^T) Q_a^T (Eckart and Young).
     """
     q_b, r_b = np.linalg.qr(b.astype(np.float64))  # (d_out, r), (r, r)
     q_a, r_a = np.linalg.qr(a.astype(np.float64).T)  # (d_in, r), (r, r)
@@ -169,7 +169,7 @@ def truncated(a: FloatArray, b: FloatArray, rank: int) -> tuple[FloatArray, Floa
 
 
 def parsed(text: str) -> tuple[Path, float]:
-    """An adapter and its weight from "PATH=0.6". Raises AdapterError for anything else."""
+    """Parse "PATH=0.6" into an adapter and its weight. Raises AdapterError for anything else."""
     path, equals, number = text.rpartition("=")
     try:
         weight = float(number)

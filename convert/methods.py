@@ -1,21 +1,21 @@
-"""Methods of PEFT other than LoRA: what their users can do instead of converting."""
+"""PEFT methods other than LoRA: what users can do instead of converting."""
 
 from __future__ import annotations
 
-# Other kinds of adapter that are no change of weights, so that there is nothing to merge either.
+# Adapters that do not change weights, so they cannot be merged either.
 _TRAINED_PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"}
     | {"ADAPTION_PROMPT"}
 )
 _PROMPTS_HINT = "it trained prompts, which no file of weights can hold: train a LoRA"
-_UNMERGEABLE = frozenset({"LILY", "POLY", "SHADOW"})  # what they do depends on the input
+_UNMERGEABLE = frozenset({"LILY", "POLY", "SHADOW"})  # their effect depends on the input
 _UNMERGEABLE_HINT = "PEFT cannot merge it into a base either: train a LoRA"
 _XLORA_HINT = "the adapters that X-LoRA mixes can be converted one by one"
 _OTHER_HINT = (
     "merge it into the base with PEFT (merge_and_unload) and convert the whole model, "
     "or train a LoRA"
 )
-# Those that add a matrix to a weight: PEFT can approximate it by a LoRA.
+# Methods that add a matrix to a weight: PEFT can approximate it by a LoRA.
 _CONVERTIBLE = frozenset(
     {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA"}
     | {"TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"}
@@ -27,7 +27,7 @@ _CONVERTIBLE_HINT = (
 
 
 def hint_for_method(kind: object) -> str:
-    """What to do with an adapter of this peft_type; empty where nothing is known."""
+    """What to do with an adapter of this peft_type; empty for an unknown type."""
     if not isinstance(kind, str):
         return ""
     hints = {"XLORA": _XLORA_HINT}

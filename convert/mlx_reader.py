@@ -1,7 +1,7 @@
-"""Reading an adapter that mlx-lm trained: adapter_config.json beside adapters.safetensors.
+"""Read an adapter trained with mlx-lm: adapter_config.json and adapters.safetensors.
 
 There a layer adds scale * (x A) B with A (d_in, rank) and B (rank, d_out): both are transposed
-here, and scale is what PEFT calls scaling. As `peft_reader`, this never raises for a bad adapter.
+here, and scale is what PEFT calls scaling. Like `peft_reader`, it never raises for a bad adapter.
 
 Source of the format: ml-explore/mlx-lm, mlx_lm/tuner/lora.py and mlx_lm/lora.py.
 """
@@ -26,7 +26,7 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ab])")
 
 
 def is_mlx(folder: Path) -> bool:
-    """Whether the weights in `folder` are named as mlx-lm does, and not as PEFT does."""
+    """Whether the weight files in `folder` have mlx-lm's names, and not PEFT's."""
     return (folder / MLX_WEIGHTS_FILE).is_file() and weights_in(folder)[0].name == MLX_WEIGHTS_FILE
 
 
@@ -81,13 +81,13 @@ def _scale(config: dict[str, Any], findings: Findings) -> float:
     scale = float(found or 0) if sound else 0.0
     if 1e-20 < abs(scale) < 1e20:
         return scale
-    if not findings.problems:  # a config that cannot be read has no scale either
+    if not findings.problems:  # without a readable config the scale is missing too
         findings.add(f"lora_parameters: scale is {found!r}; it must be a number other than 0")
     return 1.0
 
 
 def _notes(config: dict[str, Any], scale: float) -> tuple[str, ...]:
-    """A remark where the config has an alpha: releases of mlx-lm read it in two ways."""
+    """A remark if the config has an alpha: releases of mlx-lm interpret it in two ways."""
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         return ()

@@ -1,8 +1,8 @@
-"""Names of tensors that other tools wrapped while the adapter was trained.
+"""Tensor names that training tools wrapped.
 
-PEFT saves a layer under its name in the model. Where that model was wrapped for training (by
-torch's parallel modules, activation checkpointing, torch.compile) and saved from inside, the
-wrapper's name is in every tensor's. It says nothing about the layer and is left out.
+PEFT saves a layer under its name in the model. If that model was wrapped for training (by torch's
+parallel modules, activation checkpointing, torch.compile) and saved from inside, every tensor name
+contains the wrapper's name. It does not describe the layer and is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .stored import StoredTensor
 
 _PEFT = "base_model.model."
 _TWICE = re.compile(r"(?:base_model\.model\.){2,}")
-# Parts of a name, and who puts them there.
+# Parts of a name, and the tools that add them.
 _WRAPPERS = {
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
@@ -33,9 +33,9 @@ _TWICE_HINT = (
 def unwrapped(
     tensors: Sequence[StoredTensor], findings: Findings
 ) -> tuple[list[StoredTensor], list[str]]:
-    """The tensors under the names they have without wrappers, and a remark on each wrapper.
+    """The tensors with unwrapped names, and a remark on each wrapper.
 
-    A model that PEFT wrapped twice has two adapters, of which one file holds one: a finding, once.
+    A model that PEFT wrapped twice has two adapters, but one file has only one: one finding.
     """
     if any(_TWICE.match(tensor.name) for tensor in tensors):
         findings.add(

@@ -1,4 +1,4 @@
-"""Keys of rank_pattern and alpha_pattern: regular expressions that name layers, as in PEFT."""
+"""Keys of rank_pattern and alpha_pattern: regular expressions that match layers, as in PEFT."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 def pattern_key(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The first key of a rank_pattern or alpha_pattern that names `module`, as PEFT matches it.
+    """The first key of a rank_pattern or alpha_pattern that matches `module`, as in PEFT.
 
-    Each key is a regular expression that must cover the whole module name, or its end after a dot.
-    Raises re.error for a key that is no regular expression.
+    Each key is a regular expression that must match the whole module name, or its end after a dot.
+    Raises re.error for an invalid regular expression.
     """
     for key in patterns:
         if re.match(rf"(.*\.)?({key})$", module):
             return key
-    # PEFT then looks the full name up as it is, which finds keys with regex characters in them.
+    # PEFT then looks up the full name literally, which finds keys with regex characters in them.
     return module if module in patterns else None
 
 
 def is_quick(key: str) -> bool:
-    """Whether a regular expression is matched in time that grows slowly with the name's length.
+    """Whether the matching time of a regular expression grows slowly with the name's length.
 
-    Python tries all ways to divide a name among repeated parts: one after the other they multiply,
-    one within the other they are exponential.
+    Python tries all ways to split a name among repeated parts: for consecutive repeats the numbers
+    multiply, for nested repeats they grow exponentially.
     """
     if len(key) > 512:
         return False

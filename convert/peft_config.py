@@ -1,6 +1,6 @@
-"""Reading adapter_config.json: what PEFT was told, and whether the converter can follow it.
+"""Read adapter_config.json, and check whether the converter supports its settings.
 
-Mirrors PEFT in how rank_pattern and alpha_pattern find their layers. Knows nothing of tensors.
+Matches rank_pattern and alpha_pattern to layers like PEFT. Does not deal with tensors.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MERGE_HINT = (
 )
 _RETRAIN_HINT = "there is no way around it: train it again as a plain LoRA"
 
-# Of PEFT's task_type: what does not generate text, whatever its layers are.
+# PEFT task types of models that do not generate text.
 _NO_TEXT_TASKS = {
     "SEQ_CLS": "a sequence classifier",
     "TOKEN_CLS": "a token classifier",
     "QUESTION_ANS": "a model that marks answers in a text",
 }
-DEFAULT_RANK = DEFAULT_ALPHA = 8  # what PEFT reads where the config does not say
+DEFAULT_RANK = DEFAULT_ALPHA = 8  # PEFT's defaults if the config has no value
 
-# Settings under which the file's factors alone do not say what the adapter does, with the way out.
-# A setting counts as used when its value is none of null, false, "", [] and {}.
+# Settings for which the factors in the file do not fully define the adapter, with an alternative.
+# A setting counts as used if its value is none of null, false, "", [] and {}.
 UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "use_dora": ("DoRA (use_dora) has no counterpart in llama.cpp", MERGE_HINT),
     "modules_to_save": ("modules_to_save: whole layers were trained beside LoRA", MERGE_HINT),
@@ -63,43 +63,43 @@ UNSUPPORTED: Mapping[str, tuple[str, str]] = {
         "without the first one if that begins every turn",
     ),
 }
-# Settings that the conversion goes by.
+# Settings that the conversion uses.
 READ = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
     | {"init_lora_weights", "target_parameters", "alora_invocation_tokens"}
-    | {"task_type", "peft_version", "base_model_name_or_path"}  # what the file says of its origin
+    | {"task_type", "peft_version", "base_model_name_or_path"}  # origin of the adapter
 )
-# Settings that say how it was trained, or where the factors are, which their names say, too.
+# Settings of the training, or of the layers to adapt, which the tensor names show as well.
 IGNORED = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
     | {"auto_mapping", "revision", "inference_mode", "lora_dropout", "fan_in_fan_out"}
     | {"megatron_config", "megatron_core", "runtime_config", "velora_config"}
-    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}  # init_lora_weights counts
-    | {"qalora_group_size"}  # without use_qalora
-    | {"ensure_weight_tying"}  # of embeddings that are tied, which cannot be adapted anyway
+    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}  # init_lora_weights decides
+    | {"qalora_group_size"}  # unused without use_qalora
+    | {"ensure_weight_tying"}  # tied embeddings, which cannot be adapted anyway
 )
-# Where the factors started. The first leave the base as it is, the others change its own weights,
-# so that the factors fit no plain base. By how the name begins.
+# How the factors were initialised, by prefix. The first group leaves the base unchanged, the second
+# changes its weights, so that the factors do not fit the original base.
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 BASE_CHANGING_STARTS = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
-# Bare parameters of one module that LoRA can be on, in the order that Hugging Face's models declare
-# them: PEFT wraps them from the first on, each around the one before.
+# Bare parameters of one module that LoRA can adapt, in the order in which Hugging Face's models
+# declare them: PEFT wraps them in this order, each around the one before.
 _DECLARED = ("gate_up_proj", "down_proj")
 
 
 @dataclass
 class Findings:
-    """What stands against a conversion: lines for the user, and the first hint that was given."""
+    """Reasons why a conversion is not possible, and the first hint that was given."""
 
     problems: list[str] = field(default_factory=list)
     hint: str = ""
     details: list[str] = field(default_factory=list)
 
     def add(self, problem: str, hint: str = "", details: Sequence[str] = ()) -> None:
-        """Note one problem; its hint is kept unless an earlier problem had one.
+        """Add one problem; its hint is kept unless an earlier problem had one.
 
-        `details` are the single findings that the problem sums up.
+        `details` are the single findings that the problem summarises.
         """
         self.problems.append(problem)
         self.hint = self.hint or hint
@@ -108,10 +108,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The numbers by which each layer's factor is found.
+    """The settings that define each layer's factor.
 
-    `default_rank` and `default_alpha` are None where the file does not say them soundly, which
-    is then among the findings.
+    `default_rank` and `default_alpha` are None if the file has no valid value; this is then one
+    of the findings.
     """
 
     default_rank: int | None = None
@@ -123,14 +123,14 @@ class PeftConfig:
     provenance: Mapping[str, str] = field(default_factory=dict)  # by GGUF key
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     notes: tuple[str, ...] = ()
-    is_usable: bool = True  # False: what the findings have says enough
+    is_usable: bool = True  # False: the findings already explain why
 
     def adapted(self, module: str) -> tuple[str, bool]:
-        """What PEFT's `module` adapts, and whether that is a bare parameter: mostly itself.
+        """The name of what PEFT's `module` adapts (mostly itself), and whether it is a parameter.
 
-        Parameters (target_parameters) have a wrapper for each, named like the module that owns
-        them: `mlp.experts.base_layer` inside of `mlp.experts`. Returned is the parameter's full
-        name. Raises ValueError where a wrapper's parameter cannot be told.
+        Each parameter (target_parameters) has a wrapper that is named like the module that owns it:
+        `mlp.experts.base_layer` inside `mlp.experts`. Returns the parameter's full name. Raises
+        ValueError if the parameter of a wrapper cannot be determined.
         """
         owner = module
         while owner.endswith(".base_layer"):
@@ -153,23 +153,22 @@ class PeftConfig:
         return f"{owner}.{owned[-1 - depth]}", True
 
     def rank(self, module: str) -> tuple[float | None, str]:
-        """The rank that `module` should have, and the setting that says so."""
+        """The rank that `module` should have, and the setting that defines it."""
         key = pattern_key(self.rank_pattern, module)
         if key is None:
             return self.default_rank, "r"
         return self.rank_pattern[key], f"rank_pattern {key!r}"
 
     def alpha(self, module: str) -> float:
-        """The lora_alpha of `module`; 1 where the file has none, which is among the findings."""
+        """The lora_alpha of `module`; 1 if the file has none, which is then a finding."""
         key = pattern_key(self.alpha_pattern, module)
         return (self.default_alpha or 1.0) if key is None else self.alpha_pattern[key]
 
     def pattern_notes(self, modules: Sequence[str]) -> list[str]:
-        """Remarks on the patterns: keys that name none of `modules`, modules with two values.
+        """Remarks on the patterns: keys that match none of `modules`, modules with two values.
 
-        Where two keys name a module the first one counts; but PEFT sorts the keys when it saves,
-        so which one was first in training cannot be known. A rank shows in the tensors, an alpha
-        does not.
+        If two keys match a module, the first one counts. But PEFT sorts the keys when it saves, so
+        the order in training is unknown. The tensors show the rank, but not the alpha.
         """
         notes = []
         for table, pattern in (
@@ -178,7 +177,7 @@ class PeftConfig:
         ):
             matching: dict[str, list[str]] = {name: [] for name in modules}
             for key in pattern:
-                # A router that is adapted as a bare parameter goes by its layer's name.
+                # A router that is adapted as a bare parameter uses its layer's name.
                 named = [
                     name
                     for name in modules
@@ -199,7 +198,7 @@ class PeftConfig:
 
 
 def read_config(folder: Path, findings: Findings) -> PeftConfig:
-    """Read the folder's adapter_config.json; what is wrong with it goes into `findings`."""
+    """Read the folder's adapter_config.json; problems are added to `findings`."""
     raw = _read_json(folder, findings)
     if raw is None:
         return PeftConfig(is_usable=False)
@@ -213,7 +212,7 @@ def read_config(folder: Path, findings: Findings) -> PeftConfig:
         rank = None
     parameters = _names(raw, "target_parameters", findings)
     tokens = _invocation_tokens(raw, findings)
-    if parameters and tokens:  # PEFT makes none: it could only apply them to every token
+    if parameters and tokens:  # PEFT cannot make this: it would have to apply them to every token
         findings.add(
             "alora_invocation_tokens with target_parameters: PEFT has no activated LoRA of bare "
             "parameters",
@@ -276,7 +275,7 @@ def _check_config(config: dict[str, Any], findings: Findings) -> None:
             findings.add(text, hint)
     if config.get("bias") not in (None, "none"):
         findings.add(f"bias is {config['bias']!r}: the adapter changes biases", MERGE_HINT)
-    # Each variant that PEFT has added so far came with such a switch: better to stop at the next.
+    # Each variant that PEFT has added so far came with a switch like this: refuse unknown ones.
     for key, value in config.items():
         if key.startswith("use_") and key not in UNSUPPORTED.keys() | READ and value:
             findings.add(
@@ -287,7 +286,7 @@ def _check_config(config: dict[str, Any], findings: Findings) -> None:
 
 
 def _check_start(init: object, findings: Findings) -> None:
-    """PEFT writes true here when it has converted an adapter back for the unchanged base."""
+    """PEFT writes true here after it has converted an adapter back for the original base."""
     if not isinstance(init, str) or init.lower().startswith(PLAIN_STARTS):
         return
     resave = (
@@ -318,7 +317,7 @@ def _is_used(value: object) -> bool:
 
 
 def _invocation_tokens(raw: Mapping[str, Any], findings: Findings) -> tuple[int, ...]:
-    """The tokens from which on an activated LoRA works; none for any other."""
+    """The tokens that activate an activated LoRA; empty for other adapters."""
     found = raw.get("alora_invocation_tokens")
     if found is None:
         return ()
@@ -333,7 +332,7 @@ def _invocation_tokens(raw: Mapping[str, Any], findings: Findings) -> tuple[int,
 
 
 def number_of(value: object) -> float | None:
-    """`value` as a finite float, or None: JSON also yields true, strings, NaN and Infinity."""
+    """`value` as a finite float, or None: JSON may contain true, strings, NaN and Infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -352,7 +351,7 @@ def _names(raw: Mapping[str, Any], key: str, findings: Findings) -> tuple[str, .
 
 
 def _pattern(raw: Mapping[str, Any], table: str, findings: Findings) -> dict[str, float]:
-    """The rank_pattern or alpha_pattern, without the entries that cannot be used."""
+    """The rank_pattern or alpha_pattern, without invalid entries."""
     pattern = raw.get(table) or {}
     if not isinstance(pattern, dict):
         findings.add(f"{table} is not a table of names and numbers")

@@ -1,10 +1,9 @@
-"""Reading a PEFT LoRA folder: what it holds, which factor each module has, what stands against it.
+"""Read a PEFT LoRA folder: its modules, their scaling factors, and problems.
 
-A folder is `adapter_config.json` beside `adapter_model.safetensors`, or beside the shards of it
-(`stored` reads both). Nothing here needs torch or PEFT, and nothing here knows of GGUF. Reading
-never raises for what is wrong with the adapter: everything found is collected in
-`PeftAdapter.findings`, so that the caller can add what it finds itself and report all of it in one
-go.
+A folder has `adapter_config.json` and `adapter_model.safetensors`, or shards of it (`stored` reads
+both). This module needs neither torch nor PEFT, and does not deal with GGUF. It never raises for a
+bad adapter: all problems are collected in `PeftAdapter.findings`, so that the caller can add its
+own and report everything at once.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from .peft_config import CONFIG_FILE, MERGE_HINT, Findings, PeftConfig, read_con
 from .provenance import said_by_card
 from .stored import StoredTensor, read_weights, unread_weights
 
-# Well inside float32, in which GGUF stores alpha: there, too small would be 0, which has a meaning
-# of its own (no factor at all).
+# Well within float32, in which GGUF stores alpha: there a tiny value would become 0, which means
+# "no scaling factor".
 _ALPHA_RANGE = (1e-30, 1e30)
 
 _LORA_NAME = re.compile(
@@ -37,15 +36,15 @@ _EMBEDDING_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?"
 )
 
-# What PEFT saves along when one of these is adapted: the base's own, as it was and is.
+# Base weights that PEFT saves with the adapter if one of these is adapted; they are unchanged.
 _OUTPUT_COPY = re.compile(
     r"(?:base_model\.model\.)?(?:.+\.)?(lm_head|embed_out|embed_tokens|wte|word_embeddings)\.base_layer\.weight"
 )
 
-# What training alone has a use for: VeLoRA's directions, by which it saves memory.
+# Used only in training: VeLoRA's directions, with which it saves memory.
 _TRAINING_ONLY = re.compile(r".*\.lora_velora_\w+(?:\..+)?")
 
-# Tensors that are not a LoRA factor, told apart so that the message can say what they are.
+# Tensors that are not LoRA factors, by kind, for the message.
 _FOREIGN = (
     (r"\.lora_magnitude_vector\b", "DoRA magnitudes"),
     (r"\.(lora_E|ranknum)\b", "AdaLoRA's singular values"),
@@ -62,31 +61,31 @@ _FOREIGN = (
 
 
 class Factor(Protocol):
-    """A lora_A or lora_B whose numbers are not held: its shape, its type, and how to get it."""
+    """A lora_A or lora_B that is not in memory: its shape and type, and a method to read it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape it is used in."""
+        """The shape in which it is used."""
         ...
 
     @property
     def dtype(self) -> str:
-        """How it is stored, in safetensors' words ("BF16")."""
+        """The stored type, as in safetensors ("BF16")."""
         ...
 
     def read(self) -> npt.NDArray[np.float32]:
-        """Its numbers as float32, of shape `shape`. Raises OSError when they cannot be read."""
+        """The values as float32, of shape `shape`. Raises OSError if they cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class PeftModule:
-    """One adapted layer. Its output gains `scaling * B @ A @ x`.
+    """One adapted layer, which adds `scaling * B @ A @ x` to its output.
 
-    `a` has shape (rank, d_in), `b` (d_out, rank); of an `embedding`, whose input is a token, `a`
-    has a row for each: (n_vocab, rank). Of experts both have the expert as their first axis.
-    `effective_alpha` is scaling * rank, kept beside it because it is often an exact number where
-    scaling is not. `made_of` says in words what was put together, where something was.
+    `a` has shape (rank, d_in), `b` (d_out, rank). The input of an `embedding` is a token, so its
+    `a` has shape (n_vocab, rank). For experts the first axis of both is the expert.
+    `effective_alpha` is scaling * rank; it is stored because it is often an exact number when
+    scaling is not. `made_of` describes what was combined, if anything was.
     """
 
     name: str
@@ -100,9 +99,9 @@ class PeftModule:
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
-        """The shape of the layer's weight: (d_out, d_in), of experts (n_expert, d_out, d_in).
+        """The shape of the layer's weight: (d_out, d_in), for experts (n_expert, d_out, d_in).
 
-        Of an embedding it is (n_vocab, d).
+        For an embedding it is (n_vocab, d).
         """
         if self.embedding:
             return self.a.shape[0], self.b.shape[0]
@@ -111,7 +110,7 @@ class PeftModule:
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A PEFT folder as read: its name, its modules in order of name, and what was found wrong."""
+    """A PEFT folder after reading: its name, its modules sorted by name, and the problems."""
 
     path: Path
     name: str
@@ -125,11 +124,11 @@ class PeftAdapter:
 def read_peft(folder: Path) -> PeftAdapter:
     """Read the PEFT LoRA adapter in `folder`. Never raises for a bad adapter: see `findings`.
 
-    Only headers are read here; NaNs and the fit to a base model are for the caller to check.
+    Reads only headers; the caller checks for NaN and for the fit to a base model.
     """
     findings = Findings()
     config = read_config(folder, findings)
-    name = os.path.basename(os.path.abspath(folder))  # a link keeps the name the user gave it
+    name = os.path.basename(os.path.abspath(folder))  # a link keeps the name that the user gave it
     if not config.is_usable:
         return PeftAdapter(folder, name, (), findings)
     before = len(findings.problems)
@@ -155,9 +154,9 @@ def read_peft(folder: Path) -> PeftAdapter:
 def _pair(
     tensors: list[StoredTensor], findings: Findings, *, all_there: bool
 ) -> dict[str, tuple[StoredTensor, StoredTensor]]:
-    """lora_A and lora_B by module name; whatever finds no partner becomes a finding.
+    """lora_A and lora_B by module name; a tensor without its counterpart becomes a finding.
 
-    But if not `all_there`: then its partner is in what could not be read, which is said already.
+    If not `all_there`, the counterpart may be in an unreadable file (already reported).
     """
     parts: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     foreign: dict[str, list[str]] = defaultdict(list)
@@ -195,7 +194,7 @@ def _pair(
 def _with_scalings(
     pairs: dict[str, tuple[StoredTensor, StoredTensor]], config: PeftConfig, findings: Findings
 ) -> tuple[PeftModule, ...]:
-    """The modules whose shapes, ranks and factors hold together."""
+    """The modules with consistent shapes, ranks and factors."""
     modules = []
     for wrapper, (a, b) in pairs.items():
         shapes = f"lora_A {a.shape}, lora_B {b.shape}"
@@ -216,7 +215,7 @@ def _with_scalings(
         rank = a.shape[0]
         expected, source = config.rank(adapted)
         if bare and expected and expected in range(1, rank + 1) and rank % expected == 0:
-            # PEFT lays the experts' A's one below the other; in B's columns the rank is outermost.
+            # PEFT stacks the experts' A's vertically; in B's columns the rank is the outer axis.
             n_expert, rank = int(rank // expected), int(expected)
             if n_expert > 1 or not adapted.endswith(".weight"):
                 a = a.split(n_expert, rank, a.shape[1])

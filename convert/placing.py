@@ -1,4 +1,4 @@
-"""Where each module of an adapter goes: the base's GGUF weights, and which rows of B each has."""
+"""Map each module of an adapter to the base's GGUF weights and to its rows of B there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WRONG_BASE = "is this the base model that the adapter was trained on?"
 def placed_in(
     base: BaseModel, adapter: PeftAdapter, findings: Findings, *, text_part: bool = False
 ) -> list[Placed]:
-    """The adapter's modules with the GGUF weights of `base` that they adapt, as far as they fit.
+    """The modules of the adapter that fit, with the GGUF weights of `base` that they adapt.
 
-    Single experts come back as one module for all of a layer. What does not fit goes to `findings`,
-    and so do layers for pictures or sound unless only the `text_part` is wanted.
+    Single experts become one module for all experts of a layer. Modules that do not fit are added
+    to `findings`, and so are layers for images or sound unless only the `text_part` is wanted.
     """
     if base.architecture in REFUSED:
         findings.add(f"the base is a {base.architecture}: {REFUSED[base.architecture]}")
@@ -60,7 +60,7 @@ class _Placer:
         self._taken: dict[str, str] = {}
 
     def place(self, module: PeftModule) -> None:
-        """Add a module to those that fit, or say why it does not."""
+        """Add a module to those that fit, or record why it does not."""
         parts = _parts(module, self.base, self.names)
         targets = [target for target, _ in parts]
         missing = self._missing(module, targets)
@@ -92,7 +92,7 @@ class _Placer:
             self.findings.add(f"{module.name}: {error}")
 
     def _missing(self, module: PeftModule, targets: Sequence[str]) -> str:
-        """Why the base has no weight for a module; "" where it has."""
+        """Why the base has no weight for a module; "" if it has one."""
         if not targets:
             return self.names.why_unknown(module.name)
         missing = [target for target in targets if target not in self._shapes]
@@ -103,7 +103,7 @@ class _Placer:
         return f"the base has no {missing[0]}{reason}"
 
     def _is_refused(self, module: PeftModule, whole: tuple[int, ...]) -> bool:
-        """Whether a module cannot be used whatever its shape; the findings then say why."""
+        """Whether a module cannot be used with any shape; the reason is added to the findings."""
         if module.embedding and "output.weight" not in self.base.tensors:
             self.findings.add(
                 f"{module.name}: the base's embedding is its output layer, too, of which "
@@ -145,13 +145,13 @@ def _add_misfits(
 
 
 def other_parts(adapter: PeftAdapter) -> str:
-    """The layers beside the model's text part that are adapted, in words; empty without any."""
+    """A description of the adapted layers outside the model's text part; "" if there are none."""
     parts = Counter(part for module in adapter.modules if (part := not_text(module.name)))
     return ", ".join(f"{part} ({n} layer{'s' * (n > 1)})" for part, n in parts.items())
 
 
 def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
-    """One line for all parts of the model, beside its text part, that are adapted."""
+    """One line for all adapted parts of the model outside its text part."""
     parts = other_parts(adapter)
     if not parts:
         return
@@ -168,7 +168,7 @@ def _refuse_other_parts(adapter: PeftAdapter, findings: Findings) -> None:
 def _parts(
     module: PeftModule, base: BaseModel, names: TensorNames
 ) -> list[tuple[str, Reorder | None]]:
-    """The GGUF weights that `module` becomes, with the rows of each; none where it has no name."""
+    """The GGUF weights that `module` becomes, with the rows of each; empty if it has no name."""
     parts = parts_of(base.architecture, module.name)
     if parts:
         targets = [(names.in_block(module.name, kind), reorder) for kind, reorder in parts]
@@ -178,14 +178,14 @@ def _parts(
 
 
 def _peft_version(adapter: PeftAdapter) -> tuple[int, int]:
-    """The first two numbers of the PEFT that saved the adapter; zeros where it does not say."""
+    """The first two numbers of the PEFT version that saved the adapter; zeros if unknown."""
     text = adapter.provenance.get("logo_local.peft_version", "")
     found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _layer_shape(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of the layer that became weights of these shapes, one below the other."""
+    """The shape of the layer that was split into weights of these shapes, in this order."""
     if len(parts) == 1:
         return parts[0]
     *experts, _, d_in = parts[0]

@@ -1,4 +1,4 @@
-"""What a conversion will do, worked out and checked before anything is written."""
+"""Plan and check a conversion before anything is written."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted weight: where it comes from, where it goes, what is done on the way.
+    """One adapted weight: its source, its target, and the changes.
 
     A has shape (rank, d_in), B (d_out, rank); see PeftModule for an embedding and experts. Several
-    rows may have one module. `factor` is what B is multiplied with when written (1.0: left as it
-    is), `order` the rows of B that are written (None: all, as they are), `types` the GGUF types of
-    A and B as written.
+    rows may have one module. `factor` is applied to B when it is written (1.0: unchanged), `order`
+    is the order of the written rows of B (None: all, unchanged), `types` are the GGUF types of A
+    and B in the file.
     """
 
     module: PeftModule
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def scaling(self) -> float:
-        """What PEFT multiplies B A x with."""
+        """The factor that PEFT applies to B A x."""
         return self.module.scaling
 
     @property
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def transform(self) -> str:
-        """What is done to B, in words for a table; empty when it is left as it is."""
+        """What is done to B, as text for a table; empty if it is unchanged."""
         parts = [self.module.made_of] if self.module.made_of else []
         if self.order is not None:
             parts.append(self.order.text)
@@ -89,12 +89,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that can be done, or was: the plan that `--dry-run` prints.
+    """A conversion that is possible, or was done: the plan that `--dry-run` prints.
 
-    `lora_alpha` is the number in the GGUF file, by which llama.cpp finds each layer's factor
-    lora_alpha / rank; what a layer has beyond that is in its row's `factor`. `notes` are remarks
-    the user should see. `n_bytes` is the size of all tensors as written, `provenance` what the
-    adapter says of its origin, by GGUF key. `invocation_tokens` are those of an activated LoRA.
+    `lora_alpha` is the number in the GGUF file from which llama.cpp computes each layer's factor
+    lora_alpha / rank; the rest of a layer's scaling is in its row's `factor`. `notes` are remarks
+    for the user. `n_bytes` is the size of all tensors in the file, `provenance` the metadata about
+    the adapter's origin, by GGUF key. `invocation_tokens` are those of an activated LoRA.
     """
 
     source: Path
@@ -111,7 +111,7 @@ class Conversion:
 
     @property
     def rank_text(self) -> str:
-        """The ranks in words: `8`, or `4-16` where they differ."""
+        """The ranks as text: `8`, or `4-16` if they differ."""
         ranks = sorted({row.rank for row in self.rows})
         return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
 
@@ -126,15 +126,15 @@ def plan_conversion(
     to_run: bool = False,
     text_part: bool = False,
 ) -> Conversion:
-    """Work out how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
+    """Plan how the PEFT or mlx-lm adapter in folder `source` becomes the GGUF LoRA file `out`.
 
-    Reads every tensor once (to find NaNs and numbers that `outtype` cannot hold) and writes
+    Reads every tensor once (to find NaN and numbers that `outtype` cannot represent) and writes
     nothing. `progress` is called with the number of tensors checked and their total. With `to_run`
-    an activated LoRA stands against it, too: a GGUF file can hold one, but not for this runtime.
-    With `text_part` layers for pictures or sound are left out, which a text prompt does not reach.
+    an activated LoRA is an error: GGUF supports it, but this runtime does not. With `text_part`
+    layers for images or sound are skipped; a text prompt does not use them.
 
-    Raises ConversionError with everything that stands against the conversion, ModelError when
-    `base` is a path that holds no model, ValueError for an outtype not in `OUTTYPES`.
+    Raises ConversionError with all problems, ModelError if `base` is a path without a model,
+    ValueError for an outtype that is not in `OUTTYPES`.
     """
     if outtype not in OUTTYPES:
         raise ValueError(f"outtype is {outtype!r}; it must be one of {', '.join(OUTTYPES)}")
@@ -181,7 +181,7 @@ def plan_conversion(
 
 
 def _read(source: Path) -> PeftAdapter:
-    """The adapter in a folder, whoever trained it."""
+    """The adapter in a folder, trained with PEFT or mlx-lm."""
     if not source.is_dir():
         what = "is a file" if source.exists() else "does not exist"
         raise ConversionError(
@@ -198,7 +198,7 @@ def _rows(
     findings: Findings,
     progress: Progress | None,
 ) -> tuple[list[Row], float]:
-    """The rows of a conversion, every number checked, and the largest magnitude in any B."""
+    """The rows of a conversion, with every number checked, and the largest magnitude in any B."""
     rows: list[Row] = []
     broken: list[str] = []
     largest_b = 0.0
@@ -214,7 +214,7 @@ def _rows(
         rows.append(row)
         if progress:
             progress(2 * (done + 1), 2 * len(placed))
-    if broken:  # as a rule all of them are, or none
+    if broken:  # usually all tensors are broken, or none
         more = f", and so have {len(broken) - 1} more" if len(broken) > 1 else ""
         findings.add(
             f"{broken[0]} has numbers that are not finite (NaN or infinity){more}",
@@ -226,7 +226,7 @@ def _rows(
 def _notes(
     adapter: PeftAdapter, rows: Sequence[Row], largest_b: float, outtype: str, *, text_part: bool
 ) -> list[str]:
-    """Remarks on a conversion that can be done."""
+    """Remarks on a possible conversion."""
     notes = list(adapter.notes)
     if text_part and (left_out := other_parts(adapter)):
         notes.append(f"left out, as not of the text part: {left_out}")
@@ -240,7 +240,7 @@ def _notes(
 
 
 def n_stored_bytes(shape: tuple[int, ...], type_name: str) -> int:
-    """How many bytes a tensor of this shape takes in the GGUF type `type_name`."""
+    """The size in bytes of a tensor of this shape in the GGUF type `type_name`."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name.upper()]]
     return math.prod(shape) // int(block) * int(size)
 
@@ -269,17 +269,17 @@ def _check_tokens(tokens: tuple[int, ...], base: BaseModel, findings: Findings) 
 def _shared_alpha(modules: list[PeftModule]) -> float:
     """The effective alpha (as float32) that most modules have.
 
-    A GGUF LoRA has one alpha for all of its layers. With this choice as few layers as can be have
-    their numbers touched: none, unless alpha_pattern, or rsLoRA over several ranks, is at work.
+    A GGUF LoRA has one alpha for all layers. With this choice as few layers as possible are
+    rescaled: none, unless alpha_pattern, or rsLoRA with several ranks, is used.
     """
     counts = Counter(float(np.float32(module.effective_alpha)) for module in modules)
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
 def _gguf_type(tensor: Factor, outtype: str) -> str:
-    """`outtype`, or f16 where q8_0's blocks of 32 do not fit the rows, as llama.cpp does it.
+    """`outtype`, or f16 if the rows do not fill q8_0's blocks of 32, as in llama.cpp.
 
-    With "auto" the type that the tensor is stored in; float32 where that is wider.
+    With "auto" the stored type of the tensor; float32 if that is wider.
     """
     if outtype == "auto":
         return {"F16": "f16", "BF16": "bf16"}.get(tensor.dtype, "f32")
@@ -287,9 +287,9 @@ def _gguf_type(tensor: Factor, outtype: str) -> str:
 
 
 def _check_values(row: Row, findings: Findings, broken: list[str]) -> float:
-    """Look for numbers that cannot be written. Returns the largest magnitude in B.
+    """Check for numbers that cannot be written. Returns the largest magnitude in B.
 
-    Tensors that hold NaN or infinity are added to `broken`.
+    Tensors with NaN or infinity are added to `broken`.
     """
     largest = 0.0
     for part, tensor, type_name in zip("AB", (row.module.a, row.module.b), row.types, strict=True):

@@ -1,4 +1,4 @@
-"""Where a converted adapter comes from: what is written into the GGUF file beside its tensors."""
+"""The origin of a converted adapter, written as metadata into the GGUF file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import gguf
 from ..files.gguf_bounds import printable
 from ..files.model_card import CARD, card_fields
 
-LONGEST = 256  # characters of a value that somebody else wrote
+LONGEST = 256  # characters; limit for values from other people's files
 
 
 def said_by_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the adapter's config says of its origin, by GGUF key."""
+    """The origin according to the adapter's config, by GGUF key."""
     keys = {
         "general.base_model.0.name": "base_model_name_or_path",
         "logo_local.task_type": "task_type",
@@ -25,13 +25,13 @@ def said_by_config(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def said_by_mlx(config: Mapping[str, Any]) -> dict[str, str]:
-    """The same of an mlx-lm adapter's config."""
+    """The same for an mlx-lm adapter's config."""
     text = _text(config.get("model"))
     return {"general.base_model.0.name": text} if text else {}
 
 
 def said_by_card(folder: Path) -> dict[str, str]:
-    """The licence in the adapter's card, by GGUF key; nothing where there is none."""
+    """The licence in the adapter's card, by GGUF key; empty if there is none."""
     try:
         text = _text(card_fields(folder / CARD).get("license"))
     except OSError:

@@ -1,9 +1,9 @@
-"""Tensors in safetensors files: where each lies, checked, and read one at a time.
+"""Tensors in safetensors files: found, checked, and read one at a time.
 
-The weights of an adapter are one file, or several, its shards. Which tensor is in which shard the
-shards say themselves; an index beside them (transformers writes one) must say the same. Shards
-without an index are taken when none is missing by their numbers. Nothing raises for what is wrong
-with the files: it goes into the findings.
+The weights of an adapter are in one file or in several shards. The shards themselves show which
+tensors they contain; an index (transformers writes one) must agree. Shards without an index are
+accepted if the numbers in their names are complete. Nothing raises for invalid files: problems are
+added to the findings.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .peft_config import Findings
 
 PICKLE_FILE = "adapter_model.bin"
 
-_MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
+_MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 
-# Stored types that become float32 without loss (F64 is the one that is rounded).
+# Stored types that become float32 without loss (F64 is rounded).
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 _DAMAGED = "the file may be damaged or only half downloaded"
@@ -43,10 +43,10 @@ _RESAVE_HINT = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a safetensors file that has been checked; its data is not held.
+    """The place of one tensor in a checked safetensors file; its data is not in memory.
 
-    `shape` is the one it is used in. Where that is not the file's, `axes` says which axis of the
-    file's shape each of its own is, as numpy's transpose takes them.
+    `shape` is the shape in which it is used. If the file has another axis order, `axes` gives for
+    each axis the axis of the file's shape, as in numpy's transpose.
     """
 
     path: Path
@@ -57,19 +57,19 @@ class StoredTensor:
     axes: tuple[int, ...] = ()
 
     def turned(self, *axes: int) -> StoredTensor:
-        """The same tensor with its axes in another order, as numpy's transpose."""
+        """The same tensor with its axes in another order, as in numpy's transpose."""
         own = self.axes or tuple(range(len(self.shape)))
         shape = tuple(self.shape[axis] for axis in axes)
         return replace(self, shape=shape, axes=tuple(own[axis] for axis in axes))
 
     def split(self, *shape: int) -> StoredTensor:
-        """The same numbers, which lie in the file in their own order, in another shape."""
+        """The same data in another shape, in the order of the file."""
         return replace(self, shape=shape)
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor as float32 (shape `self.shape`), read from the file now.
 
-        Raises OSError when the file has shrunk since it was checked.
+        Raises OSError if the file has become shorter since it was checked.
         """
         count = math.prod(self.shape)
         raw = np.fromfile(self.path, _DTYPES[self.dtype], count, offset=self.offset)
@@ -78,7 +78,7 @@ class StoredTensor:
         if self.dtype == "BF16":  # numpy has no bfloat16: its bits are the upper half of float32's
             values = (raw.astype(np.uint32) << 16).view(np.float32)
         else:
-            with np.errstate(over="ignore"):  # too large for float32: seen later as not finite
+            with np.errstate(over="ignore"):  # too large for float32: found later as not finite
                 values = raw.astype(np.float32, copy=False)
         if not self.axes:
             return values.reshape(self.shape)
@@ -108,7 +108,7 @@ def read_weights(folder: Path, findings: Findings) -> list[StoredTensor]:
 
 
 def unread_weights(folder: Path) -> list[str]:
-    """The names of files with weights that `read_weights` leaves alone, if it finds better ones."""
+    """The names of weight files that `read_weights` ignores because others have priority."""
     single, shards = (folder / WEIGHTS_FILE).is_file(), shards_in(folder) if folder.is_dir() else []
     pickle = [PICKLE_FILE] if (single or shards) and (folder / PICKLE_FILE).exists() else []
     return [*pickle, *(path.name for path in shards if single)]
@@ -127,7 +127,7 @@ def _index_of(folder: Path, shards: list[Path]) -> Path | None:
 
 
 def _weight_map(index: Path, findings: Findings) -> dict[str, str]:
-    """The file of each tensor as `index` has it; empty where that cannot be read."""
+    """The file of each tensor according to `index`; empty if it cannot be read."""
     try:
         content = json.loads(read_text(index))
     except (OSError, ValueError, RecursionError) as error:
@@ -148,7 +148,7 @@ def _read_indexed(
     weight_map = _weight_map(index, findings)
     named = sorted(set(weight_map.values()))
     strange = [name for name in named if not SHARD_NAME.fullmatch(name)]
-    if strange:  # never opened: it may be a path to anywhere
+    if strange:  # never opened: the path may lead anywhere
         findings.add(
             f"{index.name} names {_first(map(repr, strange))}, "
             "where adapter_model-00001-of-00002.safetensors and the like must stand",
@@ -191,7 +191,7 @@ def _read_numbered(shards: list[Path], findings: Findings) -> list[StoredTensor]
 
 
 def _headers(paths: list[Path], findings: Findings) -> dict[str, list[StoredTensor]]:
-    """The tensors of each file that can be read, by its name."""
+    """The tensors of each readable file, by its name."""
     headers = {}
     for path in paths:
         before = len(findings.problems)
@@ -202,7 +202,7 @@ def _headers(paths: list[Path], findings: Findings) -> dict[str, list[StoredTens
 
 
 def _only_once(headers: Mapping[str, list[StoredTensor]], findings: Findings) -> list[StoredTensor]:
-    """All tensors, each once; one that lies in two files becomes a finding."""
+    """All tensors, each once; one that is in two files becomes a finding."""
     places: dict[str, list[StoredTensor]] = defaultdict(list)
     for tensors in headers.values():
         for tensor in tensors:
@@ -217,7 +217,7 @@ def _only_once(headers: Mapping[str, list[StoredTensor]], findings: Findings) ->
 
 
 def _first(names: Iterable[str]) -> str:
-    """The first of the names, and how many more there are."""
+    """The first of the names, and the number of others."""
     first, *others = map(printable, names)
     return f"{first} (and {len(others)} more)" if others else first
 
@@ -225,10 +225,10 @@ def _first(names: Iterable[str]) -> str:
 def _checked_header(path: Path) -> tuple[int, dict[str, Any]]:
     """The length of a safetensors file's header, and the entry of each tensor in it.
 
-    Read rather than mapped, as the safetensors library would do: a file that another program
-    truncates meanwhile is an error and not a signal. Raises ValueError, KeyError or TypeError for
-    whatever that library refuses: a header that is no JSON object of its kind, data that overlap,
-    leave a gap, or do not end where the file does.
+    Uses reads, not a memory map as the safetensors library: if another program truncates the file,
+    the result is an error and not a signal. Raises ValueError, KeyError or TypeError for whatever
+    that library rejects: an invalid JSON header, or data that overlap, have a gap, or do not end
+    at the end of the file.
     """
     with path.open("rb") as file:
         n_bytes = file.seek(0, 2)
@@ -265,7 +265,7 @@ def _kind_of(path: Path) -> str:
 
 
 def read_header(path: Path, findings: Findings) -> list[StoredTensor]:
-    """The tensors of a safetensors file, checked and unread; what is wrong goes to `findings`."""
+    """The tensors of a safetensors file, checked but unread; problems go to `findings`."""
     if (kind := _kind_of(path)) == LFS_POINTER:
         findings.add(f"{path.name}: {kind}", LFS_HINT)
         return []

@@ -1,10 +1,10 @@
-"""From a Hugging Face module name to the GGUF weight it became.
+"""Map a Hugging Face module name to its GGUF weight.
 
-The names come from the gguf package's own table, so they follow llama.cpp. What is not known there
-for the base's architecture has no GGUF name; nothing is guessed.
+The names come from the gguf package's own table, so they follow llama.cpp. A module that is not in
+the table of the base's architecture has no GGUF name; nothing is guessed.
 
-In a model for pictures or sound the text part sits inside another model, and its layers have that
-model's names. A base's GGUF holds the text part alone, under the names it has by itself.
+In a model for images or sound the text part is inside another model, and its layers have that
+model's names. A base's GGUF has only the text part, under its own names.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 
-# How names of a text part begin inside another model, and how they begin without it. Looked up in
-# this order, after the name as it is; that a beginning fits says nothing until the name is known.
+# Prefixes of a text part inside another model, and the prefixes without it. Tried in this order,
+# after the unchanged name; a prefix only counts if the resulting name is known.
 _WRAPPERS: tuple[tuple[str, str], ...] = (
     ("model.language_model.model.", "model."),
     ("model.language_model.", "model."),  # transformers since 4.52
     ("language_model.model.", "model."),  # and before
-    ("language_model.", ""),  # its lm_head; or a part whose names begin otherwise
+    ("language_model.", ""),  # its lm_head; or a part with another prefix
     ("language_model.", "model."),  # adapted without its head
     ("model.text_model.", "model."),  # SmolVLM, Idefics 3
     ("text_model.", "model."),
@@ -34,7 +34,7 @@ _WRAPPERS: tuple[tuple[str, str], ...] = (
     ("llm.", ""),  # MiniCPM-V
     ("_orig_mod.", ""),  # compiled by torch
 )
-# Parts of names that stand for what sees or hears, or hands that on to the text part.
+# Parts of names for vision or audio layers, or for the connectors to the text part.
 _NO_TEXT = frozenset(
     {"vision_tower", "vision_model", "vision_encoder", "vision", "visual", "vpm", "vit"}
     | {"image_encoder", "image_newline", "patch_embedding", "embed_vision", "qformer"}
@@ -47,14 +47,14 @@ _BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def not_text(module: str) -> str | None:
-    """The part of `module`'s name by which it belongs to pictures or sound, or None."""
+    """The part of `module`'s name that shows that it is for images or sound, or None."""
     return next((part for part in module.split(".") if part in _NO_TEXT), None)
 
 
 def _without_wrapper(module: str) -> Iterator[str]:
-    """`module` as it is, and as it may be called in the text part by itself."""
+    """`module` unchanged, and its possible names in the text part alone."""
     yield module
-    if module.rpartition(".")[2] == "unembed_tokens":  # Tinker's name of it
+    if module.rpartition(".")[2] == "unembed_tokens":  # Tinker's name for it
         yield "lm_head"
     for wrapper, start in _WRAPPERS:
         if module.startswith(wrapper):
@@ -77,9 +77,9 @@ class TensorNames:
         return None if name is None else f"{name}.weight"
 
     def in_block(self, module: str, kind: str) -> str | None:
-        """The GGUF weight `kind` ("attn_q") of the block that `module` lies in, or would lie in.
+        """The GGUF weight `kind` ("attn_q") of the block of `module`, even if the base lacks it.
 
-        None where what comes before the number is not how blocks are named.
+        None if the part before the number is not a name of blocks.
         """
         for name in _without_wrapper(module):
             number = _BLOCK_NUMBER.search(name)
@@ -88,7 +88,7 @@ class TensorNames:
         return None
 
     def anywhere(self, module: str) -> str | None:
-        """As `target`, also for a block whose number is beyond the base's last."""
+        """Like `target`, but also for a block whose number is too high for the base."""
         number = _BLOCK_NUMBER.search(module)
         if number is None:
             return self.target(module)
@@ -96,7 +96,7 @@ class TensorNames:
         return None if found is None else found.replace("blk.0.", f"blk.{number[0]}.", 1)
 
     def why_unknown(self, module: str) -> str:
-        """What to tell the user about a module for which `target` is None."""
+        """The explanation for the user of a module for which `target` is None."""
         number = _BLOCK_NUMBER.search(module)
         if number and int(number[0]) >= self._n_blocks:
             first = module[: number.start()] + "0" + module[number.end() :]

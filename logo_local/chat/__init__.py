@@ -1,9 +1,9 @@
-"""A conversation on a terminal: lines in, streamed answers out, and what was blended.
+"""A chat on a terminal: reads lines, streams answers, and shows the blended adapters.
 
 Answers go to standard output, everything else to standard error. `session` has the turns,
-`commands` what begins with a slash, `settings` what /set can change, `transcript` the files of
-/save and /load, `lines` and `reading` where the lines come from, and `editor` the one that knows
-prompt_toolkit. None of them knows llama_cpp: they ask an engine (`ask.Engine`).
+`commands` the slash commands, `settings` the options of /set, `transcript` the files of /save and
+/load, `lines` and `reading` the input, and `editor` the only use of prompt_toolkit. None of them
+uses llama_cpp: they call an engine (`ask.Engine`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def chat(
 ) -> None:
     """Talk until /bye or the end of input.
 
-    With a chat template the conversation so far, after `system`, is part of each prompt; without
-    one, or with `raw`, each line is completed by itself. `explain` shows the scores after each
-    answer, `suggestions` are prompts to try that are shown first,
-    `background` says what is done meanwhile. `read` is given the prompt and
-    returns the next line; it raises EOFError at the end, and KeyboardInterrupt for Ctrl+C. The
-    default is an editor on the terminal.
+    With a chat template, each prompt contains the conversation so far, after `system`; without
+    one, or with `raw`, each line is completed separately. `explain` shows the scores after each
+    answer, `suggestions` are example prompts that are shown first, `background` returns the
+    status of background work. `read` gets the prompt and returns the next line; it raises
+    EOFError at the end, and KeyboardInterrupt for Ctrl+C. The default is an editor on the
+    terminal.
     """
     raw = raw or not has_chat_template(llm)
     session = Session(
@@ -58,5 +58,5 @@ def chat(
 
 
 def is_terminal() -> bool:
-    """Whether somebody sits at the other end of standard input."""
-    return sys.stdin is not None and sys.stdin.isatty()  # None where it was closed
+    """Whether standard input is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()  # None if it was closed

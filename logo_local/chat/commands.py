@@ -1,4 +1,4 @@
-"""What begins with a slash in a chat: one table, from which the help and Tab are made."""
+"""The slash commands of a chat: one table, which also gives the help and completion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """One command; `argument` is NAME, FILE or OPTION, in brackets where it may be left out."""
+    """One command; `argument` is NAME, FILE or OPTION, in brackets if it is optional."""
 
     name: str
     help: str
@@ -50,12 +50,12 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """How it is typed: "/pin NAME"."""
+        """How to type it: "/pin NAME"."""
         return f"{self.name} {self.argument}".rstrip()
 
 
 def run(session: Session, line: str) -> None:
-    """Do what `line` says, which begins with a slash; LogoError where that cannot be."""
+    """Run the command in `line`, which begins with a slash; LogoError if it fails."""
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     command = _BY_NAME.get(name)
@@ -74,9 +74,9 @@ def run(session: Session, line: str) -> None:
 
 
 def complete(text: str, adapters: Sequence[str]) -> tuple[int, list[str]]:
-    """What may stand at the end of `text`, a command as far as it is typed; see `lines.Complete`.
+    """Completions for the end of `text`, a partly typed command; see `lines.Complete`.
 
-    Looks into folders for the names of files.
+    Lists folders to complete file names.
     """
     if not text.startswith("/") or "\n" in text:
         return 0, []
@@ -115,7 +115,7 @@ def _files(start: str) -> tuple[int, list[str]]:
     ]
 
 
-# What the commands do
+# The functions of the commands
 
 
 def _help(_session: Session, _argument: str) -> None:

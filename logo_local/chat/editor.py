@@ -1,6 +1,6 @@
-"""The line editor of a chat on a terminal: history, Tab, messages of several lines.
+"""The line editor of a chat on a terminal: history, completion, messages of several lines.
 
-The one place that knows prompt_toolkit, imported when a chat begins.
+The only module that uses prompt_toolkit; imported when a chat begins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .. import config
 from ..console.terminal import note
 from .lines import MORE, Complete, is_open
 
-_MOST_BYTES = 1 << 20  # of history; above it the older half goes
+_MOST_BYTES = 1 << 20  # of history; above this the older half is removed
 
 
 class Editor:
@@ -35,8 +35,8 @@ class Editor:
     def __init__(self, screen: TextIO, complete: Complete) -> None:
         output = create_output(screen)
         if isinstance(output, Vt100_Output):
-            # Asking the terminal where the cursor is serves menus, which there are none of, and
-            # what comes late would be read as typed.
+            # The cursor position is needed only for menus, which are not used, and a late reply of
+            # the terminal would be read as typed text.
             output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             output=output,
@@ -54,18 +54,18 @@ class Editor:
     def read(self, prompt: str) -> str:
         """The next message; EOFError for Ctrl+D, KeyboardInterrupt for Ctrl+C on an empty line."""
         text = self._session.prompt(prompt)
-        # Bytes that are no UTF-8 come as surrogates, which no tokenizer takes.
+        # Invalid UTF-8 bytes become surrogates, which no tokenizer accepts.
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _continuation(width: int, _line: int, wraps: int) -> str:
-    """What stands before a further line; nothing to be seen where a long one goes on."""
+    """The prefix of a further line; only spaces if a long line is wrapped."""
     return " " * width if wraps else MORE
 
 
 def _keys() -> KeyBindings:
     keys = KeyBindings()
-    typing = has_focus(DEFAULT_BUFFER)  # and not searching the history, which has keys of its own
+    typing = has_focus(DEFAULT_BUFFER)  # the history search has its own key bindings
 
     @keys.add("enter", filter=typing)
     def _enter(event: KeyPressEvent) -> None:
@@ -102,7 +102,7 @@ class _Completer(Completer):
 
 
 class _SafeHistory(FileHistory):
-    """A history on disk whose disk may fill up: the chat goes on."""
+    """A history on disk; if the disk is full, the chat continues."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
@@ -110,9 +110,9 @@ class _SafeHistory(FileHistory):
 
 
 def history(path: Path) -> History:
-    """What was typed before, in the file at `path`, which only its owner can read.
+    """The input history in the file at `path`, which only its owner can read.
 
-    Where it cannot be written, the history of this chat alone, with a line that says so.
+    If it cannot be written, a warning is printed and the history is kept for this chat only.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +126,6 @@ def history(path: Path) -> History:
 
 
 def newer_half(content: bytes) -> bytes:
-    """The later entries of a history file, each whole: an entry begins with an empty line."""
+    """The newer entries of a history file, each complete: an entry begins with an empty line."""
     start = content.find(b"\n# ", len(content) // 2)
     return content[start:] if start >= 0 else b""

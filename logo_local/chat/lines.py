@@ -1,4 +1,4 @@
-"""Where a chat's lines come from, and how several of them are one message.
+"""Parse the lines of a chat, of which several can form one message.
 
 Pure functions; `reading` reads from the terminal.
 """
@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 
 PROMPT = ">>> "
-MORE = "... "  # before the further lines of a message
+MORE = "... "  # prompt of the further lines of a message
 
-# For the text before the cursor: how many characters at its end are replaced, and by what.
+# For the text before the cursor: how many characters at its end to replace, and the replacements.
 Complete = Callable[[str], tuple[int, list[str]]]
 
 _QUOTES = '"""'
@@ -25,9 +25,9 @@ def is_open(text: str) -> bool:
 
 
 def unwrapped(text: str) -> str:
-    """The message without white space around it; between three quotation marks it stays as it is.
+    """The message without surrounding white space; text in three quotation marks is unchanged.
 
-    Only the line ends next to the marks belong to them.
+    Only the line breaks next to the quotation marks are removed.
     """
     begin = _OPENED.match(text)
     if begin is None or is_open(text):
@@ -37,7 +37,7 @@ def unwrapped(text: str) -> str:
 
 
 def read_message(read: Callable[[str], str], state: str = "") -> str:
-    """The next message or command, asked for with `state` before the prompt; raises as `read`."""
+    """Read the next message or command, with `state` before the prompt; raises as `read`."""
     text = read(state + PROMPT)
     while is_open(text):
         text += "\n" + read(MORE)

@@ -1,4 +1,4 @@
-"""Lines from the terminal: by the editor, or plainly where nothing can be drawn."""
+"""Read lines from the terminal, with the editor if possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .lines import Complete
 
 
 def reader(complete: Complete) -> Callable[[str], str]:
-    """What reads from the terminal at standard input: the editor where one can be drawn."""
+    """A function that reads from the terminal at standard input: the editor if it can draw."""
     screens = (s for s in (sys.stdout, sys.stderr) if s is not None and s.isatty())
     screen = next(screens, None)
     if screen is None or os.environ.get("TERM") in ("dumb", "unknown"):
@@ -26,13 +26,13 @@ def reader(complete: Complete) -> Callable[[str], str]:
 
 
 def _plain(screen: TextIO | None, prompt: str) -> str:
-    """A line of standard input; the prompt is for a screen only."""
+    """A line of standard input; the prompt is only for a screen."""
     if screen is not None:
         screen.write(prompt)
         screen.flush()
     line = sys.stdin.readline()
     if not line:
         if screen is not None:
-            screen.write("\n")  # what comes next begins its own line
+            screen.write("\n")  # start the next output on its own line
         raise EOFError
     return line.removesuffix("\n")

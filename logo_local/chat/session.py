@@ -1,6 +1,6 @@
-"""A conversation: its turns, and what is known between them.
+"""The state of a chat between turns, and its turns.
 
-Lines come from a function, so that nothing here knows how they are typed.
+Lines come from a function, so this module does not depend on the input method.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from . import commands
 from .lines import read_message
 from .settings import Settings
 
-LEAVE = ("exit", "quit")  # typed as in other programs
+LEAVE = ("exit", "quit")  # accepted because other programs use them
 
 
 class Session:
-    """One chat with an engine; `raw` completes each message by itself, as no conversation.
+    """One chat with an engine; with `raw` each message is completed separately.
 
-    `suggestions` are prompts that the opening shows; `background` says in a few words what is done
-    meanwhile, "" for nothing.
+    `suggestions` are prompts shown in the opening; `background` returns a short status of
+    background work, "" if there is none.
 
-    `messages` are those by user and assistant in turn, `last` is the last message that was sent,
-    `before` the route of the turn before the last one; with `base_only` the next answers are the
-    base model's.
+    `messages` alternate between user and assistant, `last` is the last message sent, `before` the
+    route of the turn before the last; with `base_only` the next answers come from the base model
+    alone.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Session:
         self.last = ""
         self.before: Route | None = None
         self.over = self.base_only = False
-        self._ahead: Thread | None = None  # reads the conversation while nobody asks
+        self._ahead: Thread | None = None  # reads ahead while the user is idle
 
     def run(self, read: Callable[[str], str]) -> None:
-        """Answer what `read` returns until the end; Ctrl+C ends what goes on, never the chat."""
+        """Answer what `read` returns until the end; Ctrl+C stops an answer, never the chat."""
         aside(opening(self.llm))
         if self.suggestions:
             aside("Some prompts to try:")
@@ -81,7 +81,7 @@ class Session:
                 note("Ctrl+D or /bye leaves")
 
     def take(self, text: str) -> None:
-        """One message or command."""
+        """Handle one message or command."""
         self.stop_reading()
         if text.startswith("//"):
             self.turn(text[1:])
@@ -96,17 +96,17 @@ class Session:
             self.turn(text)
 
     def complete(self, text: str) -> tuple[int, list[str]]:
-        """What Tab offers behind `text`; see `lines.Complete`."""
+        """Completions for the end of `text`; see `lines.Complete`."""
         return commands.complete(text, self.llm.pool.names)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """What the engine is asked for a conversation that ends with a message of the user's."""
+        """The engine's prompt for a conversation that ends with a user message."""
         if self.raw:
             return messages[-1]["content"]
         return [*system_messages(self.settings.system), *messages]
 
     def count(self, messages: Sequence[Message]) -> int:
-        """The tokens of a conversation; as many as the context has, where it does not fit."""
+        """The tokens of a conversation; the context size if it does not fit."""
         try:
             return len(self.llm.tokens_of(self.prompt(messages)))
         except PromptError:
@@ -130,7 +130,7 @@ class Session:
             print_error(error)
             return
         shown.end()
-        # Nothing said: two messages of the user in a row would upset some templates.
+        # Skip turns without an answer: some templates reject two user messages in a row.
         if answer.text and not self.raw:
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         if self.messages and not self.raw:
@@ -145,13 +145,13 @@ class Session:
             self._say_how_it_ended(answer)
             if self.explain:
                 self.why()
-            if not (self.explain and self.llm.last_route.is_base):  # else it is said already
+            if not (self.explain and self.llm.last_route.is_base):  # otherwise already shown
                 aside(report.blend_line(self.llm.last_route, err_console().width))
             if is_verbose():
                 note(report.answer_line(self.llm.timings_ms, self.llm.usage))
 
     def _make_room(self, message: Message) -> None:
-        """Forget the oldest turns where the conversation would leave no room for an answer."""
+        """Drop the oldest turns if the conversation leaves too little space for an answer."""
         if self.raw or not self.messages:
             return
         n_ctx, longest = self.llm.n_ctx(), self.settings.sampling.max_tokens
@@ -179,14 +179,14 @@ class Session:
             console.print(report.explain_table(self.llm.last_route, console.width, bars=bars))
 
     def _read_ahead(self) -> None:
-        """Use the time in which the answer is read, so that the next route costs less.
+        """Read the conversation in the background while the user reads the answer.
 
-        That is so with prefill="base" only: else the engine reads nothing of a conversation ahead.
+        Makes the next route faster. Only with prefill="base"; otherwise the engine does nothing.
         """
         prompt = self.prompt(self.messages)
 
         def read() -> None:
-            with suppress(LogoError):  # whatever it is, the next message will meet it too
+            with suppress(LogoError):  # the next message will raise the same error
                 self.llm.read_ahead(prompt)
 
         self._ahead = Thread(target=read, daemon=True)
@@ -195,13 +195,13 @@ class Session:
     def stop_reading(self) -> None:
         """Wait until the engine is free."""
         while self._ahead is not None and self._ahead.is_alive():
-            with suppress(KeyboardInterrupt):  # nothing may be freed under its feet
+            with suppress(KeyboardInterrupt):  # nothing may be freed while it is in use
                 self._ahead.join()
         self._ahead = None
 
 
 def opening(llm: Engine) -> str:
-    """One line about the model and its adapters, and how many of these the router knows."""
+    """One line about the model, its adapters, and how many of them have example prompts."""
     n, missing = len(llm.pool.names), len(llm.without_profile())
     adapters = "no adapters" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters"
     looked_for = llm.routing.self_profile and llm.routing.resolved() == registry.DEFAULT
@@ -214,12 +214,12 @@ def opening(llm: Engine) -> str:
 def that_fits(
     turns: list[Message], count: Callable[[Sequence[Message]], int], n_ctx: int, longest: int
 ) -> list[Message]:
-    """`turns`, or without the oldest where they leave too little of `n_ctx` for an answer.
+    """`turns`, without the oldest ones if they leave too little of `n_ctx` for an answer.
 
-    `turns` are by user and assistant alternately, the last one the message to answer; `count`
-    says how many tokens they take, at most `n_ctx`. Too little is less than `longest` tokens and
-    than a quarter of the context. What is kept leaves half of it where that can be done: each
-    time, all of it is read anew. The last message is always there, whether or not it fits.
+    `turns` alternate between user and assistant, the last one is the message to answer; `count`
+    returns their tokens, at most `n_ctx`. Too little is less than `longest` tokens and less than
+    a quarter of the context. A cut leaves half of the context free if possible, because everything
+    must be read again. The last message is always kept, even if it is too long.
     """
     limit = n_ctx - min(longest, n_ctx // 4)
     if count(turns) <= limit:

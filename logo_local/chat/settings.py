@@ -1,6 +1,6 @@
-"""What /set can change in a chat: the options of `logo-local run` of the same names.
+"""The settings of /set in a chat: the options of `logo-local run` with the same names.
 
-Their conversions and bounds are the command line's own; `stop` is only here.
+Conversions and bounds come from the command line; only `stop` is defined here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..ask import Engine, Sampling
 from ..console import options
 from ..errors import SettingsError
 
-DEFAULT = "default"  # the value that takes an option back to what it was when the chat began
-_ROUTING = ("top-k", "signal", "mixture")  # what LoGo.configure takes
+DEFAULT = "default"  # resets an option to its value at the start of the chat
+_ROUTING = ("top-k", "signal", "mixture")  # the options of LoGo.configure
 _SAMPLING = ("temp", "max-tokens", "seed", "top-p", "min-p", "repeat-penalty")
 _DECLARED = options.declared(*options.ROUTING, *options.SAMPLING, *options.SYSTEM)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One thing to set; `choices` are its values where they are few."""
+    """One setting; `choices` are its values if there are only a few."""
 
     help: str
     choices: tuple[str, ...] = ()
@@ -44,9 +44,9 @@ OPTIONS: Mapping[str, Option] = {
 
 
 def stop_texts(value: object) -> tuple[str, ...]:
-    r"""Texts from a line, split at spaces outside quotes, with \n for a line's end.
+    r"""Texts from a line, split at spaces outside quotes, with \n for a line break.
 
-    Lists are taken as they are. ValueError for a quote that is not closed, and for other things.
+    Lists are returned unchanged. Raises ValueError for an unclosed quote and other types.
     """
     if isinstance(value, list | tuple) and all(isinstance(text, str) and text for text in value):
         return tuple(value)
@@ -67,7 +67,7 @@ def _converted(name: str, value: object) -> Any:
 
 
 class Settings:
-    """The values in force: the engine's routing, the sampling, and the system message."""
+    """The current values: the engine's routing, the sampling, and the system message."""
 
     def __init__(self, llm: Engine, sampling: Sampling, system: str | None) -> None:
         self._llm = llm
@@ -76,15 +76,15 @@ class Settings:
         self._at_start = self.values()
 
     def values(self) -> dict[str, Any]:
-        """All of `OPTIONS` with their values, JSON-ready but for tuples; None is not set."""
+        """All of `OPTIONS` with their values, JSON-ready except for tuples; None means not set."""
         values = {name: getattr(self._llm.routing, name.replace("-", "_")) for name in _ROUTING}
         values |= {name: getattr(self.sampling, name.replace("-", "_")) for name in _SAMPLING}
         return {**values, "stop": self.sampling.stop, "system": self.system}
 
     def change(self, given: Mapping[str, object]) -> dict[str, Any]:
-        """Set what is `given` and return it converted; None or "default" is what was at the start.
+        """Set the `given` values and return them converted; None or "default" resets a value.
 
-        All of it, or with SettingsError nothing, naming everything that is wrong.
+        Sets all of them, or none and raises SettingsError with all problems.
         """
         values: dict[str, Any] = {}
         problems = []
@@ -111,7 +111,7 @@ class Settings:
 
 
 def shown(value: object) -> str:
-    """A value as it is listed: in one line, and not endless."""
+    """A value for a list: on one line, and shortened."""
     if value is None or value == ():
         return "not set"
     if isinstance(value, tuple):

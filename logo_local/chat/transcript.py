@@ -1,4 +1,4 @@
-"""Chats in files: what /save writes and /load reads. JSON, with messages as OpenAI has them."""
+"""Chat files of /save and /load: JSON, with messages in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KEYS = {"format", "version", "model", "messages", "settings", "pinned", "off"}
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation: `messages` by user and assistant in turn, without the system message.
+    """A conversation: `messages` alternate between user and assistant, without the system message.
 
-    `settings` are those of /set by name, the system message among them; `pinned` and `off` are
+    `settings` are those of /set by name, including the system message; `pinned` and `off` are
     names of adapters.
     """
 
@@ -34,7 +34,7 @@ class Transcript:
     off: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """What is written."""
+        """The content of the file."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -49,7 +49,7 @@ class Transcript:
 def parsed(value: object) -> Transcript:
     """The transcript that `as_dict` wrote, from JSON; ValueError with all problems otherwise.
 
-    Whether the settings and the adapters can be used is for others to say.
+    Does not check whether the settings and the adapters can be used.
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f'it has no "format": "{FORMAT}"')
@@ -99,7 +99,7 @@ def _problems_of(messages: list[object]) -> list[str]:
 
 
 def load(path: Path) -> Transcript:
-    """The transcript in a file; LogoError where it cannot be read or is something else."""
+    """The transcript in a file; LogoError if it cannot be read or is not a transcript."""
     try:
         return _read(path)
     except ValueError as error:
@@ -117,7 +117,7 @@ def _read(path: Path) -> Transcript:
         raise ValueError("it is not a file")
     try:
         value = json.loads(read_start(path, -1).decode("utf-8-sig"))
-        json.dumps(value, ensure_ascii=False).encode()  # half a character has no tokens
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no tokens
     except UnicodeError as error:
         raise ValueError("it is not text in UTF-8") from error
     except json.JSONDecodeError as error:
@@ -128,12 +128,12 @@ def _read(path: Path) -> Transcript:
 
 
 def save(transcript: Transcript, path: Path) -> None:
-    """Write it, whole or not at all, in place of an earlier transcript if there is one.
+    """Write it atomically; an earlier transcript is replaced.
 
-    LogoError where `path` is something else, which stays as it is, or cannot be written.
+    LogoError if `path` is another kind of file, which is not changed, or cannot be written.
     """
     content = json.dumps(transcript.as_dict(), indent=2, ensure_ascii=False) + "\n"
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # keep a link
     try:
         if path.exists():
             _read(path)

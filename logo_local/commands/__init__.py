@@ -1,1 +1,1 @@
-"""The command line: options in, an engine's answers out; what is said is text made in `report`."""
+"""The command line: parse options, call the engine, and print what `report` formats."""

@@ -1,4 +1,4 @@
-"""`logo-local adapters`: what lies in a folder of adapters, and what each is for."""
+"""`logo-local adapters`: list the adapters of a folder with their descriptions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def adapters(folder: Path, model: str | None, as_json: bool) -> None:
 
 
 def _misfits(folder: Path, model: str) -> list[Problem]:
-    """What in the folder cannot be used with `model`."""
+    """The entries of the folder that cannot be used with `model`."""
     from ..convert import FOR_POOL
     from ..files.pool import Pool
 
@@ -65,7 +65,7 @@ def _misfits(folder: Path, model: str) -> list[Problem]:
 def _rows(
     entries: list[Entry], misfits: list[Problem], *, checked: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each thing that looks like an adapter, by name; `fits` is None unless `checked`."""
+    """A row for each entry that looks like an adapter, by name; `fits` is None if not `checked`."""
     taught = TaughtPrompts(config.data_dir() / "prompts")
     reasons = {problem.path: problem for problem in misfits}
     names = {entry.path: entry.name for entry in entries}

@@ -1,4 +1,4 @@
-"""`logo-local bench`: the options; everything they ask for is elsewhere."""
+"""`logo-local bench`: the options; the work is done in the package `bench`."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def bench(ctx: click.Context, /, model: str | None, plot: Path | None, **given: 
 
     model = named_model(ctx, model, given)
     if plot is not None:
-        load()  # what is missing is said before minutes of measuring
-    given |= {"past": False, "seed": 1, "cache_memory": 0}  # prompts are read whole
+        load()  # report a missing library before minutes of measuring
+    given |= {"past": False, "seed": 1, "cache_memory": 0}  # prompts are read completely
     if given["self_profile"]:
         given["self_profile"] = "kept"
     llm = cast("LoGo", open_by_options(ctx, model, given, needs_adapters=True))

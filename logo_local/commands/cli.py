@@ -36,7 +36,7 @@ def cli(ctx: click.Context) -> None:
     (top-k = 5); logo-local doctor prints the path of that file. The command line overrides the
     environment, and the environment overrides the file.
     """
-    # Whoever calls with an object brings an engine of their own: tests do.
+    # A caller that passes an object uses its own engine, as tests do.
     ctx.obj = ctx.obj if ctx.obj is not None else open_engine
     for name in unknown_variables(cli):
         say(f"warning: {name} is set, but there is no such setting", "yellow")

@@ -1,4 +1,4 @@
-"""`logo-local convert`: adapters become GGUF LoRA files, one by one or several as one."""
+"""`logo-local convert`: convert adapters to GGUF LoRA files, or merge several into one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VERBOSE_OPTION = click.option(
 
 
 def read_base(base: str) -> BaseModel:
-    """The model named on the command line, which may be "demo"."""
+    """The model given on the command line, or "demo"."""
     from ..files.base_model import BaseModel
 
     return BaseModel.read(config.demo_model() if base == "demo" else base)
@@ -121,7 +121,7 @@ def _convert_all(
     dry_run: bool,
     verbose: bool,
 ) -> list[Conversion]:
-    """Plan all conversions and then do them; ConversionError, and nothing written, if one fails."""
+    """Plan all conversions, then run them; ConversionError, and nothing written, if one fails."""
     from ..convert import plan_conversion
     from ..convert.gguf_lora import write_gguf_lora
 
@@ -166,7 +166,7 @@ def _merge(
 
 
 def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
-    """The file that each adapter becomes."""
+    """The output file of each adapter."""
     if len(adapters) == 1 and not out.is_dir():
         return [out]
     if not out.is_dir():
@@ -174,7 +174,7 @@ def _outs(adapters: tuple[Path, ...], out: Path) -> list[Path]:
             f"--out must be an existing folder for {len(adapters)} adapters, and {out} is not one",
             f"create it: mkdir {out}",
         )
-    # The name is that of the folder, also when it is given as "." or with a final slash.
+    # The name is that of the folder, even if given as "." or with a trailing slash.
     outs = [out / f"{adapter.resolve().name}.gguf" for adapter in adapters]
     twice = sorted({path.name for path in outs if outs.count(path) > 1})
     if twice:

@@ -1,6 +1,6 @@
-"""`logo-local doctor`: what is installed, and what works on this machine, as a list of findings.
+"""`logo-local doctor`: check what is installed and what works, as a list of findings.
 
-Each check stands alone, so that one failure does not hide the next. Nothing is changed, except
+The checks are independent, so that one failure does not hide the next. Nothing is changed, except
 that a small file is written to the cache folder and removed again.
 """
 
@@ -29,7 +29,7 @@ PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `essential` means that without it nothing can be answered."""
+    """One line of the report. If an `essential` one fails, prompts cannot be answered."""
 
     name: str
     ok: bool
@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order in which they are worth reading."""
+    """All findings, the most important first."""
     return [*_versions(), *_safely("llama.cpp", _llama), _layout(), _cache(), _settings(), _demo()]
 
 
@@ -63,7 +63,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _safely(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """`check()`, or a finding that says why it could not be done."""
+    """`check()`, or a finding that says why it failed."""
     try:
         return check()
     except LogoError as error:
@@ -117,7 +117,7 @@ def _cache() -> Finding:
 
 
 def _settings() -> Finding:
-    path = config.config_file()  # its content was checked before any command began
+    path = config.config_file()  # validated before any command starts
     return Finding("config file", True, f"{path}{'' if path.exists() else ' (none)'}")
 
 
@@ -149,7 +149,7 @@ _DEMO_HINT = "install logo-local again; your own models do not need it"
 
 
 def _sums(manifest: Any) -> dict[str, str]:
-    """sha256 sums by file name, from a manifest that has them under "files"."""
+    """sha256 sums by file name, from the "files" table of a manifest."""
     files = manifest["files"]
     return {
         os.fspath(name): entry if isinstance(entry, str) else entry["sha256"]

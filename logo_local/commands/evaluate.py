@@ -1,4 +1,4 @@
-"""`logo-local eval`: the options; everything they ask for is elsewhere."""
+"""`logo-local eval`: the options; the work is done in the package `evaluation`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..routing import registry
 from ..routing.profile_store import weights_key
 
 _SIGNALS = tuple(name for name in registry.names() if name != registry.AUTO)
-# Those of the engine's that scores or answers depend on.
+# The engine options that affect scores or answers.
 _ENGINE_SETTINGS = (
     *("probe", "layer", "tap", "self_profile"),
     *("mixture", "mixture_type", "prefill", "ctx_size"),
@@ -59,7 +59,7 @@ _ENGINE_SETTINGS = (
 )
 @click.option(
     "--top-k",
-    "ks",  # the engine's own top_k is another thing, and stays as it is by default
+    "ks",  # the engine's own top_k is separate and keeps its default
     type=Several(click.IntRange(1)),
     metavar="K,...",
     default="1,3,5,10,20",
@@ -124,8 +124,8 @@ def evaluate(
         )
     metrics.load()
     if given["plots"] is not None:
-        load_matplotlib()  # what is missing is said before hours of answers
-    given |= {"past": False, "cache_memory": 0}  # an evaluation is the same whoever repeats it
+        load_matplotlib()  # report a missing library before hours of work
+    given |= {"past": False, "cache_memory": 0}  # an evaluation must be reproducible
     llm = open_by_options(ctx, model, given, needs_adapters=True)
     examples = read_examples(files, llm.pool.names, given["limit"])
     comparison = Comparison(
@@ -143,7 +143,7 @@ def evaluate(
         if comparison.fusion:
 
             def open_fused(folder: Path) -> Engine:
-                # Nothing is routed there, so the cheapest signal will do.
+                # Nothing is routed there, so use the cheapest signal.
                 cheap = {"adapters": folder, "signal": "norm", "probe": "one-pass", "top_k": 1}
                 return open_by_options(ctx, str(llm.base.path), {**given, **cheap})
 
@@ -163,7 +163,7 @@ def evaluate(
 def _made_with(
     llm: Engine, examples: Sequence[Example], comparison: Comparison, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that the answers depend on, JSON-ready; not what they are shown by."""
+    """All settings that affect the answers, JSON-ready; no display options."""
     data = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode())
     return {
         "version": __version__,

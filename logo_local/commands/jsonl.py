@@ -1,4 +1,4 @@
-"""`logo-local run --jsonl`: the streams and the signal of a process around a `session.Session`."""
+"""`logo-local run --jsonl`: the streams and signals of a process for a `session.Session`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JSONL = click.option(
     is_flag=True,
     help="Read requests from standard input and write events, as JSON lines.",
 )
-_ELSEWHERE = {"as_json": "--json", "explain": "--explain", "raw": "--raw"}  # or of no use
+_ELSEWHERE = {"as_json": "--json", "explain": "--explain", "raw": "--raw"}  # or meaningless here
 
 
 def answer_lines(
@@ -35,12 +35,12 @@ def answer_lines(
     sampling: Sampling,
     given: Mapping[str, Any],
 ) -> None:
-    """Open the engine that the options ask for, and answer until the input ends, or SIGTERM.
+    """Open the engine for the options, and answer requests until the input ends, or SIGTERM.
 
-    A failure to open it is an event, too. Raises UsageError beside options that mean another
-    form of output.
+    A failure to open it is an event, too. Raises UsageError if an option asks for another output
+    format.
     """
-    from ..jsonl.session import Events, Session  # pydantic, which takes its time to import
+    from ..jsonl.session import Events, Session  # imports pydantic, which is slow
 
     beside = [flag for name, flag in _ELSEWHERE.items() if given[name]]
     beside += ["a prompt"] if prompt is not None else []
@@ -63,15 +63,15 @@ def answer_lines(
 
 @contextmanager
 def _only_events() -> Iterator[Write]:
-    """Within this block what is written here alone reaches standard output.
+    """Within this block only the yielded function writes to standard output.
 
-    Whatever else prints there, Python's code or C's, prints to standard error.
+    All other output there, from Python or C code, goes to standard error.
     """
     if sys.stdout is None:
         raise UsageError("standard output is closed", "--jsonl writes events there")
     try:
         number = sys.stdout.fileno()
-    except io.UnsupportedOperation:  # somebody else's stream, which no C code knows
+    except io.UnsupportedOperation:  # a stream without a file descriptor, which C code cannot use
         yield _flushing(sys.stdout.buffer)
         return
     sys.stdout.flush()
@@ -93,7 +93,7 @@ def _flushing(stream: BinaryIO) -> Write:
 
 
 def _standard_input() -> Read:
-    """Reads what has come. Beneath the buffer, whose lock would be held when the program ends."""
+    """Reads available input. Unbuffered, because the buffer's lock would be held at exit."""
     if sys.stdin is None:
         return lambda _n: b""
     stream = sys.stdin.buffer
@@ -103,7 +103,7 @@ def _standard_input() -> Read:
 
 @contextmanager
 def _at_sigterm(session: Session) -> Iterator[None]:
-    """Within this block SIGTERM ends the session in an orderly way."""
+    """Within this block SIGTERM stops the session cleanly."""
     before = signal.signal(signal.SIGTERM, lambda *_: session.stop())
     try:
         yield

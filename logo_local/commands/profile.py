@@ -1,4 +1,4 @@
-"""`logo-local profile`: the example prompts of an adapter, shown, added and forgotten."""
+"""`logo-local profile`: show, add and remove the example prompts of an adapter."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def profile(
 
 
 def _ask(ctx: click.Context, folder: Path, model: str) -> None:
-    """Let the adapters of a folder generate example prompts, as far as they have none."""
+    """Let the adapters of a folder that have no example prompts generate some."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder of adapters", "--ask takes a whole folder")
     path = str(config.demo_model()) if model == "demo" else model

@@ -1,4 +1,4 @@
-"""`logo-local run`: an answer to one prompt, a chat, or requests as JSON lines."""
+"""`logo-local run`: answer one prompt, chat, or answer JSON lines requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ..console.terminal import (
 from .jsonl import JSONL, answer_lines
 from .showcase import PROMPTS_FILE, read_examples
 
-SUGGESTIONS = 3  # prompts that a chat with the demo begins with
+SUGGESTIONS = 3  # example prompts at the start of a chat with the demo
 
 
 @click.command()
@@ -70,7 +70,7 @@ def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: A
         raise UsageError("--json needs a prompt", "give it as an argument, or on standard input")
     text = "" if talk else prompt_text(prompt)
     if talk and given["self_profile"]:
-        given["self_profile"] = "kept"  # nobody waits for the rest: see below
+        given["self_profile"] = "kept"  # others are made in the background, see below
     llm = open_by_options(ctx, model, given)
     if talk:
         with self_profiles_in_background(llm, given) as background:
@@ -104,7 +104,7 @@ def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: A
 
 
 def _demo_prompts() -> list[str]:
-    """A few prompts that the demo's adapters are for."""
+    """A few example prompts for the demo's adapters."""
     examples = read_examples(config.demo_folder() / PROMPTS_FILE)
     return [example.context for example in examples[:SUGGESTIONS]]
 

@@ -1,4 +1,4 @@
-"""`logo-local serve`: the options, the socket, and an orderly end."""
+"""`logo-local serve`: the options, the socket, and shutdown."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _say_what_has_no_effect(ctx: click.Context) -> None:
 
 
 def _rules(given: Mapping[str, Any]) -> Rules:
-    """Who may ask. UsageError where everybody could."""
+    """The access rules. UsageError if they would allow everybody."""
     from ..server.middleware import LOOPBACK, Rules
 
     host, key = given["host"], given["api_key"]
@@ -147,12 +147,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _socket(host: str, port: int) -> socket.socket:
-    """Bound before the model is loaded: what is wrong with it is said at once."""
+    """Bind the socket before the model is loaded, so that errors are reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # By its protocol asyncio knows TCP, and then does not hold back small packets for 40 ms.
+    # asyncio detects TCP by the protocol, and then does not delay small packets by 40 ms.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        if os.name != "nt":  # where it means something else
+        if os.name != "nt":  # where it has another meaning
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         bound.listen(128)
@@ -171,7 +171,7 @@ def _address(host: str, bound: socket.socket) -> str:
 
 
 def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engine]:
-    """As many engines as wished for, or as the memory allows; each has been asked once."""
+    """The requested number of engines, or as many as fit into memory; each is warmed up."""
     import psutil
 
     n = given["parallel"]
@@ -182,10 +182,10 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
         given["threads"] = max(1, (os.cpu_count() or n) // n)
     before = _private_bytes()
     engines = [open_by_options(ctx, model, given)]
-    engines[0].route("Hello")  # what is made once for a pool is made before anybody waits for it
+    engines[0].route("Hello")  # what is computed once per pool is computed before the first request
     each = _private_bytes() - before
     while len(engines) < n:
-        if psutil.virtual_memory().available < 2 * each:  # its own, and as much for the others
+        if psutil.virtual_memory().available < 2 * each:  # half of it for others
             say(f"warning: the memory allows only {len(engines)} answers at once", "yellow")
             break
         engines.append(open_by_options(ctx, model, given))
@@ -194,7 +194,7 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
 
 
 def _private_bytes() -> int:
-    """What this process takes for itself, without the model's file, which all engines share."""
+    """The memory of this process without the model's file, which all engines share."""
     import psutil
 
     info = psutil.Process().memory_info()

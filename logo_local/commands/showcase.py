@@ -1,8 +1,8 @@
-"""The demo: eight prompts, answered by the base model and under the adapters chosen for each.
+"""The demo: eight prompts, answered by the base model and with the selected adapters.
 
     python -m logo_local.commands.showcase
 
-The prompts lie beside the demo's adapters. Nothing was trained on them, nor on their wordings.
+The prompts are stored with the demo's adapters. They and their wordings were not used in training.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ..routing.route import Route
 
 PROMPTS_FILE = "demo_prompts.jsonl"
 _GREEDY = Sampling(max_tokens=48, temp=0.0)
-_MOST = 240  # characters of an answer that are shown
+_MOST = 240  # maximum characters of an answer that are shown
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, its accepted answers, and the name of the adapter that was trained for its kind."""
+    """A prompt, its accepted answers, and the name of the adapter trained for its task."""
 
     context: str
     answers: tuple[str, ...]
@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out for one example."""
+    """The result for one example."""
 
     example: Example
     base: str
@@ -49,12 +49,12 @@ class Result:
     route: Route
 
     def is_right(self, answer: str) -> bool:
-        """Whether `answer` is an accepted one, to the letter."""
+        """Whether `answer` is exactly an accepted one."""
         return answer.strip() in self.example.answers
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The examples in a JSON lines file. Raises ModelError where it is missing or damaged."""
+    """The examples in a JSON lines file. Raises ModelError if it is missing or damaged."""
     try:
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines if line.strip()]
@@ -67,7 +67,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def results(llm: Engine, examples: Iterable[Example]) -> Iterator[Result]:
-    """Answer each example greedily: by the base alone, and under the adapters chosen for it."""
+    """Answer each example greedily: with the base alone, and with the selected adapters."""
     for example in examples:
         prompt = as_prompt(llm, example.context)
         with llm.base_only():
@@ -77,7 +77,7 @@ def results(llm: Engine, examples: Iterable[Example]) -> Iterator[Result]:
 
 
 def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Result]:
-    """Print each result as it comes, then one line that counts them."""
+    """Print each result when it is ready, then one line with the counts."""
     done = []
     for result in results(llm, examples):
         done.append(result)

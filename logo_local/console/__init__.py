@@ -1,1 +1,1 @@
-"""What every program prints with: reports, the terminal, shared options, opening an engine."""
+"""Output for all programs: reports, the terminal, shared options, opening an engine."""

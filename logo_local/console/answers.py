@@ -1,4 +1,4 @@
-"""An answer on standard output as it is made: on a terminal, with whole words at the edge."""
+"""Stream an answer to standard output, with word wrap on a terminal."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from rich.console import Console
 from .terminal import for_reader
 
 _TAB = 8  # columns
-_FENCE = "```"  # around code, whose lines stay as they are
+_FENCE = "```"  # around code, whose lines are not wrapped
 
 
 class WordWrap:
-    """Breaks a text that comes in pieces between words, at most `width()` columns wide.
+    """Wraps a text that arrives in pieces between words, at most `width()` columns wide.
 
-    A word is held back until it has ended; scripts that are written without spaces may be broken
-    behind any character. Lines of code between fences, and words longer than a line, are left to
-    the terminal.
+    A word is held back until it is complete; scripts without spaces may be wrapped after any
+    character. Code between fences, and words longer than a line, are left to the terminal.
     """
 
     def __init__(self, width: Callable[[], int]) -> None:
         self._width = width
         self._column = 0
         self._spaces, self._word = "", ""
-        self._line = ""  # as it was given, for the fences
+        self._line = ""  # the unwrapped line, to find fences
         self._in_code = self._after_wide = False
 
     def feed(self, piece: str) -> str:
-        """What can be shown when `piece` has come."""
+        """Add `piece`, and return the text that can be shown now."""
         return "".join(shown for character in piece for shown in self._take(character))
 
     def end(self) -> str:
-        """What was still held back."""
+        """Return the text that was held back."""
         return "".join(self._flush())
 
     def _take(self, character: str) -> Iterator[str]:
@@ -72,7 +71,7 @@ class WordWrap:
             self._column = n
         else:
             yield self._spaces + self._word
-            self._column = (start + n - 1) % self._width() + 1  # the terminal broke what is longer
+            self._column = (start + n - 1) % self._width() + 1  # the terminal wrapped a longer word
         self._after_wide = cell_len(self._word[-1]) > 1
         self._spaces, self._word = "", ""
 
@@ -87,12 +86,12 @@ class AnswerStream:
         self._last = ""
 
     def write(self, piece: str) -> None:
-        """Show `piece`; a pipe gets it as it is."""
+        """Show `piece`; in a pipe it is unchanged."""
         shown = for_reader(piece)
         self._show(shown if self._wrap is None else self._wrap.feed(shown))
 
     def end(self) -> None:
-        """Show what is left, and end the line unless it has ended or nothing came."""
+        """Show the rest, and end the line if needed."""
         if self._wrap is not None:
             self._show(self._wrap.end())
         if self._last and not self._last.endswith("\n"):
@@ -101,5 +100,5 @@ class AnswerStream:
 
     def _show(self, text: str) -> None:
         if text:
-            click.echo(text, nl=False, color=True)  # else click would drop escape sequences
+            click.echo(text, nl=False, color=True)  # otherwise click would remove escape sequences
             self._last = text

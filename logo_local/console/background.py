@@ -1,8 +1,8 @@
-"""Asking adapters what they are for in a process of its own, while somebody chats.
+"""Generate the adapters' self-profiles in a separate process during a chat.
 
-The process shares the model's file with the chat through the system's cache, has a low priority,
-and leaves what it made in the user's cache, where the chat finds it before its next answer. When it
-is ended early, what is made stays made.
+The process shares the model's file with the chat through the page cache, runs with low priority,
+and writes its results to the user's cache, where the chat finds them before its next answer.
+Results are kept if the process is stopped early.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from ..ask import Engine
 from .terminal import aside
 
 _NICER = 10
-_N_CTX = 256  # tokens: the texts are short, and the memory is the chat's
+_N_CTX = 256  # tokens: the texts are short, and most of the memory is for the chat
 
 
 @contextmanager
 def self_profiles_in_background(
     llm: Engine, given: Mapping[str, Any]
 ) -> Iterator[Callable[[], str]]:
-    """`making_self_profiles` for an engine, with a line that says so; nothing where none lacks.
+    """`making_self_profiles` for an engine, with a message; does nothing if none is missing.
 
-    Yields what says in a few words how far it is; "" when nothing is done any more. `given` are the
-    options that the engine was opened by.
+    Yields a function that returns the progress in a few words, "" when the work is finished.
+    `given` are the options with which the engine was opened.
     """
     missing = llm.without_profile()
     if not missing:
         yield lambda: ""
         return
     aside(f"Generating example prompts for {_adapters(missing)} in the background")
-    names = ("signal", "adapter_memory", "links_out")  # the last where a command has it
+    names = ("signal", "adapter_memory", "links_out")  # the last only for commands that have it
     settings = {name: given[name] for name in names if name in given}
     started = time.monotonic()
     with making_self_profiles(str(llm.base.path), str(llm.pool.folder), settings) as process:
@@ -67,10 +67,10 @@ def _adapters(names: Sequence[str]) -> str:
 def making_self_profiles(
     model: str, adapters: str, settings: Mapping[str, Any]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Within this block a process asks all adapters of the folder that were not asked yet.
+    """Run a process during this block that profiles all adapters of the folder that need it.
 
-    `settings` are those of `LoGo` that matter to it, JSON-ready. Nothing of the process is
-    seen: an adapter that cannot be asked is routed by its norms, as before.
+    `settings` are the relevant settings of `LoGo`, JSON-ready. Errors of the process are not
+    shown: an adapter without a self-profile is routed by its norms, as before.
     """
     command = [sys.executable, "-m", __name__, model, adapters, json.dumps(settings)]
     nothing = subprocess.DEVNULL
@@ -83,13 +83,13 @@ def making_self_profiles(
 
 
 def main(arguments: list[str]) -> None:
-    """What the process does: `arguments` are model, folder, and the settings as JSON."""
+    """The main function of the process; `arguments` are model, folder, and settings as JSON."""
     from ..engine import LoGo
 
     with suppress(AttributeError, OSError):  # Windows has no nice
         os.nice(_NICER)
     model, adapters, settings = arguments
-    threads = max(1, (os.cpu_count() or 2) // 2)  # the others are the chat's
+    threads = max(1, (os.cpu_count() or 2) // 2)  # the other cores are for the chat
     given = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _N_CTX}
     with LoGo(model, adapters, **{**given, **json.loads(settings)}) as llm:
         llm.make_self_profiles()

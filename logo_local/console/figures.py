@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which is imported when the first one is drawn."""
+"""Figures with matplotlib, which is imported when the first one is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..files.whole_file import written_whole
 
 
 def missing_extra(error: ImportError) -> SettingsError:
-    """What to say where a library of the extra `eval` is not installed."""
+    """The error for a missing library of the extra `eval`."""
     return SettingsError(
         f"eval needs {error.name}, which is not installed",
         hint=install_hint("eval"),
@@ -19,20 +19,20 @@ def missing_extra(error: ImportError) -> SettingsError:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as SVG, whole or not at all."""
+    """Write a figure as SVG, atomically."""
     with written_whole(path) as unfinished:
-        # Without the date, the same numbers are the same file.
+        # Without the date, the same data gives the same file.
         figure.savefig(unfinished, format="svg", metadata={"Date": None})
 
 
 def load() -> None:
-    """Import matplotlib now. Raises SettingsError where it is missing."""
+    """Import matplotlib now. Raises SettingsError if it is not installed."""
     figure_of(1, 1)
 
 
 def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure, and its panel or panels, in inches; without pyplot, which would look for a display
-    and keep every figure. Raises SettingsError where matplotlib is missing.
+    """A figure and its panel or panels; sizes in inches. Avoids pyplot, which needs a display and
+    keeps all figures in memory. Raises SettingsError if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

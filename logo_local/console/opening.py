@@ -1,4 +1,4 @@
-"""Opening the engine for a program: quiet, and with llama.cpp's reasons when it fails."""
+"""Open the engine for a program, and show llama.cpp's messages if this fails."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .terminal import ProgressBar, UsageError, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
-# What llama.cpp says of an evaluation that Ctrl+C gave up, which is no error.
+# llama.cpp's message for an evaluation that Ctrl+C stopped, which is not an error.
 _ABORTED = ("compute status: 1", "failed with error 1", "failed to decode, ret = 2")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
 class _LlamaLog:
-    """llama.cpp's log: errors are kept while a model is opened, and shown afterwards.
+    """llama.cpp's log: errors are collected while a model is opened, and shown afterwards.
 
-    llama_cpp's own filter takes each level for the next higher one in this release: it prints
-    warnings, many of which are said of every model, and hides the errors.
+    In this release llama_cpp's own filter is off by one level: it prints warnings, many of which
+    appear for every model, and hides the errors.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class _LlamaLog:
 
         self.kept: list[str] | None = None
         self._continued = False
-        # The library keeps the pointer only: this object must keep the function.
+        # The library keeps only the pointer, so this object must keep the function.
         self._callback = llama_cpp.llama_log_callback(self._receive)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
@@ -55,7 +55,7 @@ class _LlamaLog:
 
 _llama_log = cache(_LlamaLog)
 
-# The options that are the engine's settings under the same name, where a command has them.
+# Options that are engine settings with the same name, if a command has them.
 _SAME = (*settings.OPTIONS, "links_out", "n_gpu_layers", "escape_special", "chat_template_kwargs")
 
 
@@ -67,11 +67,11 @@ def open_by_options(
     *,
     needs_adapters: bool = False,
 ) -> Engine:
-    """The engine that a command's options ask for, closed when the command ends.
+    """The engine for a command's options, closed when the command ends.
 
-    What opens it is the context's object, as the group of commands set it. `progress` is told
-    what `LoGo` tells it; by default a bar on standard error is. Raises UsageError where a folder
-    of adapters is needed and none is named, and PoolError where it is empty and `needs_adapters`.
+    The function that opens it is the context's object, set by the command group. `progress`
+    gets the progress of `LoGo`; the default is a bar on standard error. Raises UsageError if an
+    adapter folder is required but not given, and PoolError if it is empty and `needs_adapters`.
     """
     adapters = given["adapters"]
     if given.get("base_only"):
@@ -79,7 +79,7 @@ def open_by_options(
     elif (
         model == "demo" and ctx.get_parameter_source("adapters") is not ParameterSource.COMMANDLINE
     ):
-        adapters = None  # the folder set for good is for another model
+        adapters = None  # the configured folder is for another model
     elif adapters is None and model != "demo":
         others = ", or --base-only" if "base_only" in given else ""
         raise UsageError(
@@ -94,7 +94,7 @@ def open_by_options(
     ):
         if given[name] is not None:
             chosen |= dict.fromkeys(llama_names, given[name])
-    # llama_cpp's own default is one and the same seed, and its 0 stands for that.
+    # llama_cpp's own default is a fixed seed, which 0 also selects.
     chosen["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
     with ProgressBar() as bar:
@@ -109,7 +109,7 @@ def open_by_options(
 
 
 def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
-    """A `LoGo`; ModelError, with what llama.cpp says, where it cannot load the model."""
+    """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model."""
     from llama_cpp import llama_supports_gpu_offload
 
     from ..engine import LoGo

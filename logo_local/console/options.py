@@ -1,6 +1,6 @@
-"""The options that several commands share, each declared once.
+"""The options shared by several commands, each declared once.
 
-Whatever has an environment variable can also stand in config.toml, checked by click's conversions.
+Every option with an environment variable can also be set in config.toml; click validates it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test co
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, written like 512M or 2G, or "auto", as `parse` understands it."""
+    """A number of bytes, such as 512M or 2G, or "auto", as `parse` reads it."""
 
     name = "size"
 
@@ -42,7 +42,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """Values of one kind, separated by commas, each once: a tuple of them."""
+    """Values of one type, separated by commas, without duplicates: a tuple."""
 
     name = "list"
 
@@ -52,7 +52,7 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in rec
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[Any, ...]:
-        """The values in their order; click's usage error for one that is not of the kind."""
+        """The values in order; click's usage error if one is invalid."""
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
@@ -61,12 +61,12 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in rec
 
 def shared(*names: str, **settings: Any) -> Callable[[F], F]:
     """An option that can also be set by LOGO_LOCAL_<NAME> and in config.toml."""
-    flag = names[0].partition("/")[0]  # of "--this/--no-this" the first
+    flag = names[0].partition("/")[0]  # for "--this/--no-this" the first
     variable = PREFIX + flag.lstrip("-").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_default=True, **settings)
 
 
-# How values are read that are neither a choice nor a switch.
+# Parsers of values that are neither choices nor flags.
 _TYPES: Mapping[str, Any] = {
     "top_k": click.IntRange(1),
     "layer": int,
@@ -77,7 +77,7 @@ _TYPES: Mapping[str, Any] = {
 
 
 def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
-    """The option of one of the routing's settings, which has its default, values and help there."""
+    """The option of a routing setting, with the default, values and help defined there."""
     option = settings.OPTIONS[name]
     flag, kind = f"--{name.replace('_', '-')}", _TYPES.get(name)
     if name == "signal":
@@ -86,7 +86,7 @@ def _routing(name: str, *, hidden: bool = False) -> Callable[[F], F]:
         flag, kind = f"{flag}/--no-{flag[2:]}", None
     elif kind is None:
         kind = click.Choice(option.metadata["choices"])
-    # A flag that is not given may mean a third thing.
+    # A flag that is not given may have a third meaning.
     given = option.default if kind is not None or isinstance(option.default, bool) else None
     return shared(
         flag,
@@ -177,7 +177,7 @@ LLAMA = (
         help="Number of layers on the GPU; -1 for all.",
     ),
 )
-# How the engine works, whatever routes it makes.
+# Settings of the engine that do not depend on routes.
 ENGINE = (
     _routing("mixture"),
     _routing("adapter_memory"),
@@ -187,7 +187,7 @@ ENGINE = (
 )
 RESEARCH = tuple(_routing(n) for n, o in settings.OPTIONS.items() if not o.metadata["common"])
 SEED = shared("--seed", "-s", type=click.IntRange(1), help="Seed for sampling  [default: random]")
-# For a server, where nobody's answer depends on earlier requests.
+# For a server, where answers must not depend on earlier requests.
 ROUTES_ALONE = (ADAPTERS, SIGNAL, TOP_K, *ENGINE, _routing("cache_memory", hidden=True), SEED)
 ROUTES = (*ROUTES_ALONE, PAST)
 ROUTING = (*ROUTES, EXPLAIN, RAW, JSON)
@@ -268,7 +268,7 @@ SYSTEM = (
 
 
 def options(*several: Callable[[F], F]) -> Callable[[F], F]:
-    """All of these on one command, in this order."""
+    """Add all of these options to a command, in this order."""
 
     def add(function: F) -> F:
         for option in reversed(several):
@@ -279,7 +279,7 @@ def options(*several: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def rare(command: click.Command) -> str:
-    """A line that names the options which `--help` leaves out; "" without any."""
+    """A line that names the options hidden from `--help`; "" if there are none."""
     hidden = [p for p in command.params if isinstance(p, click.Option) and p.hidden]
     flags = [(p.secondary_opts or p.opts)[0] for p in hidden]
     return f"Rarely needed: {', '.join(flags)} (docs/commands.md)." if flags else ""
@@ -291,16 +291,16 @@ def settable(command: click.Command) -> dict[str, click.Parameter]:
 
 
 def unknown_variables(group: click.Group) -> list[str]:
-    """Environment variables that look like settings and are none, a slip of the pen perhaps."""
+    """Environment variables that look like settings but are unknown, perhaps misspelt."""
     known = {p.envvar for command in group.commands.values() for p in command.params}
     known.add(config.HOME_VARIABLE)
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
 def converter(parameter: click.Parameter) -> Callable[[object], Any]:
-    """click's own conversion of a value, outside a command line; ValueError where it fails.
+    """click's conversion of a value, outside a command line; ValueError if it fails.
 
-    What may be given several times is a list, of which each value is converted.
+    For an option that can be repeated the value is a list, of which each item is converted.
     """
     flag = isinstance(parameter, click.Option) and parameter.is_flag
 
@@ -335,7 +335,7 @@ def checks(group: click.Group) -> dict[str, Callable[[object], object]]:
 
 
 def declared(*several: Callable[[click.Command], click.Command]) -> dict[str, click.Option]:
-    """These options by their long names without hyphens in front, apart from any command."""
+    """These options by their long names without leading hyphens, independent of a command."""
     command = click.Command("none")
     for option in several:
         option(command)

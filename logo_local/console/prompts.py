@@ -1,4 +1,4 @@
-"""Where a prompt comes from, and what is said before it is answered."""
+"""Find the prompt, and print messages before it is answered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .terminal import UsageError, aside, check_text, is_piped
 def model_and_prompt(
     ctx: click.Context, model: str | None, prompt: str | None, given: Mapping[str, Any]
 ) -> tuple[str, str | None]:
-    """What the arguments and options say: the model, and the prompt if there is one.
+    """The model, and the prompt if there is one, from arguments and options.
 
-    The first argument is the prompt where --model is given, or where a model is set for good and
-    the argument does not look like one. UsageError where there is no model, or a prompt too many.
+    The first argument is the prompt if --model is given, or if a model is configured and the
+    argument does not look like one. UsageError if there is no model, or more than one prompt.
     """
     usual = _usual_model(given)
     set_for_good = ctx.get_parameter_source("default_model") is not ParameterSource.COMMANDLINE
@@ -47,14 +47,14 @@ def _usual_model(given: Mapping[str, Any]) -> str | None:
 
 
 def _is_model(argument: str | None) -> bool:
-    """Whether an argument names a model rather than being a prompt."""
+    """Whether an argument is a model and not a prompt."""
     if argument is None:
         return False
     return argument == "demo" or argument.lower().endswith(".gguf") or os.path.isfile(argument)
 
 
 def named_model(ctx: click.Context, model: str | None, given: Mapping[str, Any]) -> str:
-    """`model`, or the one that --model or the config file names; UsageError without one."""
+    """`model`, or the one from --model or the config file; UsageError if there is none."""
     model = _usual_model(given) if model is None else model
     if model is None:
         raise UsageError(
@@ -66,7 +66,7 @@ def named_model(ctx: click.Context, model: str | None, given: Mapping[str, Any])
 
 
 def text_in(path: Path) -> str:
-    """The text of a file without line ends after it; UsageError where it cannot be used."""
+    """The text of a file without trailing line breaks; UsageError if it cannot be read."""
     try:
         return read_text(path).replace("\r\n", "\n").rstrip("\n")
     except OSError as error:
@@ -76,7 +76,7 @@ def text_in(path: Path) -> str:
 
 
 def system_text(ctx: click.Context, given: Mapping[str, Any]) -> str | None:
-    """The system message of --system or --system-file; the command line comes first."""
+    """The system message of --system or --system-file; the command line has priority."""
     text, path = given["system"], given["system_file"]
     typed = {
         name: ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -92,7 +92,7 @@ def system_text(ctx: click.Context, given: Mapping[str, Any]) -> str | None:
 
 
 def prompt_text(prompt: str | None) -> str:
-    """Standard input up to its last line break where it is piped, then the argument."""
+    """Standard input up to its last line break if it is piped, then the argument."""
     piped = "" if prompt is not None and not is_piped() else _standard_input()
     if prompt is not None:
         check_text(prompt, "the prompt")
@@ -112,7 +112,7 @@ def _standard_input() -> str:
 
 
 def announce_self_profiles(llm: Engine, given: Mapping[str, Any]) -> None:
-    """Say which adapters the router knows nothing of, or what the first prompt will wait for."""
+    """Print which adapters have no example prompts, or what the first prompt has to wait for."""
     missing = llm.without_profile()
     if not missing:
         return

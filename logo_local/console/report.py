@@ -1,7 +1,7 @@
-"""What a route, a plan and a check look like to people and to programs.
+"""Format routes, conversion plans and checks for people and for programs.
 
-Pure functions: values in, text, rich renderables or JSON-ready dictionaries out. Nothing is
-printed here, and nothing knows whether it will reach a terminal.
+Pure functions: they take values and return text, rich renderables or JSON-ready dictionaries.
+Nothing is printed here, and the output does not depend on whether there is a terminal.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SEPARATOR = " · "
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _MOST_ROWS = 20
 _LONGEST_ABOUT = 100  # characters of a description in a list
-_MOVED = 0.005  # less is not to be seen in two digits
+_MOVED = 0.005  # smaller changes are not visible in two digits
 
 
 def size_text(n_bytes: int) -> str:
-    """A size for people: "512 B", "45.1 KB", "2.0 GB"; units are powers of 1024."""
+    """A readable size: "512 B", "45.1 KB", "2.0 GB"; units are powers of 1024."""
     if n_bytes < 1024:
         return f"{n_bytes} B"
     power = next((p for p in (1, 2) if n_bytes < 1000 * 1024**p), 3)
@@ -40,10 +40,10 @@ def size_text(n_bytes: int) -> str:
 
 
 def blend_line(route: Route, width: int = 72) -> str:
-    """The route in one line: "sort-words 0.42 · reverse 0.31 · +3", with what is applied of each.
+    """The route in one line: "sort-words 0.42 · reverse 0.31 · +3", with the applied weights.
 
-    The last part counts the selected adapters for which `width` columns leave no room; the first
-    adapter is always there, whatever its length.
+    The last part counts the selected adapters that do not fit into `width` columns; the first
+    adapter is always shown, whatever its length.
     """
     if route.is_base:
         return BASE_ALONE
@@ -57,7 +57,7 @@ def blend_line(route: Route, width: int = 72) -> str:
 
 
 def how_line(route: Route) -> str:
-    """How the scores were made: "norm · one-pass · blk.3.attn_q.weight"."""
+    """How the scores were computed: "norm · one-pass · blk.3.attn_q.weight"."""
     return _SEPARATOR.join(p for p in (route.signal, route.probe, route.target or "") if p)
 
 
@@ -69,9 +69,9 @@ def bar(share: float, width: int) -> str:
 
 
 def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
-    """Terms and, last in each row, what is said of them, side by side and wrapped.
+    """Terms and, last in each row, their description, side by side and wrapped.
 
-    In a narrow terminal the text stands below its terms, which are then not aligned.
+    In a narrow terminal the description is below its terms, which are then not aligned.
     """
     terms = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*terms, strict=True)]
@@ -89,16 +89,16 @@ def columns(rows: Sequence[tuple[str, ...]], width: int = 80) -> str:
             max(width - 1, 10),
             initial_indent=start,
             subsequent_indent=indent,
-            break_long_words=False,  # names and paths stay whole
+            break_long_words=False,  # do not break names and paths
             break_on_hyphens=False,
         )
     return "\n".join(lines)
 
 
 def route_changes(before: Route | None, now: Route) -> list[str]:
-    """What another turn of a conversation changed, a line for each kind: added, removed, changed.
+    """The changes since the last turn of a conversation, a line each for added, removed, changed.
 
-    Compared is what is applied of each adapter. No lines without a turn before.
+    Compares the applied weight of each adapter. No lines without an earlier turn.
     """
     if before is None:
         return []
@@ -120,7 +120,7 @@ def _moved(then: float, now: float) -> bool:
 def adapters_table(pool: Pool, route: Route | None, width: int = 80) -> Table:
     """The pool's adapters by name: weight in the last `route`, rank, size, pinned or off.
 
-    Rank and size are left out in a narrow terminal.
+    Rank and size are omitted in a narrow terminal.
     """
     applied = {} if route is None else route.applied
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -143,9 +143,9 @@ def adapters_table(pool: Pool, route: Route | None, width: int = 80) -> Table:
 
 
 def answer_line(timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> str:
-    """How long the last answer took: "prompt 31 tokens in 120 ms · answer 57 at 44.1 tokens/s".
+    """The speed of the last answer: "prompt 31 tokens in 120 ms · answer 57 at 44.1 tokens/s".
 
-    The first token of an answer comes with the prompt; the rate is that of the others.
+    The time of the first token belongs to the prompt; the rate is that of the other tokens.
     """
     prompt_ms = sum(timings_ms[phase] for phase in ("probe", "score", "mixture", "prefill"))
     line = f"prompt {usage['prompt_tokens']} tokens in {prompt_ms:.0f} ms"
@@ -157,10 +157,8 @@ def answer_line(timings_ms: Mapping[str, float], usage: Mapping[str, int]) -> st
 def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
     """Every adapter's score with a bar, and the weights of the selected; for `--explain`.
 
-    The highest twenty are shown, unless they are 0, and all the selected; the others are counted.
-    Names are cut
-    where a terminal is narrow, numbers never: there is room for the weights from 30 columns on,
-    and for `bars` from 40.
+    Shows the highest twenty, unless they are 0, and all selected; the others are counted. In a
+    narrow terminal names are cut, but numbers are not: weights need 30 columns, `bars` 40.
     """
     selected = dict(zip(route.names, route.weights, strict=True))
     ranked = sorted(route.all_scores.items(), key=lambda item: (-item[1], item[0]))
@@ -191,7 +189,7 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
             cells.append(Text(bar(share, bar_width), style="cyan" if weight else "dim"))
         table.add_row(*cells, style="" if weight else "dim")
     lines: list[Text | Table] = [table] if shown else []
-    if route.signal != Route.signal:  # a route that somebody gave was not scored
+    if route.signal != Route.signal:  # a route given by the user has no scores
         lines.insert(0, Text(how_line(route), style="dim"))
     if rest := ranked[len(shown) :]:
         what = "more" if rest[0][1] > 0 else "with a score of 0"
@@ -205,7 +203,7 @@ def explain_table(route: Route, width: int = 80, *, bars: bool = True) -> Group:
 
 
 def score_lines(route: Route) -> list[str]:
-    """The selected adapters, one a line: name, weight, score, in aligned columns."""
+    """The selected adapters, one per line: name, weight, score, in aligned columns."""
     longest = max((len(name) for name in route.names), default=0)
     return [
         f"{name:<{longest}}  {weight:.4f}  {score:.6g}"
@@ -214,7 +212,7 @@ def score_lines(route: Route) -> list[str]:
 
 
 def rounded(timings_ms: Mapping[str, float]) -> dict[str, float]:
-    """Timings in whole microseconds, as JSON shows them."""
+    """Timings rounded to microseconds, for JSON."""
     return {phase: round(ms, 3) for phase, ms in timings_ms.items()}
 
 
@@ -223,7 +221,7 @@ def run_json(
     logo: Mapping[str, Any],
     usage: Mapping[str, int],
 ) -> dict[str, Any]:
-    """What `run --json` prints; `logo` is what the engine adds to a completion."""
+    """The output of `run --json`; `logo` is the engine's part of a completion."""
     return {
         "text": text,
         "route": logo["route"],
@@ -233,7 +231,7 @@ def run_json(
 
 
 def score_json(route: Route, timings_ms: Mapping[str, float]) -> dict[str, Any]:
-    """What `score --json` prints: the route, and the timings without decoding."""
+    """The output of `score --json`: the route, and the timings without decoding."""
     timings = {phase: ms for phase, ms in timings_ms.items() if phase != "decode"}
     return {"route": route.as_dict(), "timings_ms": rounded(timings)}
 
@@ -242,7 +240,7 @@ def score_json(route: Route, timings_ms: Mapping[str, float]) -> dict[str, Any]:
 
 
 def plan_table(plan: Conversion) -> Table:
-    """One row for each adapted layer: names, shapes, rank, scaling, what is done to B."""
+    """One row for each adapted layer: names, shapes, rank, scaling, changes to B."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("PEFT layer", overflow="fold")
     table.add_column("GGUF weight", overflow="fold")
@@ -301,7 +299,7 @@ def plan_json(plan: Conversion) -> dict[str, Any]:
 
 
 def check_json(pool: Pool) -> list[dict[str, Any]]:
-    """Each thing in a pool's folder, by name: what it is, or why it does not fit."""
+    """Each entry of a pool's folder, by name: its properties, or why it does not fit."""
     rows: list[dict[str, Any]] = [
         {
             "name": adapter.name,
@@ -351,8 +349,8 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows of `logo-local adapters`: name, whether it fits, examples, size, description.
 
-    Without a description the first example prompt is shown; `fits` is None where it was not
-    checked, and the column is then left out unless something cannot be used at all.
+    Without a description the first example prompt is shown; `fits` is None if it was not checked,
+    and the column is then omitted unless an entry is unusable.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     with_fits = any(row["fits"] is not None for row in rows)
@@ -378,7 +376,7 @@ def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The parts of the cache: number of entries, size, what of it is unused, and what it is."""
+    """The parts of the cache: number of entries, size, unused share, and description."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("part", no_wrap=True)
     for heading in ("entries", "size", "unused"):

@@ -1,4 +1,4 @@
-"""The options of `logo-local serve`: where it listens, who may use it, and what is behind it."""
+"""The options of `logo-local serve`: address, access, queue, and upstreams."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .terminal import UsageError
 class UpstreamUrl(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
     """The address of a llama-server, without /v1 at its end.
 
-    Errors do not repeat what was given: it may contain a password.
+    Errors do not repeat the value: it may contain a password.
     """
 
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The address; click's usage error for another text."""
+        """The address; click's usage error for anything else."""
         example = "write it like http://192.168.0.7:8081"
         try:
             parts = urlsplit(str(value))

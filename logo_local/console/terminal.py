@@ -1,8 +1,8 @@
-"""What the command line says beside its data, and the one place where errors become text.
+"""Messages of the command line, and the only place where errors become text.
 
 Everything here goes to standard error: errors, warnings, hints, progress. Streams are looked up
-when they are used, so that tests and redirections see what is written; a stream that was closed
-(`2>&-`) is None, and what goes there is lost.
+when they are used, so that tests and redirections work; a stream that was closed (`2>&-`) is None,
+and output to it is dropped.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ from rich.text import Text
 from ..errors import LogoError
 from ..files.text_file import is_encodable
 
-# Tables for programs are never cut; rich would otherwise assume 80 columns.
+# Tables for programs are never cut; rich would assume 80 columns.
 _UNCUT = 10_000
-# Columns that a bar leaves free: the terminal echoes ^C there, and would else begin another line.
+# Columns after a progress bar for the ^C that the terminal echoes; without them the line wraps.
 _ECHO = 3
 _SHOW_PROGRESS_AFTER = 1.0  # seconds
 
 
-# -1 with --quiet, 1 with --verbose. Of the process, as its streams are.
+# -1 with --quiet, 1 with --verbose. Per process, like the streams.
 _volume = 0
 
 
 def set_volume(volume: int) -> None:
-    """Say less (-1), as usual (0) or more (1) on standard error from now on."""
+    """Print fewer (-1), the default (0) or more (1) messages on standard error from now on."""
     global _volume
     _volume = volume
 
 
 def is_quiet() -> bool:
-    """Whether less is said than usual."""
+    """Whether --quiet is set."""
     return _volume < 0
 
 
 def is_verbose() -> bool:
-    """Whether more is said than usual."""
+    """Whether --verbose is set."""
     return _volume > 0
 
 
 def err_console() -> Console:
-    """Rich on standard error, without any guessing at what the text means."""
+    """A rich console on standard error, without markup and highlighting."""
     return Console(file=sys.stderr or io.StringIO(), highlight=False, markup=False, emoji=False)
 
 
 def out_console() -> Console:
-    """The same on standard output, where a pipe gets every line whole."""
+    """The same on standard output; lines in a pipe are not wrapped."""
     width = None if sys.stdout is not None and sys.stdout.isatty() else _UNCUT
     return Console(
         file=sys.stdout or io.StringIO(), highlight=False, markup=False, emoji=False, width=width
@@ -75,7 +75,7 @@ def out_console() -> Console:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """One line on standard error; a terminal may show it in `style`, and keeps words whole."""
+    """One line on standard error; in a terminal with `style`, and wrapped between words."""
     _print_words(text, style or "")
 
 
@@ -85,20 +85,20 @@ def print_json(value: object) -> None:
 
 
 def note(text: str, style: str = "dim") -> None:
-    """A remark beside a conversation, on standard error."""
+    """A remark during a conversation, on standard error."""
     say(text, style)
 
 
 def aside(text: str, style: str = "dim") -> None:
-    """As `say`, for what --quiet leaves out: neither an answer to a command nor a warning."""
+    """As `say`, for messages that --quiet hides: neither results of a command nor warnings."""
     if not is_quiet():
         say(text, style)
 
 
 def _print_words(text: str, style: str = "", lead: str = "", lead_style: str = "") -> None:
-    """`lead` and `text`; a terminal breaks between words, a pipe gets the line whole.
+    """`lead` and `text`; wrapped between words in a terminal, one line in a pipe.
 
-    A word longer than a line, a path perhaps, is left whole, so that it can be copied.
+    A word longer than a line, such as a path, is not broken, so that it can be copied.
     """
     console, shown = err_console(), lead + text
     if console.is_terminal:
@@ -114,8 +114,8 @@ def _wrapped(line: str, width: int) -> str:
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
-# What a terminal would obey rather than show: C0 but for tab and line feed, DEL, C1, and what
-# turns the direction of writing.
+# Characters that a terminal would interpret: C0 except tab and line feed, DEL, C1, and those that
+# change the direction of text.
 _UNSEEN = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
 _UNSEEN[0x7F] = "\N{SYMBOL FOR DELETE}"
 _UNSEEN |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
@@ -123,15 +123,15 @@ _UNSEEN |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0
 
 
 def visible(text: str) -> str:
-    """`text` with its control characters visible, so that a terminal shows them: ESC as ␛.
+    """`text` with visible control characters, which a terminal does not interpret: ESC as ␛.
 
-    Tabs and line feeds stay. Each character by itself: pieces of a stream can be given in turn.
+    Tabs and line feeds are kept. Works per character: pieces of a stream can be passed in turn.
     """
     return text.translate(_UNSEEN)
 
 
 def for_reader(text: str) -> str:
-    """What of an answer standard output gets: `visible` on a terminal, all as it is in a pipe."""
+    """The text of an answer for standard output: `visible` on a terminal, unchanged in a pipe."""
     return visible(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
@@ -153,7 +153,7 @@ def _one_line(text: str) -> str:
 
 
 class UsageError(click.UsageError):
-    """Wrong usage with a hint of its own."""
+    """A usage error with its own hint."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -161,26 +161,26 @@ class UsageError(click.UsageError):
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise UsageError where an argument holds bytes that are not UTF-8."""
+    """Raise UsageError if an argument contains bytes that are not UTF-8."""
     if not is_encodable(text):
         raise UsageError(f"{what} is not text in UTF-8", "check the encoding of the terminal")
 
 
 def is_piped() -> bool:
-    """Whether something was piped or redirected to standard input: no terminal and no device."""
+    """Whether standard input is piped or redirected: not a terminal or another device."""
     if sys.stdin is None:
         return False
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):  # no file of the system's: a test's stream
+    except (OSError, ValueError):  # not a file descriptor, for example in a test
         return not sys.stdin.isatty()
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 class ErrorsAsText(click.Command):
-    """A click command that ends every failure as text and an exit code, never as a traceback.
+    """A click command whose failures end as text and an exit code, never as a traceback.
 
-    1 for what a user can put right, 2 for wrong usage, 130 for Ctrl+C.
+    1 for errors that the user can correct, 2 for wrong usage, 130 for Ctrl+C.
     """
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -189,11 +189,11 @@ class ErrorsAsText(click.Command):
         if not standalone_mode:
             return run(*args, standalone_mode=False, **extra)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character
+            sys.stdout.reconfigure(errors="replace")  # for characters that the terminal lacks
         try:
             code = run(*args, standalone_mode=False, **extra)
             if sys.stdout is not None:
-                sys.stdout.flush()  # a reader that has gone away is noticed here at the latest
+                sys.stdout.flush()  # detects a closed reader at the latest here
         except LogoError as error:
             print_error(error)
             code = 1
@@ -226,11 +226,11 @@ class ErrorsAsText(click.Command):
 
 
 class CommandGroup(ErrorsAsText, click.Group):
-    """A group of commands with that ending."""
+    """A command group with the same error handling."""
 
 
 def _from_environment(error: click.UsageError) -> str:
-    """Where a bad value comes from, when nobody typed it."""
+    """The source of an invalid value that was not typed on the command line."""
     parameter, ctx = getattr(error, "param", None), error.ctx
     if parameter is None or ctx is None:
         return ""
@@ -241,10 +241,10 @@ def _from_environment(error: click.UsageError) -> str:
 
 
 def _without_reader() -> int:
-    """Standard output was closed by its reader (`| head`): nothing to say, nothing to flush."""
+    """Standard output was closed by its reader (`| head`): print and flush nothing."""
     with suppress(Exception):
-        sys.stdout.close()  # drops what is buffered, so that the interpreter's exit is quiet too
-    return 1  # as click does
+        sys.stdout.close()  # drops buffered output, so that the interpreter exits silently
+    return 1  # as in click
 
 
 class _Warnings(logging.Handler):
@@ -258,9 +258,9 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within this block the package's log warnings are `warning: ...` lines.
+    """Within this block, the package's log warnings are printed as `warning: ...` lines.
 
-    With --verbose what is said at the level INFO is a line, too.
+    With --verbose, messages of level INFO are printed too.
     """
     logger = logging.getLogger("logo_local")
     handler = _Warnings(logging.INFO)
@@ -279,8 +279,8 @@ def warnings_as_lines() -> Iterator[None]:
 class ProgressBar:
     """A bar on standard error for work that takes longer than a second, on a terminal only.
 
-    Call it with (stage, done, total). It goes away when a stage is done, and at the latest at the
-    end of the context that it is used as; the engine may call it again after that.
+    Call it with (stage, done, total). It disappears when a stage is done, at the latest at the end
+    of the `with` block; the engine may call it again after that.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Files of models and adapters: found, checked before anything reads them, known afterwards."""
+"""Model and adapter files: find them, check them, and cache the results."""

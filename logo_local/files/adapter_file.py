@@ -1,11 +1,11 @@
-"""One GGUF LoRA file: read, and checked before llama.cpp may see it.
+"""Read a GGUF LoRA file and check it before llama.cpp loads it.
 
-llama.cpp ends the whole process on some malformed adapters (a key of another type than it
-expects), zeroes or ignores parts of others, and only says "failed to load" about the rest. So
-everything it relies on is checked here first, and all that is wrong is reported at once.
+On some malformed adapters llama.cpp ends the whole process (a key with an unexpected type). On
+others it zeroes or ignores parts, or only says "failed to load". So everything it relies on is
+checked here first, and all problems are reported at once.
 
-Parsing is gguf's; this module adds the bounds that gguf's reader does not check and knows what
-an adapter must look like beside a base model. Nothing stays open or in memory after a call.
+gguf does the parsing. This module adds the bounds that gguf's reader does not check, and the
+checks against a base model. Nothing stays open or in memory after a call.
 The rules follow llama.cpp's src/llama-adapter.cpp and ggml/src/gguf.cpp.
 """
 
@@ -41,11 +41,11 @@ from .stored_values import TENSOR_TYPES, FloatArray, StoredArray, TensorPlace, s
 
 log = logging.getLogger(__name__)
 
-# The largest number of a float16, in which llama.cpp keeps keys and values. A sound adapter changes
-# a weight by less than 10; one with numbers above this makes infinities of any prompt.
+# The largest float16, the type in which llama.cpp keeps keys and values. A valid adapter changes
+# a weight by less than 10; one with numbers above this limit gives infinities for any prompt.
 LARGEST_CHANGE = 65504.0
 
-# Why this runtime does not run what the converter writes of it, and other programs do.
+# Why this runtime cannot run some files that the converter writes and other programs can run.
 ALORA = (
     "it is an activated LoRA (aLoRA), which works from its invocation tokens on only; "
     "these are not supported"
@@ -57,7 +57,7 @@ class Module:
     """One adapted weight: y += scaling B A x, with A (rank, d_in) and B (d_out, rank).
 
     `dtype` is the ggml type of A ("F16"), or of both where they differ ("Q8_0/F16").
-    `n_expert` is 0, or the height of the stack where the weight is one of experts.
+    `n_expert` is the number of experts of an expert weight, 0 for other weights.
     """
 
     rank: int
@@ -73,8 +73,8 @@ class Module:
 class AdapterFile:
     """A checked adapter that fits its base. Holds no weights and no open file.
 
-    `modules` maps the GGUF name of each adapted weight of the base to its `Module`. Two are
-    equal when they are the same, unchanged file.
+    `modules` maps the GGUF name of each adapted weight of the base to its `Module`. Two objects
+    are equal if they are the same, unchanged file.
     """
 
     name: str
@@ -88,7 +88,7 @@ class AdapterFile:
 
     @property
     def rank_text(self) -> str:
-        """The rank for people: "8", or "4-16" where it differs by module."""
+        """The rank as text: "8", or "4-16" where it differs by module."""
         ranks = {module.rank for module in self.modules.values()}
         return str(min(ranks)) if len(ranks) == 1 else f"{min(ranks)}-{max(ranks)}"
 
@@ -97,7 +97,7 @@ class AdapterFile:
         return self.lora_alpha / self.modules[target].rank if self.lora_alpha else 1.0
 
     def check_unchanged(self) -> None:
-        """Raise AdapterError if the file is another than the one that was checked, or is gone."""
+        """Raise AdapterError if the file has changed since it was checked, or is missing."""
         try:
             stat = self.path.stat()
         except OSError as error:
@@ -113,9 +113,9 @@ class AdapterFile:
     def factors(self, target: str) -> tuple[FloatArray, FloatArray]:
         """A (rank, d_in) and B (d_out, rank) at `target`, float32, without the scaling.
 
-        Read from the file at each call. For a stack of experts both have the expert as a first
-        axis. For `token_embd.weight` the input is the one-hot token, so A is (rank, n_vocab).
-        Raises KeyError for a weight that is not adapted, AdapterError when the file has changed
+        Read from the file at each call. For a stack of experts, the first axis of both is the
+        expert. For `token_embd.weight` the input is the one-hot token, so A is (rank, n_vocab).
+        Raises KeyError for a weight that is not adapted, AdapterError if the file has changed
         since it was checked or cannot be read.
         """
         module = self.modules[target]
@@ -130,10 +130,10 @@ class AdapterFile:
         return (np.ascontiguousarray(a.T) if _is_embedding(target) else a), b
 
     def stored(self, file: BinaryIO, target: str, side: str) -> StoredArray:
-        """A or B ("a", "b") at `target` in its own shape: float16 where stored so, else float32.
+        """A or B ("a", "b") at `target` in its own shape: float16 if stored so, otherwise float32.
 
-        Read from `file`, which is this adapter's, opened by the caller; does not look whether it
-        has changed since it was checked. Threads may share the file where `CAN_SHARE_FILES`.
+        Reads from `file`, which the caller opened; does not check whether the file has changed
+        since it was checked. Threads may share the file if `CAN_SHARE_FILES`.
         """
         module = self.modules[target]
         return stored_at(file, self.data_start, module.a if side == "a" else module.b)
@@ -142,10 +142,10 @@ class AdapterFile:
 def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
     """Read the GGUF LoRA file at `path` and check that it fits `base`; its name is the stem.
 
-    Checked are the structure of the file, the type and value of every key that llama.cpp reads,
-    the names, pairs, shapes, types and places of all tensors, that every number is finite, and
-    that no update is too large to be computed. Raises AdapterError with all problems found. Does
-    not check that the weights are any good.
+    Checks the structure of the file, the type and value of every key that llama.cpp reads, the
+    names, pairs, shapes, types and offsets of all tensors, that every number is finite, and that
+    no update is too large to compute. Raises AdapterError with all problems found. Does not check
+    the quality of the weights.
     """
     path = Path(path)
     found = Findings()
@@ -162,7 +162,7 @@ def read_adapter(path: str | Path, base: BaseModel) -> AdapterFile:
         reason = f"it cannot be read: {error.strerror or error}"
         raise AdapterError(_refused(path), problems=[reason], hint="check permissions") from error
     if found.kinds:
-        hint = _hint(found, base)  # before findings are taken out
+        hint = _hint(found, base)  # before findings are removed
         lines, more = _summed_up(found, reader, base)
         raise AdapterError(_refused(path), problems=lines, hint=hint, details=more)
     size, mtime = stat.st_size, stat.st_mtime_ns
@@ -185,7 +185,7 @@ def _hint(found: Findings, base: BaseModel) -> str:
 def _summed_up(
     found: Findings, reader: BoundedReader, base: BaseModel
 ) -> tuple[list[str], list[str]]:
-    """The problems and their details: what an adapter of another base misfits is one line."""
+    """The problems and their details. An adapter of another base is reported in one line."""
     layers = []
     for tensor in reader.tensors:
         target, _, side = tensor.name.rpartition(".")
@@ -195,13 +195,13 @@ def _summed_up(
             layers.append((target, 0, int(tensor.shape[1])))
     named = printable(text_at(reader, "general.base_model.0.name"))
     line = made_for(base, layers, f"the file names {named}" if named else "")
-    if not line or found.count(_OTHER_BASE) < 2:  # a single one is the better message
+    if not line or found.count(_OTHER_BASE) < 2:  # a single one has the better message
         return found.lines, []
     details = found.take([kind for kind in _MISFITS if kind in found.kinds])
     return [line, *found.lines], details
 
 
-# What an adapter of another base has wrong, and what is then wrong with it for that reason alone.
+# Findings that show that the adapter is for another base, and the findings that follow from it.
 _OTHER_BASE = frozenset({"architecture", "not in base", "shape"})
 _MISFITS = ("architecture", "not in base", "shape", "no matrix", "tied")
 
@@ -262,12 +262,12 @@ def _type_text(item: Any) -> str:
 
 
 def _is_embedding(target: str) -> bool:
-    # Here lora_a holds one row a token, and lora_b is not transposed: llama.cpp takes rows of A.
+    # Here lora_a holds one row per token, and lora_b is not transposed: llama.cpp takes rows of A.
     return target.endswith("token_embd.weight")
 
 
 def _check_tensors(reader: BoundedReader, base: BaseModel, found: Findings) -> dict[str, Module]:
-    """Pair lora_a with lora_b and check each pair against the base; return the sound ones."""
+    """Pair lora_a with lora_b, check each pair against the base, and return the valid ones."""
     pairs: dict[str, dict[str, Any]] = {}
     for tensor in reader.tensors:
         target, _, side = tensor.name.rpartition(".")
@@ -307,7 +307,7 @@ def _check_tensors(reader: BoundedReader, base: BaseModel, found: Findings) -> d
                 found,
             )
             if module is not None:
-                modules[sys.intern(target)] = module  # the same text in every adapter of a pool
+                modules[sys.intern(target)] = module  # one string for all adapters of a pool
     return modules
 
 
@@ -354,7 +354,7 @@ def _module(
 
 
 def _with_axes(tensor: Any, n: int) -> tuple[int, ...]:
-    """The numpy shape with `n` axes where it can be: outer axes of length 1 come and go in GGUF."""
+    """The numpy shape, with `n` axes if possible: GGUF may drop or add outer axes of length 1."""
     shape = [int(d) for d in reversed(tensor.shape.tolist())]
     while len(shape) > n and shape[0] == 1:
         del shape[0]

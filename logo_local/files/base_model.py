@@ -1,7 +1,7 @@
-"""What must be known of a base model to check, convert and probe adapters for it.
+"""The metadata of a base model that is needed to check, convert and probe adapters.
 
-All of it is read from the GGUF file's own header: no weights are touched, and neither
-Hugging Face's config nor llama.cpp is needed. This module knows nothing of adapters.
+All of it is read from the header of the GGUF file: no weights are read, and neither Hugging
+Face's config nor llama.cpp is needed. This module does not deal with adapters.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .model_checks import problems_of_keys, problems_of_tensors
 
 Stored: TypeAlias = tuple[str, int, str]  # name, number of dimensions, ggml type
 
-_MOST_ITEMS = 1024  # of an array of numbers that is read: there is one for each block, at most
+_MOST_ITEMS = 1024  # limit for number arrays that are read: at most one number per block
 
 
 class _ModelReader(HeaderReader):
-    """gguf's reader, made to step over the arrays of a vocabulary.
+    """gguf's reader, which skips the arrays of a vocabulary.
 
-    By itself it makes an array object of every item: seconds for 100,000 tokens. `twice` is
-    a token that is there twice, `without_token` a byte that no token stands for: llama.cpp ends the
-    process over the one, and over the other if it tokenises by sentencepiece. Otherwise None.
+    The original creates an array object for every item: seconds for 100,000 tokens. `twice` is
+    a duplicate token, `without_token` a byte without a token, otherwise None. llama.cpp ends the
+    process on the first, and on the second if it tokenises with sentencepiece.
     """
 
     twice: bytes | None = None
@@ -41,7 +41,7 @@ class _ModelReader(HeaderReader):
 
     def _push_field(self, field: Any, skip_sum: bool = False) -> int:
         if field.name == "tokenizer.ggml.tokens" and field.types[:1] == [gguf.GGUFValueType.ARRAY]:
-            start = int(field.offset) + 8 + len(field.parts[1]) + 4  # behind the name and the type
+            start = int(field.offset) + 8 + len(field.parts[1]) + 4  # after the name and the type
             inner, length = struct.unpack("<IQ", self.data[start : start + 12].tobytes())
             if inner == gguf.GGUFValueType.STRING:
                 seen: set[bytes] = set()
@@ -67,8 +67,8 @@ class _ModelReader(HeaderReader):
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], list[Stored]]:
-    """The keys of one file, but for most of the tokenizer's, the shapes of its tensors, and how
-    they are stored.
+    """The keys of one file without most tokenizer keys, the shapes of its tensors, and how they
+    are stored.
     """
     if not path.is_file():
         raise ModelError(
@@ -96,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
         stored = [(t.name, len(t.shape), t.tensor_type.name) for t in reader.tensors]
     except ModelError:
         raise
-    except Exception as error:  # the reader raises whatever the damaged bytes lead it to
+    except Exception as error:  # the reader may raise anything on damaged bytes
         raise ModelError(
             f"{path} cannot be read as a GGUF file: {error}",
             hint="the file may be damaged or only half downloaded: compare its size or "
@@ -123,14 +123,14 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    """The numpy shape; some files have the one layer with a single output as a vector."""
+    """The numpy shape; some files store the one layer with a single output as a vector."""
     shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
     is_vector = tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1
     return (1, *shape) if is_vector else shape
 
 
 def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
-    """The files that follow `path` where a model is split (name-00001-of-00003.gguf)."""
+    """The files that follow `path` if the model is split (name-00001-of-00003.gguf)."""
     count = fields.get("split.count", 0)
     if type(count) is not int or not 0 <= count <= 65535:
         raise ModelError(f"{path} cannot be used: split.count is {str(count)[:40]!r}")
@@ -149,8 +149,8 @@ def _other_parts(path: Path, fields: Mapping[str, Any]) -> list[Path]:
 class BaseModel:
     """The shape of a base model.
 
-    `tensors` maps each GGUF tensor name to its shape in numpy order (rows first), so a linear
-    layer `y = W x` has shape (d_out, d_in), with a single output too; a stack of experts
+    `tensors` maps each GGUF tensor name to its shape in numpy order (rows first). A linear layer
+    `y = W x` has shape (d_out, d_in), also with a single output; a stack of experts has shape
     (n_expert, d_out, d_in).
     """
 
@@ -164,7 +164,7 @@ class BaseModel:
     n_expert: int
     n_ctx_train: int
     tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
-    n_rotary: int = 0  # rows of a head that are rotated; 0 where the file does not say
+    n_rotary: int = 0  # rows of a head that are rotated; 0 if the file does not say
     has_mrope: bool = False  # rotated by several positions (time, height, width)
     chat_template: str = field(default="", repr=False)
 
@@ -172,9 +172,9 @@ class BaseModel:
     def read(cls, path: str | Path) -> BaseModel:
         """Read the header of the GGUF file at `path`.
 
-        Of a model in several files it is the first, and the others lie beside it. Raises
-        ModelError when a file is missing, is no GGUF model, or lacks a key that every model has.
-        Does not check the weights.
+        If the model is split into several files, `path` is the first, and the others must be in the
+        same folder. Raises ModelError if a file is missing, is not a GGUF model, or lacks a key
+        that every model has. Does not check the weights.
         """
         path = Path(path)
         fields, tensors, stored = _read_header(path)
@@ -236,10 +236,10 @@ class BaseModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that stand for the shape of this model, not for its weights.
+        """Sixteen hex digits that identify the shape of this model, not its weights.
 
         A converted adapter depends on the base only through this shape: files made for one
-        quantisation of a model serve all of them.
+        quantisation of a model fit all of them.
         """
         shape = {
             "architecture": self.architecture,

@@ -1,8 +1,8 @@
-"""What lies in the cache, and which of it nothing needs any more.
+"""What the cache contains, and which parts are unused.
 
-Every part can be made again. A pool is gone when none of the adapters that were checked is where
-it was; what was indexed and converted for it is then of no use, and neither is what an earlier
-release left. Only the folders that this package makes are looked at.
+Every part can be created again. A pool is unused if none of its checked adapters exists at its
+old path; then its index and its converted files are unused too, and so are the files of earlier
+releases. Only folders that this package creates are examined.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKED, CONVERTED, INDEX, PROFILES = "checked", "converted", "index", "profiles
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of the cache: its entries, each a file or a folder, and those `unused`."""
+    """One folder of the cache: its entries (files or folders), and the `unused` ones."""
 
     name: str
     about: str
@@ -30,7 +30,7 @@ class Part:
     unused: tuple[Path, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers and sizes in bytes, JSON-ready."""
+        """Counts, and sizes in bytes, JSON-ready."""
         return {
             "name": self.name,
             "about": self.about,
@@ -42,7 +42,7 @@ class Part:
 
 
 def parts_of(cache: Path, profile_format: int) -> list[Part]:
-    """The parts of the cache; `profile_format` is that of the profiles that are still read."""
+    """The parts of the cache; `profile_format` is the current format of profiles."""
     checked, live, in_use = _inside(cache / CHECKED), set[str](), set[str]()
     for path in checked:
         origins, converted = _adapters_in(path)
@@ -76,7 +76,7 @@ def parts_of(cache: Path, profile_format: int) -> list[Part]:
 
 
 def remove(entries: Sequence[Path]) -> tuple[int, int]:
-    """Remove files and folders; how many went, and their bytes. Raises OSError."""
+    """Remove files and folders; return how many were removed, and their bytes. Raises OSError."""
     n_bytes = size_of(entries)
     for path in entries:
         if path.is_dir() and not path.is_symlink():
@@ -87,13 +87,13 @@ def remove(entries: Sequence[Path]) -> tuple[int, int]:
 
 
 def size_of(entries: Sequence[Path]) -> int:
-    """The bytes of all files in these."""
+    """The total size in bytes of all files in these entries."""
     return sum(size for entry in entries for size in _sizes(entry))
 
 
 def _sizes(entry: Path) -> Iterator[int]:
     for path in (entry, *entry.rglob("*")):
-        with suppress(OSError):  # it went meanwhile
+        with suppress(OSError):  # removed in the meantime
             if path.is_file():
                 yield path.stat().st_size
 
@@ -103,7 +103,7 @@ def _inside(folder: Path) -> tuple[Path, ...]:
 
 
 def _adapters_in(index: Path) -> tuple[set[str], set[str]]:
-    """The paths in a `file_index`: of the adapters as the user keeps them, and as they are used."""
+    """The paths in a `file_index`: of the original adapters, and of the files that are loaded."""
     try:
         files = json.loads(kept(index) or b"{}")["files"]
         return set(files), {str(values[2][1]) for values in files.values()}

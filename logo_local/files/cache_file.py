@@ -1,7 +1,7 @@
-"""Files in the cache: written whole, with a checksum, and never needed.
+"""Files in the cache: written atomically, with a checksum, and never required.
 
-A disk that is full or that may not be written to costs time, not answers: one line says so, and
-what would be kept is made again at the next start. A damaged file counts as none.
+If the disk is full or read-only, this costs time, not answers: it is logged once, and the content
+is computed again at the next start. A damaged file counts as missing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 _MARK = b"\nsha256 "
 _LENGTH = len(_MARK) + 64  # hex digits
-_warned: set[Path] = set()  # folders that could not be written to, each of which is said once
-_temporary: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # by the folder that they stand for
+_warned: set[Path] = set()  # folders that could not be written, each of which is logged once
+_temporary: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # by the folder that they replace
 
 
 def keep(path: Path, content: bytes) -> bool:
-    """Write `content` and its checksum to `path`; whether that was possible. Makes the folder."""
+    """Write `content` and its checksum to `path`; return whether it worked. Makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as unfinished:
@@ -41,7 +41,7 @@ def keep(path: Path, content: bytes) -> bool:
 
 
 def kept(path: Path) -> bytes | None:
-    """What was kept at `path`; None, with a line in the log, where it is damaged or unreadable."""
+    """The content kept at `path`; None, with a log line, if it is damaged or unreadable."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -57,9 +57,9 @@ def kept(path: Path) -> bytes | None:
 
 
 def temporary_instead(folder: Path, error: OSError) -> Path:
-    """A folder to use in the place of `folder`, which cannot be written, until this process ends.
+    """A folder that replaces the unwritable `folder` until the process ends.
 
-    For files that are needed as such. The first time a line in the log says so.
+    For files that must exist on disk. The first call for a folder is logged.
     """
     if folder not in _temporary:
         _temporary[folder] = tempfile.TemporaryDirectory(prefix="logo-local-")

@@ -1,4 +1,4 @@
-"""Adapters in another form than a GGUF file, as GGUF files in the cache: made once per content."""
+"""GGUF files in the cache, made once per content from adapters in other formats."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 Steps = Callable[[int, int], None]
 
-# The stored form of converted adapters; half of float32's size, and the common choice.
+# The type of converted adapters: half the size of float32, and the common choice.
 _OUTTYPE = "f16"
 
 
 class Converter(NamedTuple):
-    """What makes a GGUF LoRA file of an adapter folder; `version` changes with what it makes.
+    """Makes a GGUF LoRA file from an adapter folder; `version` changes when its output changes.
 
-    `convert(source, base, out, outtype, progress)` writes `out` and returns lines to be logged;
-    it raises ConversionError. `convert.FOR_POOL` is one.
+    `convert(source, base, out, outtype, progress)` writes `out` and returns lines for the log;
+    it raises ConversionError. `convert.FOR_POOL` is an instance.
     """
 
     version: int
@@ -40,10 +40,10 @@ class Converter(NamedTuple):
 def converted(
     entry: Entry, base: BaseModel, cache: Path, converter: Converter | None, steps: Steps | None
 ) -> AdapterFile:
-    """The adapter `entry`, a PEFT folder or a .paw file, as a checked GGUF file below `cache`.
+    """The adapter `entry`, a PEFT folder or a .paw file, as a checked GGUF file in `cache`.
 
-    In a temporary folder where the cache cannot be written. Raises AdapterError where it cannot
-    be made.
+    Uses a temporary folder if the cache cannot be written. Raises AdapterError if the conversion
+    fails.
     """
     folder = cache / "converted"
     try:
@@ -93,10 +93,10 @@ def _made(
 
 
 def _content_key(origin: Path, parts: Iterable[str]) -> str:
-    """Sixty-four hex digits for the adapter's files and `parts`."""
+    """Sixty-four hex digits that identify the adapter's files and `parts`."""
     key = hashlib.sha256("\n".join(parts).encode())
     for file in files_in(origin) if origin.is_dir() else [origin]:
-        if file.is_file():  # without one of them the converter will say what is missing
-            # Digests rather than contents: no file can pretend to be the start of the next.
+        if file.is_file():  # the converter reports missing files
+            # Digests, not contents: the boundary between two files must be part of the key.
             key.update(file.name.encode() + bytes.fromhex(sha256_of(file)))
     return key.hexdigest()

@@ -1,4 +1,4 @@
-"""What an adapter says of itself in one line: the description in its GGUF file or on its card."""
+"""The one-line description of an adapter, from its GGUF file or its model card."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .text_file import decoded, read_start
 
 DESCRIPTION_KEY = "general.description"
 FILE = "description.txt"
-# What is no sentence in a card: headings, lists, tables, pictures, quotes, code, rules, comments.
+# Lines of a card that are not sentences: headings, lists, tables, images, quotes, code, rules.
 _MARKUP = re.compile(r"[#>|<!\[*`=-]")
 
 
 def description_of(origin: Path, in_file: str | None = None) -> str:
     """The first line that describes the adapter `origin`, a GGUF file or a PEFT folder.
 
-    From a text file beside it (NAME.description.txt, or description.txt in a folder); else
-    `general.description` of a GGUF file, the specification in a .paw file, `description` in a
-    folder's config or card, or the first sentence of the card that is no markup. "" where there is
-    none, or where it cannot be read. `in_file` is what the GGUF file says, if that is known:
-    reading its header takes some 20 ms.
+    Sources, in this order: a text file next to it (NAME.description.txt, or description.txt in a
+    folder); `general.description` of a GGUF file, the specification in a .paw file, or
+    `description` in a folder's config or card; the first sentence of the card. Returns "" if
+    there is none or it cannot be read. Pass `in_file`, the description in the GGUF file, if it is
+    known: reading the header takes about 20 ms.
     """
     try:
         text = _beside(origin)
@@ -45,7 +45,7 @@ def _beside(origin: Path) -> str:
 
 
 def _of_folder(folder: Path) -> str:
-    """From the files of a PEFT folder, the shortest way first."""
+    """From the files of a PEFT folder, the cheapest source first."""
     config, card = folder / CONFIG_FILE, folder / CARD
     fields = json.loads(read_start(config, MOST)) if config.is_file() else {}
     said = fields.get("description") if isinstance(fields, dict) else ""

@@ -1,4 +1,4 @@
-"""The sha256 of files, by which an adapter is known wherever it lies."""
+"""The sha256 of files, which identifies an adapter independent of its path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex. Raises OSError where it cannot be read."""
+    """The sha256 of a file, in hex. Raises OSError if it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -17,14 +17,14 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_all(paths: Sequence[Path]) -> str:
-    """Of one file its sha256; of several the sha256 of theirs, in this order. In hex.
+    """The sha256 of one file, or the sha256 of the digests of several, in this order. In hex.
 
-    Raises OSError where one cannot be read.
+    Raises OSError if one cannot be read.
     """
     if len(paths) == 1:
         return sha256_of(paths[0])
     digest = hashlib.sha256()
     for path in paths:
-        # Digests rather than contents: no file can pretend to be the start of the next.
+        # Digests, not contents: the boundary between two files must be part of the hash.
         digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()

@@ -1,9 +1,9 @@
-"""What was found out about adapter files, kept in the cache: a thousand of them open in a second.
+"""Cached results of adapter checks: with them a thousand adapters open in a second.
 
-Reading and checking every number of an adapter takes some 80 ms, and hashing it as long again.
-A file that has the size and the time that it had then is taken for the same, as `make` does; one
-that was written to within the last seconds before it was read is not trusted, since clocks of
-disks are coarse. Whatever is damaged here is made anew.
+Reading and checking every number of an adapter takes about 80 ms, and hashing as long again.
+A file with the same size and modification time counts as unchanged, as in `make`. A file that was
+modified within the last seconds before it was read is not trusted, because file systems have
+coarse clocks. A damaged index is built again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .stored_values import TENSOR_TYPES, TensorPlace
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the file and of what `adapter_file` checks: another number checks all again
-SETTLED_NS = 3_000_000_000  # a file is trusted when it was this old when it was read
+FORMAT = 3  # of the file and of the checks in `adapter_file`: change it to check all files again
+SETTLED_NS = 3_000_000_000  # a file is trusted if it was this old when it was read
 
 
 @dataclass(frozen=True)
 class Known:
-    """An adapter in the folder as it was checked; `content` is its sha256 where that was needed.
+    """A checked adapter of the folder; `content` is its sha256 if it was needed.
 
-    `stamp` is that of what the user keeps, `adapter` may be its converted form.
+    `stamp` is that of the original file; `adapter` may be its converted form.
     """
 
     stamp: Stamp
@@ -55,14 +55,14 @@ class FileIndex:
         self._load()
 
     def find(self, path: Path, stamp: Stamp) -> Known | None:
-        """What is known of the adapter at `path`, if it is still as it was checked."""
+        """The entry of the adapter at `path`, if the file is unchanged since the check."""
         known = self._known.get(str(path))
         if known is None or known.stamp != stamp or not is_unchanged(known.adapter):
             return None
         return known
 
     def add(self, path: Path, stamp: Stamp, adapter: AdapterFile) -> AdapterFile:
-        """Remember a checked adapter; returns it, sharing its modules with others of its shape."""
+        """Remember a checked adapter; return it, sharing its modules with others of its shape."""
         key = tuple(adapter.modules.items())
         adapter = replace(adapter, modules=self._layouts.setdefault(key, adapter.modules))
         if all(time.time_ns() - mtime > SETTLED_NS for _, mtime in stamp):
@@ -71,14 +71,14 @@ class FileIndex:
         return adapter
 
     def note_content(self, path: Path, content: str) -> None:
-        """Remember the sha256 of an adapter that was `add`ed."""
+        """Remember the sha256 of an adapter that was added with `add`."""
         known = self._known.get(str(path))
         if known is not None:
             self._known[str(path)] = replace(known, content=content)
             self._changed = True
 
     def save(self) -> None:
-        """Write what is new. A disk that is full or forbidden costs time at the next start only."""
+        """Write new entries. If the disk is full or read-only, the next start is slower."""
         if not self._changed:
             return
         if keep(self.path, json.dumps(self._as_json()).encode()):
@@ -129,9 +129,9 @@ class FileIndex:
 
 
 def content_key(origin: Path) -> str:
-    """The sha256 of an adapter's weights, in hex: by this it is known wherever it lies.
+    """The sha256 of an adapter's weights, in hex: it identifies the adapter in any folder.
 
-    `origin` is a GGUF file or a PEFT folder. Raises AdapterError where it cannot be read.
+    `origin` is a GGUF file or a PEFT folder. Raises AdapterError if it cannot be read.
     """
     try:
         return sha256_of_all(weights_in(origin) if origin.is_dir() else [origin])
@@ -143,7 +143,7 @@ def content_key(origin: Path) -> str:
 
 
 def is_unchanged(adapter: AdapterFile) -> bool:
-    """Whether the adapter's file has the size and the time that it had when it was checked."""
+    """Whether the adapter's file has the same size and modification time as when checked."""
     try:
         stat = adapter.path.stat()
     except OSError:

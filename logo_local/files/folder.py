@@ -1,10 +1,10 @@
-"""What lies in a folder of adapters, unread: what can be an adapter, and what only looks like one.
+"""Find the adapters in a folder, without reading them, and the files that only look like adapters.
 
-The folder's own level is looked at, and one below. A `.gguf` or `.paw` file is an adapter, and so
-is a folder with an adapter_config.json in it (PEFT), whose inside is not searched. Its weights lie
-in one file or in several, the shards. Hidden names and other files (notes, data) are no adapters
-and are passed over. Links may lead anywhere, unless the caller forbids it. Only what is named like
-a pickle is opened, since the first bytes may say that it is something else.
+The folder and one level below are searched. A `.gguf` or `.paw` file is an adapter, and so is a
+folder with an adapter_config.json (PEFT), which is not searched further. Its weights are in one
+file or in several shards. Hidden names and other files (notes, data) are skipped. Links may lead
+anywhere, unless the caller forbids it. Only files with the extension of a pickle are opened, since
+their first bytes may show another format.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-MLX_WEIGHTS_FILE = "adapters.safetensors"  # of adapters that mlx-lm trained
-# What says which shard a tensor is in. transformers gives it the second name, that of a model's.
+MLX_WEIGHTS_FILE = "adapters.safetensors"  # of adapters trained with mlx-lm
+# The index of shards. transformers writes it under the second name, that of a model's index.
 INDEX_FILES = (f"{WEIGHTS_FILE}.index.json", "model.safetensors.index.json")
 SHARD_NAME = re.compile(r"adapter_model-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE, *INDEX_FILES)  # of a folder, before shards
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE, *INDEX_FILES)  # of a folder, without shards
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the folder that looks like an adapter and is left out, in one line."""
+    """Something in the folder that looks like an adapter but is skipped, in one line."""
 
     name: str
     path: Path
     reason: str
     hint: str = ""
-    details: tuple[str, ...] = ()  # single findings that the reason sums up
+    details: tuple[str, ...] = ()  # single findings that the reason summarises
 
     def __str__(self) -> str:
         return f"{printable(self.path.name)}: {self.reason}"
@@ -58,14 +58,14 @@ class Entry:
 
     name: str
     path: Path
-    is_converted: bool  # what is loaded is another file, made from it
+    is_converted: bool  # another file, made from it, is loaded
     stamp: Stamp
 
 
 def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Problem]]:
-    """The adapters in `folder`, unread and with unique names, and what cannot be one.
+    """The adapters in `folder`, not yet read, with unique names, and the invalid entries.
 
-    Without `links_out` none of their files may be a link to somewhere outside of the folder.
+    Without `links_out` none of their files may be a link to a path outside the folder.
     """
     _check_folder(folder)
     entries: dict[str, Entry] = {}
@@ -91,24 +91,24 @@ def scan(folder: Path, *, links_out: bool = True) -> tuple[list[Entry], list[Pro
 
 
 def _leads_out(path: Path, folder: Path) -> bool:
-    """Whether an adapter, or any file of it, lies elsewhere than it seems to."""
+    """Whether an adapter, or any file of it, is a link to a path outside `folder`."""
     root = folder.resolve()
     files = [path, *(path.iterdir() if path.is_dir() else ())]
     return not all(file.resolve().is_relative_to(root) for file in files)
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What is in a folder but for hidden names; files first: where an adapter lies there in both
-    forms, the converted one is taken.
+    """The content of a folder without hidden names. Files come first: if an adapter is there in
+    both forms, the converted one is used.
     """
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return sorted(paths, key=lambda path: (os.path.isdir(path), path.name))
 
 
 def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[Path, Entry | str]]:
-    """The adapters among `paths`, and what looks like one with the reason why it cannot be used.
+    """The adapters among `paths`, and for things that look like one the reason why they fail.
 
-    One level below is looked at, too, if they are `within` a folder; a link back to it is not.
+    If `within` a folder, one level below is searched too; links back to that folder are skipped.
     """
     for path in paths:
         try:
@@ -130,7 +130,7 @@ def _adapters(paths: Iterable[Path], *, within: Path | None) -> Iterator[tuple[P
 
 
 def nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
-    """The error for a folder without an adapter that can be used, with all `problems`."""
+    """The error for a folder without a usable adapter, with all `problems`."""
     if not problems:
         return PoolError(
             f"there are no adapters in {folder}",
@@ -146,9 +146,9 @@ def nothing_usable(folder: Path, problems: list[Problem]) -> PoolError:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The files in `folder` that are named as parts of an adapter's weights, by name.
+    """The files in `folder` that are named like shards of an adapter's weights, by name.
 
-    None where the folder may not be listed: then a file is there for whoever knows its name.
+    Empty if the folder cannot be listed; its files may still be readable by name.
     """
     names: list[str] = []
     with suppress(OSError):
@@ -157,9 +157,9 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """The file with the weights of the adapter that `folder` is, or its shards; one at least.
+    """The file with the weights of the adapter in `folder`, or its shards; at least one path.
 
-    PEFT's one file comes before its shards, and these before mlx-lm's.
+    PEFT's single file has priority over its shards, and these over mlx-lm's file.
     """
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
@@ -170,7 +170,7 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files that say what the adapter in `folder` is: its config, weights, index of shards."""
+    """All files of the adapter in `folder`: its config, weights, and index of shards."""
     weights = weights_in(folder)
     sharded = SHARD_NAME.fullmatch(weights[0].name) is not None
     names = (CONFIG_FILE, *(INDEX_FILES if sharded else ()))
@@ -178,19 +178,19 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def kind_of(origin: Path) -> str:
-    """Of an adapter as the user keeps it: "gguf", "paw", "peft" or "mlx"."""
+    """The format of an original adapter: "gguf", "paw", "peft" or "mlx"."""
     if not origin.is_dir():
         return "paw" if origin.suffix.lower() == PAW else "gguf"
     return "mlx" if weights_in(origin)[0].name == MLX_WEIGHTS_FILE else "peft"
 
 
 def other_folders(folder: Path, used: Collection[Path]) -> list[Path]:
-    """The folders in `folder`, and one level below, that are no adapters in use: yet, perhaps."""
+    """The folders in `folder`, and one level below, that are not adapters, but may become some."""
     found: list[Path] = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if path not in used and path.is_dir():
             found.append(path)
-            with suppress(OSError):  # one that cannot be read is a problem, and known as such
+            with suppress(OSError):  # unreadable folders are already reported as problems
                 found += [child for child in path.iterdir() if child.is_dir()]
     return [path for path in found if path not in used]
 
@@ -211,11 +211,11 @@ def _check_folder(folder: Path) -> None:
 
 
 class _NotUsableError(Exception):
-    """Says why a thing in the folder cannot be used."""
+    """Says why an entry of the folder cannot be used."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when the file, or what a PEFT folder is read from, does; None if it is gone."""
+    """The sizes and times of a file, or of the files of a PEFT folder; None if it is missing."""
     try:
         stat = path.stat()
         is_adapter = (path / CONFIG_FILE).is_file()
@@ -227,13 +227,13 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def _own(names: Collection[str]) -> list[str]:
-    """Which of the names in a folder are files of the adapter that it is, in a fixed order."""
+    """The names in a folder that belong to its adapter, in a fixed order."""
     shards = sorted(name for name in names if SHARD_NAME.fullmatch(name))
     return [*(name for name in _FILES if name in names), *shards]
 
 
 def _classify(path: Path, *, last: bool) -> Entry | None:
-    """What `path` is: an adapter, nothing to do with adapters (None), or a _NotUsableError."""
+    """The adapter at `path`, or None if it is something else; raises _NotUsableError."""
     if not path.name.isprintable():
         raise _NotUsableError("its name holds characters that cannot be shown")
     try:
@@ -263,7 +263,7 @@ def _classify(path: Path, *, last: bool) -> Entry | None:
 
 
 def _kind_of_file(path: Path) -> str:
-    """What the file's first bytes say; empty where it may not be opened, or is no regular file."""
+    """The format by the file's first bytes; "" if it cannot be opened or is not a regular file."""
     with suppress(OSError):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,9 +1,9 @@
-"""Opening a GGUF file that may be damaged or hostile, in bounded time and memory.
+"""Open a GGUF file that may be damaged or hostile, in bounded time and memory.
 
-Parsing is gguf's. Its reader takes a read beyond the end of the file for a short one: an array
-that announces 2**60 values in a file of a kilobyte keeps it busy until the memory is used up.
-This module adds the bounds, and the demands of llama.cpp's ggml/src/gguf.cpp on the layout.
-It knows nothing of adapters, and no error leaves it but `GgufError` and OSError.
+gguf does the parsing. Its reader does not notice a read past the end of the file: an array that
+claims 2**60 values in a file of a kilobyte keeps it busy until memory is used up. This module
+adds the bounds, and the requirements of llama.cpp's ggml/src/gguf.cpp on the layout. It does not
+deal with adapters, and raises only `GgufError` and OSError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GGLA = (
     "it is a GGLA file, llama.cpp's adapter format of 2023, which is no longer read: "
     "convert the PEFT adapter that it was made from"
 )
-# Bytes that other kinds of file begin with.
+# First bytes of other file formats.
 _OPENINGS = {
     b"version https://git-lfs": LFS_POINTER,
     b"algg": GGLA,
@@ -35,7 +35,7 @@ _OPENINGS = {
     b"\x80": "it looks like a Python pickle, which is refused",
     b"FUGG": "it looks like a big-endian GGUF file, which llama.cpp cannot read here",
 }
-# Seven for each tensor, so some 2,800 adapted weights. A header with more of them is no adapter's,
+# Seven for each tensor, so about 2,800 adapted weights. A header with more is not an adapter's,
 # and reading it would take seconds and memory.
 _MAX_HEADER_VALUES = 40_000
 _MAX_VALUE_BYTES = 1 << 24
@@ -47,7 +47,7 @@ _SMALLEST_KEY = 8 + 4 + 1
 
 
 class GgufError(Exception):
-    """The file is not a GGUF file, or its structure is broken; `problems` says where."""
+    """The file is not a GGUF file, or its structure is broken; `problems` lists the places."""
 
     def __init__(self, problems: Sequence[str], *, hint: str = DAMAGED) -> None:
         super().__init__(*problems)
@@ -56,13 +56,13 @@ class GgufError(Exception):
 
 
 class Findings:
-    """Problems by kind, so that the same one in 28 modules reads as one line."""
+    """Problems grouped by kind, so that the same problem in 28 modules is one line."""
 
     def __init__(self) -> None:
         self._by_kind: dict[str, list[str]] = {}
 
     def add(self, kind: str, text: str) -> None:
-        """Note one problem; `kind` is never shown."""
+        """Add a problem; `kind` is never shown."""
         self._by_kind.setdefault(kind, []).append(text)
 
     @property
@@ -75,7 +75,7 @@ class Findings:
         return [text for kind in kinds for text in self._by_kind.pop(kind, [])]
 
     def count(self, kinds: Iterable[str]) -> int:
-        """How many findings there are of these kinds."""
+        """The number of findings of these kinds."""
         return sum(len(self._by_kind.get(kind, ())) for kind in kinds)
 
     @property
@@ -88,35 +88,35 @@ class Findings:
 
 
 def open_adapter(path: Path) -> BoundedReader:
-    """Parse the header of the GGUF file at `path`; the data of its tensors is not read.
+    """Parse the header of the GGUF file at `path`; tensor data is not read.
 
-    The file is closed again. Raises GgufError with the problems, also for a file whose
-    general.type is "model"; OSError when it cannot be read or changes meanwhile.
+    The file is closed again. Raises GgufError with the problems, also if general.type is
+    "model"; OSError if the file cannot be read or changes in the meantime.
     """
     if not path.is_file():
-        path.stat()  # for its error, when there is nothing
+        path.stat()  # raises if the file is missing
         raise GgufError(["it is a folder" if path.is_dir() else "it is no regular file"], hint="")
     with path.open("rb") as file:
         _check_start(file.read(_START.size), path.stat().st_size)
     try:
-        with np.errstate(all="raise"):  # wrapped offsets must not pass as a mere warning
+        with np.errstate(all="raise"):  # a wrapped offset must be an error, not a warning
             return BoundedReader(path)
     except (GgufError, OSError):
         raise
     except RecursionError:
         raise GgufError(["its header is damaged: arrays in arrays in arrays"]) from None
-    except Exception as error:  # gguf's reader raises whatever the bytes lead it to
+    except Exception as error:  # gguf's reader may raise anything on damaged bytes
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise GgufError([f"its header is damaged: {printable(str(reason))}"]) from error
 
 
 def kind_by_start(start: bytes) -> str:
-    """What a file is whose first 24 bytes are these; empty where that is not known."""
+    """The file format by the first 24 bytes; empty if unknown."""
     return next((kind for opening, kind in _OPENINGS.items() if start.startswith(opening)), "")
 
 
 def _check_start(start: bytes, n_bytes: int) -> None:
-    """Refuse by the first 24 bytes what is no GGUF file, or cannot be a whole one."""
+    """Refuse files whose first 24 bytes show that they are not GGUF or cannot be complete."""
     if n_bytes == 0:
         raise GgufError(["the file is empty"])
     if start[:4] != b"GGUF"[: len(start)]:
@@ -140,7 +140,7 @@ def _check_start(start: bytes, n_bytes: int) -> None:
 
 
 class BoundedReader(HeaderReader):
-    """gguf's reader, made to stop where the file does."""
+    """gguf's reader, which stops at the end of the file."""
 
     def __init__(self, path: Path) -> None:
         self._left = _MAX_HEADER_VALUES
@@ -169,7 +169,7 @@ class BoundedReader(HeaderReader):
         return super()._get_field_parts(orig_offs, raw_type)
 
     def _push_field(self, field: Any, skip_sum: bool = False) -> int:
-        # A model may have a vocabulary of 200,000 words: say what it is before reading that.
+        # A model may have a vocabulary of 200,000 words: recognise it before reading that.
         if field.name == "general.type" and content(field) == "model":
             raise GgufError(
                 ["it is a model, not an adapter"],
@@ -180,7 +180,7 @@ class BoundedReader(HeaderReader):
         return int(super()._push_field(field, skip_sum))
 
     def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-        # The sizes are computed here in whole numbers of any length; numpy's would wrap.
+        # The sizes are computed here with Python integers; numpy's would wrap.
         found = Findings()
         start, expected = int(start_offs), 0  # type: int, int | None
         for info in fields:
@@ -192,7 +192,7 @@ class BoundedReader(HeaderReader):
     def _check_place(
         self, info: Any, start: int, expected: int | None, found: Findings
     ) -> int | None:
-        """Check one tensor's extent; return where the next one must begin, if known."""
+        """Check the position and size of a tensor; return the next offset, if known."""
         _, name_bytes, _, raw_dims, dtype, raw_offset = info.parts
         dims: list[int] = raw_dims.tolist()
         offset, alignment = int(raw_offset[0]), int(self.alignment)
@@ -232,25 +232,25 @@ class BoundedReader(HeaderReader):
 
 
 def content(item: Any) -> Any:
-    """The value of a header field; text that is no UTF-8 is given with its odd bytes escaped."""
+    """The value of a header field; invalid UTF-8 bytes are escaped."""
     if item.types == [gguf.GGUFValueType.STRING]:
         return bytes(item.parts[-1]).decode(errors="backslashreplace")
     return item.contents()
 
 
 def text_at(reader: HeaderReader, key: str) -> str:
-    """The text of a header field; "" where it is missing or no text."""
+    """The text of a header field; "" if it is missing or not text."""
     item = reader.fields.get(key)
     is_text = item is not None and item.types == [gguf.GGUFValueType.STRING]
     return str(content(item)) if is_text else ""
 
 
 def first_line(text: str) -> str:
-    """The first line that is not empty, as it may be shown; "" without any."""
+    """The first line that is not empty, made printable; "" if there is none."""
     return printable(next((line.strip() for line in text.splitlines() if line.strip()), ""))
 
 
 def printable(text: str) -> str:
-    """A text from the file as it may be shown: no control characters, and not endless."""
+    """A text from the file for display: without control characters, and shortened."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,8 +1,8 @@
-"""gguf's reader over ordinary reads of a file, without a memory map.
+"""gguf's reader with ordinary file reads instead of a memory map.
 
-A process that maps a file is ended by a signal (SIGBUS) when another program truncates the file
-and a page behind its new end is touched; `cp new.gguf old.gguf` does that. A read that comes too
-short is an OSError instead. Only headers are read here, never the data of tensors.
+A process that maps a file is ended by a signal (SIGBUS) if another program truncates the file and
+the process touches a page after the new end; `cp new.gguf old.gguf` does that. With ordinary reads
+this is an OSError. Only headers are read here, never tensor data.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-_WINDOW = 1 << 16  # bytes that are read at once
+_WINDOW = 1 << 16  # bytes per read
 _LENGTH = struct.Struct("<Q")
 
 
 class FileContent:
-    """The bytes of the file at `path`, sliced like an array (uint8) and read when they are used.
+    """The bytes of the file at `path`, sliced like an array (uint8) and read on access.
 
-    Raises OSError when the file became shorter than it was when it was opened, ValueError for
-    bytes beyond that end. Not safe for threads.
+    Raises OSError if the file has become shorter since it was opened, ValueError for bytes after
+    its end. Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class FileContent:
         return np.frombuffer(self._window, np.uint8, stop - start, at)
 
     def _locate(self, start: int, stop: int) -> int:
-        """Where in the window the byte `start` lies; the window then reaches to `stop`."""
+        """The position of byte `start` in the window, after the window was extended to `stop`."""
         if not 0 <= start <= stop <= self._size:
             raise ValueError(f"it leads to byte {stop:,}, the file has {self._size:,}")
         if not self._start <= start <= stop <= self._start + len(self._window):
@@ -57,7 +57,7 @@ class FileContent:
         return start - self._start
 
     def after_strings(self, offset: int, count: int) -> int:
-        """The offset behind `count` strings that begin at `offset`, which are not kept."""
+        """The offset after `count` strings that begin at `offset`; the strings are not kept."""
         for _ in range(count):
             at = self._locate(offset, offset + _LENGTH.size)
             offset += _LENGTH.size + _LENGTH.unpack_from(self._window, at)[0]
@@ -74,12 +74,12 @@ class FileContent:
             offset += length
 
     def close(self) -> None:
-        """Close the file; what was read stays."""
+        """Close the file; the bytes already read remain available."""
         self._file.close()
 
 
 class HeaderReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf comes without types
-    """The keys and tensor infos of a GGUF file. Its tensors have no data: `data` is None."""
+    """The keys and tensor infos of a GGUF file. `data` of its tensors is None."""
 
     def __init__(self, path: Path) -> None:
         self._content = FileContent(path)

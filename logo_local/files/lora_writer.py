@@ -1,4 +1,4 @@
-"""Writing GGUF LoRA files: the one place that knows their header."""
+"""Write GGUF LoRA files; the only module that knows their header."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import gguf
 def lora_writer(path: Path, architecture: str, lora_alpha: float = 0.0) -> Iterator[Any]:
     """gguf's writer of a LoRA file for a base of `architecture`, closed at the end of the block.
 
-    With `lora_alpha` 0 llama.cpp applies no alpha/rank: the scaling is in the factors. The caller
-    adds keys and tensors ("blk.0.attn_q.weight.lora_a") and writes them.
+    With `lora_alpha` 0 llama.cpp does not apply alpha/rank: the factors include the scaling. The
+    caller adds keys and tensors ("blk.0.attn_q.weight.lora_a") and writes them.
     """
     writer = gguf.GGUFWriter(path, architecture)
     try:
@@ -28,7 +28,7 @@ def lora_writer(path: Path, architecture: str, lora_alpha: float = 0.0) -> Itera
 
 
 def write_added(writer: Any) -> None:
-    """Write the header and all tensors that were added with their numbers."""
+    """Write the header and all tensors that were added with their data."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""The head of a model card: YAML between two lines of --- in a README.md, as on Hugging Face."""
+"""The metadata of a model card: YAML between two --- lines in a README.md, as on Hugging Face."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .text_file import read_start
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
-MOST = 1 << 20  # bytes of a card that are looked at
+MOST = 1 << 20  # bytes of a card that are read
 
 
 def card_fields(card: Path) -> dict[str, Any]:
-    """The fields in the head of `card`; none where it has no head, or one that is no YAML.
+    """The metadata fields of `card`; empty if it has none or they are not valid YAML.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     text = read_start(card, MOST).decode("utf-8-sig", "replace").replace("\r\n", "\n")
     if not text.startswith("---\n"):

@@ -1,7 +1,7 @@
-"""What llama.cpp relies on in a base model's file, and would end the process over.
+"""Checks of a base model's file for errors on which llama.cpp would end the process.
 
 Types and ranges of the keys that every model has, and the types of tensors; the limits are those of
-llama.cpp's src/llama-hparams.h and ggml.h. Whether the weights are any good is not looked at.
+llama.cpp's src/llama-hparams.h and ggml.h. The quality of the weights is not checked.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _MAX_BLOCKS = _MAX_EXPERTS = 512
 _MAX_WIDTH = 1 << 20
 _MAX_CONTEXT = 2**31 - 1
 _ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
-# Numbers that no weight of a model is stored in.
+# Types in which no weight of a model is stored.
 _NO_WEIGHTS = frozenset({"I8", "I16", "I32", "I64", "F64"})
-_VECTOR_TYPES = frozenset({"F32", "F16"})  # what ggml adds and multiplies rows with
+_VECTOR_TYPES = frozenset({"F32", "F16"})  # the types of rows that ggml can add and multiply
 
-# By the end of the key: the smallest and the largest value, and whether there may be one per block.
+# By the end of the key: the minimum and maximum, and whether one value per block is allowed.
 _NUMBERS: Mapping[str, tuple[int, int, bool]] = {
     "block_count": (1, _MAX_BLOCKS, False),
     "embedding_length": (1, _MAX_WIDTH, False),
@@ -37,7 +37,7 @@ _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 
 
 def problems_of_keys(arch: str, fields: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the keys of the architecture `arch`, one line each."""
+    """The problems of the keys of architecture `arch`, one line each."""
     problems = []
     for name, (least, most, per_block) in _NUMBERS.items():
         key = f"{arch}.{name}"
@@ -61,7 +61,7 @@ def problems_of_keys(arch: str, fields: Mapping[str, Any]) -> list[str]:
 
 
 def problems_of_tensors(tensors: Iterable[tuple[str, int, str]]) -> list[str]:
-    """What is wrong with the tensors, given by name, number of dimensions, and ggml type."""
+    """The problems of tensors, given by name, number of dimensions, and ggml type."""
     found: dict[str, list[str]] = {}
     for name, n_dims, kind in tensors:
         if kind in _NO_WEIGHTS:

@@ -1,7 +1,7 @@
-"""What an adapter says of the model it was made for, when that is not the base at hand.
+"""Recognise an adapter that was made for another base model.
 
-An adapter of another base misfits at every layer. Its layers together say which width and how many
-blocks that base had, which is one line instead of one for each layer.
+Such an adapter has wrong shapes at every layer. Its layers together show the width and the number
+of blocks of that base, which is one line instead of one for each layer.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from .base_model import BaseModel
 
 _BLOCK = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.weight")
-# Layers whose input is as wide as the model, and layers whose output is.
+# Layers whose input has the width of the model, and layers whose output has.
 _WIDE_INPUT = frozenset({"attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_gate", "ffn_up"})
 _WIDE_OUTPUT = frozenset({"attn_output", "ffn_down"})
 
 
 def made_for(base: BaseModel, layers: Iterable[tuple[str, int, int]], said: str = "") -> str:
-    """One line on the model that `layers` were made for; empty when they are as wide as `base`.
+    """One line about the model that `layers` were made for; empty if they are as wide as `base`.
 
-    `layers` are GGUF names with d_in and d_out, each 0 where it is not known; `said` is what the
-    adapter says of its base.
+    `layers` are GGUF names with d_in and d_out, each 0 if unknown; `said` is what the adapter
+    says about its base.
     """
     blocks: set[int] = set()
     widths: Counter[int] = Counter()

@@ -1,10 +1,10 @@
-"""ProgramAsWeights programs: a .paw file is a zip with an adapter and what it was made for.
+"""ProgramAsWeights programs: a .paw file is a zip with an adapter and its metadata.
 
     adapter.gguf         a GGUF LoRA file
     prompt_template.txt  the prompt around an input, with {INPUT_PLACEHOLDER} for it
     meta.json            among others `spec`, the specification, and `interpreter`, the base model
 
-Only the adapter and the specification are used: prompts go through the base model's own template.
+Only the adapter and the specification are used: prompts use the base model's own template.
 Layout as in programasweights 0.2 (programasweights-python on GitHub).
 """
 
@@ -23,13 +23,13 @@ SUFFIX = ".paw"
 ADAPTER, META, TEMPLATE = "adapter.gguf", "meta.json", "prompt_template.txt"
 PLACEHOLDER = "{INPUT_PLACEHOLDER}"
 MOST_TEXT = 1 << 20  # bytes of meta.json or of the template
-MOST_ADAPTER = 4 << 30  # bytes; the adapters of this format have some 20 MB
+MOST_ADAPTER = 4 << 30  # bytes; the adapters of this format have about 20 MB
 
 
 def unpack_adapter(path: Path, out: Path) -> None:
-    """Write the adapter in the .paw file `path` to `out`, and nothing else.
+    """Write only the adapter in the .paw file `path` to `out`.
 
-    Raises AdapterError where there is none, or where the file is damaged.
+    Raises AdapterError if there is none, or if the file is damaged.
     """
     with _opened(path) as archive:
         member = _member(archive, ADAPTER)
@@ -42,9 +42,9 @@ def unpack_adapter(path: Path, out: Path) -> None:
 
 
 def specification(path: Path) -> str:
-    """What the program was made for: `spec` in meta.json, or what is before the input's place.
+    """The purpose of the program: `spec` in meta.json, or the prompt template before the input.
 
-    "" where the file does not say. Raises AdapterError for a damaged file.
+    "" if the file has neither. Raises AdapterError for a damaged file.
     """
     with _opened(path) as archive:
         try:
@@ -73,7 +73,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
-    """The member of this name, in the archive itself or in its only folder."""
+    """The member with this name, at the top of the archive or in its only folder."""
     found = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == name]
     return min(found, key=lambda info: info.filename.count("/"), default=None)
 

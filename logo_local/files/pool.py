@@ -1,10 +1,10 @@
-"""The adapters of one folder: what of it can be used, what may be routed, what has changed.
+"""The adapters of one folder: which are usable, which may be routed to, and what has changed.
 
-What lies in the folder is found by `folder`. Every adapter is checked before anything may use it;
-PEFT adapters are converted into the cache once for each content, and .paw files unpacked. What
-looks like an adapter and cannot be used becomes a `Problem`.
+`folder` finds them. Every adapter is checked before it is used; PEFT adapters are converted into
+the cache once per content, and .paw files are unpacked. Anything that looks like an adapter and
+cannot be used becomes a `Problem`.
 
-Holds no weights and knows nothing of llama.cpp; what is loaded there is decided elsewhere.
+Holds no weights and does not know llama.cpp; which adapters are loaded is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-READING = "reading adapters"  # what progress is told; PEFT folders have stages of their own
+READING = "reading adapters"  # progress stage; converting PEFT folders has its own
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Changes:
         return bool(self.added or self.removed or self.changed)
 
     def as_dict(self) -> dict[str, list[str]]:
-        """The same, JSON-ready."""
+        """As a dict, JSON-ready."""
         return {
             "added": list(self.added),
             "removed": list(self.removed),
@@ -71,12 +71,12 @@ class _Known:
 
 @dataclass(eq=False)
 class Pool:
-    """All usable adapters of one folder, by name, for one base model. Make it with `open`.
+    """All usable adapters of one folder, by name, for one base model. Create it with `open`.
 
-    `adapters` is sorted by name, and is another mapping after each rescan that found a change.
-    `folder` is None where adapters are not wanted at all: the pool is empty then, and stays so.
-    `problems` are the things left out. `candidates` are the names that routing may choose from:
-    the pinned ones if any are, otherwise all; never an excluded one.
+    `adapters` is sorted by name, and is a new mapping after each rescan that found a change.
+    `folder` is None if no adapters are wanted: then the pool is always empty.
+    `problems` are the skipped entries. `candidates` are the names that routing may choose from:
+    the pinned ones if there are any, otherwise all; never an excluded one.
     """
 
     folder: Path | None
@@ -96,7 +96,7 @@ class Pool:
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
     _file_index: FileIndex = field(init=False, repr=False)
     _is_open: bool = field(default=False, repr=False)
-    # When it was last looked at: the folder, and what in it is not in use.
+    # State at the last scan: the folder, and its unused entries.
     _seen: tuple[Stamp | None, dict[Path, Stamp | None]] = field(default=(None, {}), repr=False)
 
     def __post_init__(self) -> None:
@@ -118,14 +118,13 @@ class Pool:
     ) -> Pool:
         """Check every adapter in `folder` against `base`; convert PEFT folders into `cache`.
 
-        Without a `converter` they are left out.
+        Without a `converter`, PEFT folders are skipped.
         `progress` is called with (stage, done, total) as adapters are read and converted;
-        `on_problem` with each thing left out, which is otherwise logged. Raises PoolError, with
-        all problems, when `folder` is no folder of adapters or holds none, and when none of them
-        can be used, unless `all_may_be_unfit`. With `may_be_empty` a folder without adapters, or
-        one that does not exist, is an empty pool and a line in the log: a rescan finds what comes
-        later. Without `links_out`, links to adapters outside of
-        the folder are left out.
+        `on_problem` with each skipped entry, which is otherwise logged. Raises PoolError, with
+        all problems, if `folder` is not a folder of adapters or contains none, and if none of them
+        can be used, unless `all_may_be_unfit`. With `may_be_empty`, a folder that is missing or
+        has no adapters gives an empty pool and a log line; a rescan finds adapters added later.
+        Without `links_out`, links to adapters outside the folder are skipped.
         """
         pool = cls(
             None if folder is None else Path(folder),
@@ -150,12 +149,12 @@ class Pool:
 
     @property
     def resident_bytes(self) -> int:
-        """How many bytes of adapters the engine holds in llama.cpp; 0 without an engine."""
+        """The bytes of adapters that the engine holds in llama.cpp; 0 without an engine."""
         return self.resident()
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The names that a route may hold, sorted."""
+        """The names that routing may choose from, sorted."""
         return tuple(
             name
             for name in self.adapters
@@ -163,18 +162,18 @@ class Pool:
         )
 
     def origin(self, name: str) -> Path:
-        """Where the user keeps this adapter: a GGUF file or a PEFT folder, not its converted form.
+        """The user's file of this adapter: a GGUF file or a PEFT folder, not its converted form.
 
-        PoolError for an unknown name.
+        Raises PoolError for an unknown name.
         """
         self.check_name(name)
         entry = self._entries.get(name)
         return self.adapters[name].path if entry is None else entry.path
 
     def content_key(self, name: str) -> str:
-        """The sha256 of this adapter's weights as `profile_store` has it, made once for a file.
+        """The sha256 of this adapter's weights, the key in `profile_store`; computed once per file.
 
-        PoolError for an unknown name, AdapterError where it cannot be read.
+        Raises PoolError for an unknown name, AdapterError if it cannot be read.
         """
         origin = self.origin(name)
         entry = self._entries.get(name)
@@ -187,36 +186,36 @@ class Pool:
 
     @property
     def index_folder(self) -> Path:
-        """Where what routing makes of these adapters is kept; it may not be there yet."""
+        """The folder for the routing data of these adapters; it may not exist yet."""
         return self.cache / "index" / self._file_index.path.stem
 
     def save(self) -> None:
-        """Keep in the cache what was found out about the files since the last scan."""
+        """Save the results of file checks since the last scan in the cache."""
         self._file_index.save()
 
     def pin(self, name: str) -> None:
-        """Route among the pinned only, also when none of them fits; lifts an exclusion.
+        """Route only among the pinned adapters, even if none fits; removes an exclusion.
 
-        PoolError for an unknown name.
+        Raises PoolError for an unknown name.
         """
         self.check_name(name)
         self.excluded = tuple(n for n in self.excluded if n != name)
         self.pinned = tuple(sorted({*self.pinned, name}))
 
     def exclude(self, name: str) -> None:
-        """Never route to this one; lifts its pin. PoolError for an unknown name."""
+        """Never route to this adapter; removes its pin. Raises PoolError for an unknown name."""
         self.check_name(name)
         self.pinned = tuple(n for n in self.pinned if n != name)
         self.excluded = tuple(sorted({*self.excluded, name}))
 
     def auto(self) -> None:
-        """Forget all pins and exclusions."""
+        """Remove all pins and exclusions."""
         self.pinned = self.excluded = ()
 
     def has_changed(self) -> bool:
-        """Whether `rescan` would find anything come, gone, or repaired; takes microseconds.
+        """Whether `rescan` would find added, removed or repaired entries; takes microseconds.
 
-        A file in use that was written to is not noticed here, but by whoever opens it next.
+        Does not notice changes to a file in use; these are found when it is next opened.
         """
         stamp, unused = self._seen
         return self.folder is not None and (
@@ -225,12 +224,11 @@ class Pool:
         )
 
     def rescan(self, *, progress: Progress | None = None) -> Changes:
-        """Look at the folder again: read what is new or changed, drop what has gone.
+        """Scan the folder again: read new and changed entries, drop removed ones.
 
-        Files are known by path, size and modification time. Pins and exclusions of names that
-        are still there stay. Problems that were there before are not reported again. Raises
-        PoolError, and changes nothing, when no usable adapter is left, unless the pool may be or
-        already was empty.
+        Files are identified by path, size and modification time. Pins and exclusions of existing
+        names stay. Known problems are not reported again. Raises PoolError, and changes nothing,
+        if no usable adapter is left, unless the pool may be or already was empty.
         """
         if self.folder is None:
             return Changes((), (), ())
@@ -247,7 +245,7 @@ class Pool:
             for entry in entries
             if (old := self._known.get(entry.path)) is not None
             and old.entry == entry
-            and is_unchanged(old.adapter)  # the cache may have been emptied, or made again
+            and is_unchanged(old.adapter)  # the cache may have been cleared or rebuilt
         }
         for entry in entries:
             checked = self._file_index.find(entry.path, entry.stamp)
@@ -311,7 +309,7 @@ class Pool:
             log.warning("left out: %s", problem)
 
     def check_name(self, name: str) -> None:
-        """Raise PoolError, with the names that come close, if there is no adapter `name`."""
+        """Raise PoolError, with similar names, if there is no adapter `name`."""
         if name not in self.adapters:
             close = difflib.get_close_matches(name, self.adapters, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
@@ -321,10 +319,10 @@ class Pool:
             )
 
     def check_current(self, name: str) -> None:
-        """Raise AdapterError if the files that the user keeps of `name` have changed.
+        """Raise AdapterError if the user's own files of `name` have changed.
 
-        Of a PEFT folder these are not what is loaded, which is its converted form. PoolError for an
-        unknown name.
+        For a PEFT folder these are not the loaded file, which is the converted form. Raises
+        PoolError for an unknown name.
         """
         self.check_name(name)
         entry = self._entries.get(name)

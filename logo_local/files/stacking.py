@@ -1,10 +1,10 @@
-"""Several adapters as one of a higher rank, exactly: the arithmetic, on arrays.
+"""Combine several adapters exactly into one of a higher rank: the arithmetic, on arrays.
 
     sum_i f_i B_i A_i x = [B_1 .. B_k] [f_1 A_1; ..; f_k A_k] x      with f_i = weight_i scaling_i
 
-Each factor goes into A or B, whichever has fewer numbers at the weight, so that other weights of
-the same adapters leave the larger ones as they are. In a float16 stack f_i A_i, or f_i B_i, is
-rounded once, to 11 bits; nothing else is. Knows no llama.cpp.
+Each factor is applied to A or B, whichever has fewer numbers at the weight, so that a change of
+merge weights does not change the larger one. In a float16 stack f_i A_i, or f_i B_i, is rounded
+once, to 11 bits; nothing else is rounded. Does not know llama.cpp.
 
 Source: the identity is elementary; PEFT has it as the combination type "cat" (tuners/lora, 0.21).
 """
@@ -23,8 +23,8 @@ import numpy.typing as npt
 from .adapter_file import AdapterFile
 from .stored_values import StoredArray
 
-# llama.cpp multiplies 32 numbers at a time and what is left over one by one, which is slower than
-# the numbers that fill it up; a block of Q8_0 has 32 as well.
+# llama.cpp multiplies 32 numbers at a time and the remainder one by one, which is slower than
+# padding to 32; a block of Q8_0 also has 32.
 RANK_STEP = 32
 
 
@@ -32,7 +32,7 @@ RANK_STEP = 32
 class StackedModule:
     """The stack at one weight: A is `a_shape`, B is `b_shape`, both with `rank` along one axis.
 
-    `a_axis` is that axis of A, counted from the end: -2, or -1 for an embedding. That of B is -1.
+    `a_axis` is the rank axis of A, counted from the end: -2, or -1 for an embedding. For B: -1.
     """
 
     rank: int
@@ -42,17 +42,17 @@ class StackedModule:
 
     @property
     def scaled(self) -> str:
-        """Which side holds the factors: "a" or "b", the smaller one."""
+        """Which side includes the factors: "a" or "b", the smaller one."""
         return "a" if math.prod(self.a_shape) <= math.prod(self.b_shape) else "b"
 
     def n_bytes(self, dtype: str) -> int:
-        """What A and B take, stored as `dtype`."""
+        """The size in bytes of A and B, stored as `dtype`."""
         n = math.prod(self.a_shape) + math.prod(self.b_shape)
         return {"f16": 2 * n, "f32": 4 * n, "q8_0": n // 32 * 34}[dtype]
 
 
 def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]:
-    """The stack of `adapters` by weight, whose ranks are filled up to a multiple of RANK_STEP."""
+    """The stack of `adapters` by weight, with ranks padded to a multiple of RANK_STEP."""
     ranks: dict[str, int] = {}
     modules = {}
     for adapter in adapters:
@@ -70,22 +70,22 @@ def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]
 
 
 def native_type(adapters: Iterable[AdapterFile]) -> str:
-    """The type that holds what the adapters' files hold: "f16" if all of them do, else "f32"."""
+    """The type that holds the adapters without loss: "f16" if all are float16, else "f32"."""
     types = {module.dtype for adapter in adapters for module in adapter.modules.values()}
     return "f16" if types <= {"F16"} else "f32"
 
 
 def storable_type(wanted: str, modules: Mapping[str, StackedModule], exact: str) -> str:
-    """`wanted`, or `exact` where the rows of a stack do not fill the blocks of Q8_0."""
+    """`wanted`, or `exact` if the rows of a stack do not fill the blocks of Q8_0."""
     rows = [n for m in modules.values() for n in (m.a_shape[-1], m.b_shape[-1])]
     return exact if wanted == "q8_0" and any(n % RANK_STEP for n in rows) else wanted
 
 
 def common_factor(factors: Iterable[float]) -> float:
-    """A power of two, at least 1, by which all |factors| divided are at most 1.
+    """A power of two, at least 1; |factors| divided by it are at most 1.
 
-    What is divided by it can be stored as float16 wherever the adapter itself can; llama.cpp
-    multiplies with it again. Mostly 1, so that changed weights seldom change it.
+    Adapters scaled by the quotients fit into float16 if they did before; llama.cpp multiplies by
+    this power again. Mostly 1, so that changed weights rarely change it.
     """
     largest = max((abs(factor) for factor in factors), default=0.0)
     return 2.0 ** max(0, math.ceil(math.log2(largest))) if largest > 1 else 1.0
@@ -94,9 +94,9 @@ def common_factor(factors: Iterable[float]) -> float:
 def put_a(
     stack: npt.NDArray[Any], axis: int, start: int, values: StoredArray, factor: float
 ) -> int:
-    """Write factor * A at `start` along `axis` of the stack; returns where the next one begins.
+    """Write factor * A at `start` along `axis` of the stack; return the next start.
 
-    A factor beyond [-1, 1] may leave what float16 can hold: see `common_factor`.
+    A factor outside [-1, 1] may exceed the range of float16: see `common_factor`.
     """
     end: int = start + values.shape[axis]
     part = stack[..., start:end, :] if axis == -2 else stack[..., start:end]
@@ -108,7 +108,7 @@ def put_a(
 
 
 def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray, factor: float) -> int:
-    """Write factor * B at `start` along the last axis; returns where the next one begins."""
+    """Write factor * B at `start` along the last axis; return the next start."""
     rank: int = values.shape[-1]
     if stack.dtype != values.dtype or not stack.flags.c_contiguous:
         return put_a(stack, -1, start, values, factor)
@@ -116,7 +116,7 @@ def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray, factor: floa
         values = _scale_f16(values, factor)
     elif factor != 1.0:
         values = values * np.float32(factor)
-    # As one item of `rank` numbers for each row, which is several times faster.
+    # One item of `rank` numbers for each row, which is several times faster.
     n_rows, width = math.prod(values.shape[:-1]), values.itemsize
     item = f"V{rank * width}"
     columns = np.ndarray(
@@ -129,7 +129,7 @@ def put_b(stack: npt.NDArray[Any], start: int, values: StoredArray, factor: floa
 def _scale_f16(
     values: StoredArray, factor: float, out: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
-    """factor * values, all float16, into `out` where there is one."""
+    """factor * values, all float16, into `out` if given."""
     if factor == 1.0 and out is None:
         return values
     if factor == 1.0:
@@ -149,10 +149,10 @@ _SIGN, _FIRST_INFINITE = 0x8000, 0x7C00  # of float16's bits
 
 @lru_cache(maxsize=64)  # of 128 KiB each
 def _products(factor: float) -> npt.NDArray[np.float16]:
-    """factor times each number that float16 can hold, by its bits (65536,); |factor| <= 1.
+    """factor times each float16 number, indexed by its bits (65536,); |factor| <= 1.
 
-    Looking products up is faster than numpy's arithmetic of float16. Infinite numbers and NaN,
-    which are in no checked adapter, come out as zero.
+    Looking products up is faster than numpy's float16 arithmetic. Infinities and NaN, which no
+    checked adapter contains, give zero.
     """
     positive = np.arange(_FIRST_INFINITE, dtype=np.uint16).view(np.float16).astype(np.float32)
     products = np.zeros(1 << 16, np.float16)
@@ -162,10 +162,10 @@ def _products(factor: float) -> npt.NDArray[np.float16]:
 
 
 def covers(have: Mapping[str, StackedModule], need: Mapping[str, StackedModule]) -> bool:
-    """Whether the stack `have` has room for `need` at every weight."""
+    """Whether `need` fits into the stack `have` at every weight."""
     return all(target in have and have[target].rank >= m.rank for target, m in need.items())
 
 
 def total_bytes(modules: Mapping[str, StackedModule], dtype: str) -> int:
-    """What a stack takes in memory."""
+    """The size in bytes of a stack in memory."""
     return sum(module.n_bytes(dtype) for module in modules.values())

@@ -1,4 +1,4 @@
-"""Where a tensor lies in a GGUF file, and its numbers."""
+"""The position of a tensor in a GGUF file, and its values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gguf.quants import dequantize, quant_shape_to_byte_shape
 FloatArray = npt.NDArray[np.float32]
 StoredArray: TypeAlias = "npt.NDArray[np.float16] | npt.NDArray[np.float32]"
 
-# Whether a place of a file can be read without moving where another thread reads: not on Windows.
+# Whether threads can read at an offset without moving a shared file position: not on Windows.
 CAN_SHARE_FILES = hasattr(os, "pread")
 
-# What llama.cpp can multiply with and gguf can turn back into numbers.
+# The types that llama.cpp can multiply and gguf can dequantise.
 TENSOR_TYPES = frozenset(
     {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
@@ -24,7 +24,7 @@ TENSOR_TYPES = frozenset(
 
 
 class TensorPlace(NamedTuple):
-    """Where one tensor lies in its file: byte offset from the start of the tensors' data, byte
+    """The place of one tensor in its file: byte offset from the start of the tensors' data, byte
     count, ggml type, numpy shape.
     """
 
@@ -35,13 +35,13 @@ class TensorPlace(NamedTuple):
 
 
 def values_at(file: BinaryIO, start: int, place: TensorPlace) -> FloatArray:
-    """The tensor's numbers as float32, in its own shape."""
+    """The tensor's values as float32, in its own shape."""
     with np.errstate(all="ignore"):  # a signalling NaN would warn; it is counted instead
         return stored_at(file, start, place).astype(np.float32)
 
 
 def stored_at(file: BinaryIO, start: int, place: TensorPlace) -> StoredArray:
-    """The tensor's numbers, float16 where they are stored so and otherwise float32."""
+    """The tensor's values, float16 if they are stored so and otherwise float32."""
     if CAN_SHARE_FILES:
         data = os.pread(file.fileno(), place.n_bytes, start + place.offset)
     else:

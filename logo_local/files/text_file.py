@@ -1,4 +1,4 @@
-"""Text from files and pipes, as programs on any system write it."""
+"""Read text from files and pipes of any system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.B
 def decoded(data: bytes) -> str:
     """UTF-8 `data` as text, without the byte order mark that Windows editors write.
 
-    Raises ValueError, with what is wrong in words, for any other encoding.
+    Raises ValueError, with an explanation, for any other encoding.
     """
     if data.startswith(_WIDE):
         raise ValueError("it is UTF-16 or UTF-32; save it as UTF-8")
@@ -22,14 +22,14 @@ def decoded(data: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file as `decoded`. Raises OSError, also for what is no regular file."""
+    """The text of a file, see `decoded`. Raises OSError, also for anything but a regular file."""
     return decoded(read_start(path, -1))
 
 
 def read_start(path: Path, n_bytes: int) -> bytes:
     """At most `n_bytes` of the file at `path`, or all of it with -1.
 
-    Raises OSError, also for a pipe or a device, whose reader would wait or never come to an end.
+    Raises OSError, also for a pipe or a device, where reading could block or never end.
     """
     if path.exists() and not path.is_file():
         raise OSError(0, "it is no regular file", str(path))
@@ -38,7 +38,7 @@ def read_start(path: Path, n_bytes: int) -> bytes:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether `text` can be UTF-8; half a surrogate pair, as odd bytes in an argument, cannot."""
+    """Whether `text` can be encoded as UTF-8; a lone surrogate, as from invalid bytes, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

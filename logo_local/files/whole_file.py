@@ -1,8 +1,8 @@
-"""A file that is there whole or not at all, also where a process is killed on the way.
+"""Atomic writes: a file is complete or missing, even if the process is killed while it writes.
 
-It is made under another name in the same folder, and put in its place in one step: whoever looks
-sees the old file, or the new one, never a part. The other name says which process on which machine
-writes it. What a process left that was killed goes when the next file is made in that folder.
+The content is written under another name in the same folder and renamed in one step, so readers
+see the old file or the new one, never a part. The other name contains the process and the host.
+Files left by killed processes are removed when the next file is written to that folder.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import psutil
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """Where to write what becomes `out` when the block ends, and goes when it raises.
+    """A temporary path that is renamed to `out` when the block ends, and removed if it raises.
 
-    Raises OSError where it cannot be put in its place. Does not make the folder.
+    Raises OSError if it cannot be renamed. Does not make the folder.
     """
     for leftover in _leftovers(out.parent):
-        with suppress(OSError):  # it was nothing to us
+        with suppress(OSError):  # removing leftovers is optional
             leftover.unlink()
     unfinished = out.with_name(f".{out.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -36,7 +36,7 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 def write_whole(out: Path, content: bytes) -> None:
-    """Write `content` to `out`, whole or not at all; makes the folder. Raises OSError."""
+    """Write `content` to `out` atomically; makes the folder. Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(out) as unfinished:
         unfinished.write_bytes(content)
@@ -44,9 +44,9 @@ def write_whole(out: Path, content: bytes) -> None:
 
 @contextmanager
 def only_once(out: Path) -> Iterator[Path]:
-    """As `written_whole`, but a file that another process has put there meanwhile stays.
+    """As `written_whole`, but keeps a file that another process has written in the meantime.
 
-    For what is the same whoever makes it: those who have opened or checked the other file keep it.
+    For content that is the same in every process: those that already use the other file keep it.
     """
     unfinished = out.with_name(f".{out.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -55,24 +55,24 @@ def only_once(out: Path) -> Iterator[Path]:
             os.link(unfinished, out)
         except FileExistsError:
             pass
-        except OSError:  # a disk without links
+        except OSError:  # a file system without links
             os.replace(unfinished, out)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _host() -> str:
-    """This machine in a file's name: a folder on a network has files of several."""
+    """This host as part of a file name: a network folder has files of several hosts."""
     return re.sub(r"[^A-Za-z0-9]", "_", platform.node())[:32] or "_"
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """What processes of this machine that are no more were writing in `folder`."""
+    """Temporary files in `folder` of processes on this host that have ended."""
     name = re.compile(rf"\..+\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp")
     try:
         matches = [name.fullmatch(inside) for inside in os.listdir(folder)]
     except OSError:
-        return []  # whoever writes there will say so
+        return []  # a later write reports the error
     return [folder / found[0] for found in matches if found and not _is_alive(int(found[1]))]
 
 

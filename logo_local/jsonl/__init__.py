@@ -1,1 +1,1 @@
-"""`run --jsonl`: the engine behind two pipes, requests in, events out, for apps in any language."""
+"""`run --jsonl`: requests on standard input, events on standard output, for any language."""

@@ -1,7 +1,7 @@
-"""What a line of JSON asks for: bytes to lines, lines to requests. Pure, and strict.
+"""Parse requests in JSON lines: bytes to lines, lines to requests. Pure, and strict.
 
-A request that is not understood whole is refused whole, with everything that is wrong in it: an
-app's author shall not wonder why a misspelt option has no effect.
+A request with an unknown or invalid field is refused, with all its problems, so that a misspelt
+option is not silently ignored.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class RescanLine(Body):
     rescan: Yes
 
 
-# By the field that makes a request what it is.
+# By the field that determines the kind of a request.
 KINDS: Mapping[str, type[Body]] = {
     "prompt": PromptLine,
     "messages": MessagesLine,
@@ -108,7 +108,7 @@ KINDS: Mapping[str, type[Body]] = {
 
 
 class RequestError(LogoError):
-    """A line that is no request: its number `line`, from 1, and its `id`, where it has one."""
+    """An invalid request: its `line` number, from 1, and its `id`, if it has one."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class RequestError(LogoError):
 
 @dataclass(frozen=True)
 class Line:
-    """A line's number, from 1, and its bytes; None for one that is longer than MAX_LINE."""
+    """A line's number, from 1, and its bytes; None if it is longer than MAX_LINE."""
 
     number: int
     data: bytes | None
@@ -133,7 +133,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to do: its `kind` is a key of `KINDS`, whose type `body` has."""
+    """One request: its `kind` is a key of `KINDS`, whose value is the type of `body`."""
 
     kind: str
     line: int
@@ -141,15 +141,15 @@ class Request:
 
     @property
     def id(self) -> Id | None:
-        """The request's id, where it has one."""
+        """The request's id, if it has one."""
         found: Id | None = getattr(self.body, "id", None)
         return found
 
 
 def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
-    """The lines of what `read(n)` returns, at most n bytes at a time, until it returns none.
+    """The lines of what `read(n)` returns, at most n bytes at a time, until it returns b"".
 
-    Empty lines are counted and left out. Of a line that is too long nothing is kept.
+    Empty lines are counted and skipped. The content of a line that is too long is dropped.
     """
     number, kept, too_long = 1, bytearray(), False
     while piece := read(_AT_ONCE):
@@ -171,7 +171,7 @@ def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
 
 
 def parse(line: Line) -> Request:
-    """The request in a line. Raises RequestError with all that is wrong in it."""
+    """The request in a line. Raises RequestError with all its problems."""
     where = f"line {line.number}"
     found = _object(line, where)
     kinds = [kind for kind in KINDS if kind in found]
@@ -200,7 +200,7 @@ def parse(line: Line) -> Request:
 
 
 def _known_id(found: Mapping[str, Any]) -> Id | None:
-    """The id of a request that is wrong, if that can be repeated."""
+    """The id of an invalid request, if it is a valid id."""
     given = found.get("id")
     is_id = isinstance(given, str | int) and not isinstance(given, bool)
     return given if is_id and is_encodable(str(given)) else None

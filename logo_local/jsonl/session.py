@@ -1,8 +1,8 @@
 """An engine behind two pipes: requests as JSON lines in, events as JSON lines out.
 
-For apps in any language: `logo-local run MODEL --adapters DIR --jsonl`. What the lines say is in
-docs/embedding.md. Here are the loop over an engine and what it writes; what a line asks for is
-read by `requests`. Knows neither files nor processes: a reader and a writer are given.
+For apps in any language: `logo-local run MODEL --adapters DIR --jsonl`. The protocol is in
+docs/embedding.md. This module has the request loop and the events; `requests` parses the lines.
+It does not use files or processes: the caller passes a reader and a writer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .requests import (
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 1  # counts the changes that a client must know of
+PROTOCOL = 1  # incremented for changes that clients must know
 CANCELLED = "cancelled"
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
 
@@ -62,30 +62,30 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A line that is no request, in its place among the others."""
+    """An invalid line, at its place in the queue."""
 
     error: RequestError
 
 
 class Events:
-    """Writes events, each a line of UTF-8. `write` is called once for a whole line, and flushes."""
+    """Writes events, each as a line of UTF-8. `write` is called once per line, and flushes."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Write `event` with these fields, leaving out those that are None."""
+        """Write `event` with these fields, without those that are None."""
         given = {name: value for name, value in fields.items() if value is not None}
         line = json.dumps({"event": event, **given}, ensure_ascii=False, allow_nan=False)
-        # A file's name that is no UTF-8 holds lone surrogates, which JSON can only escape.
+        # A file name that is not UTF-8 contains lone surrogates, which JSON must escape.
         self._write(line.encode("utf-8", "backslashreplace") + b"\n")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """What `LoGo` calls while it reads, converts, indexes and asks adapters."""
+        """The progress callback of `LoGo`: reading, converting, indexing and profiling."""
         self("progress", stage=stage, done=done, total=total)
 
     def error(self, error: LogoError, **fields: Any) -> None:
-        """A failure as its message, its problems, its hint, and the name of its class."""
+        """Write an error with its message, problems, hint, and class name."""
         self(
             "error",
             **fields,
@@ -99,14 +99,14 @@ class Events:
 class Session:
     """Answers requests, one after the other, until the input ends or `stop` is called.
 
-    `sampling` is what a request leaves open. All of the engine runs in the thread that calls `run`;
-    another one reads, so that an answer can be cancelled while it is made.
+    `sampling` are the defaults for requests. The engine runs only in the thread that calls `run`;
+    another thread reads, so that an answer can be cancelled while it is generated.
     """
 
     def __init__(self, llm: Engine, events: Events, sampling: Sampling) -> None:
         self._llm, self._events, self._sampling = llm, events, sampling
         self._queue: SimpleQueue[_Job | _Failure | None] = SimpleQueue()
-        self._open: dict[str | int, _Job] = {}  # by id: what waits or runs
+        self._open: dict[str | int, _Job] = {}  # by id: waiting and running requests
         self._lock = threading.Lock()  # of `_open`, which both threads change
         self._stopping = False
         self._do: Mapping[str, Callable[[_Job], None]] = {
@@ -118,10 +118,10 @@ class Session:
         }
 
     def run(self, read: Read) -> None:
-        """Say that the engine is ready, and answer what comes.
+        """Write that the engine is ready, and answer requests.
 
-        `read(n)` waits for input and returns at most n bytes of it, none at its end. Raises
-        whatever the writer does; failures of the engine become events.
+        `read(n)` waits for input and returns at most n bytes of it, b"" at its end. Raises the
+        errors of the writer; failures of the engine become events.
         """
         base = self._llm.base
         self._events(
@@ -132,7 +132,7 @@ class Session:
             chat_template=has_chat_template(self._llm),
             adapters=list(self._llm.pool.names),
         )
-        # A daemon: it may wait for input for ever, and nobody waits for it.
+        # A daemon: it may wait for input forever, and must not delay the exit.
         threading.Thread(target=self._listen, args=(read,), daemon=True).start()
         while (item := self._queue.get()) is not None:
             self._handle(item)
@@ -141,11 +141,11 @@ class Session:
                 self._handle(item)
 
     def stop(self) -> None:
-        """End after the token at hand, and cancel what waits. May be called in a signal handler."""
+        """Stop after the current token, and cancel waiting requests. Safe in a signal handler."""
         self._stopping = True
         self._queue.put(None)
 
-    # In the reading thread
+    # Called in the reading thread
 
     def _listen(self, read: Read) -> None:
         try:
@@ -192,7 +192,7 @@ class Session:
             )
         job.cancelled = True
 
-    # In the engine's thread
+    # Called in the engine's thread
 
     def _handle(self, item: _Job | _Failure) -> None:
         if isinstance(item, _Failure):
@@ -204,13 +204,13 @@ class Session:
         except LogoError as error:
             self._finish(request)
             self._events.error(error, id=request.id)
-        except Exception as error:  # a bug, or a chat template that refuses: the rest goes on
+        except Exception as error:  # a bug, or a chat template error: continue with the others
             log.warning("a request failed: %s: %s", type(error).__name__, error)
             self._finish(request)
             self._events("error", id=request.id, **_unexpected(error))
 
     def _finish(self, request: Request) -> None:
-        """The id is free again, before the client can know that this is the end."""
+        """Free the id before the client can see the end of the request."""
         if request.id is not None:
             with self._lock:
                 self._open.pop(request.id, None)
@@ -284,7 +284,7 @@ class Session:
 
     @contextmanager
     def _telling_the_route(self, request: Request) -> Iterator[None]:
-        """Within this block a route is written as soon as it is made, before its prompt is read."""
+        """Within this block a route is written as soon as it is made, before the prompt is read."""
         self._llm.on_route = lambda route: self._tell_route(request, route)
         try:
             yield

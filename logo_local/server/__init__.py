@@ -1,5 +1,5 @@
-"""The engine over HTTP, in the shape that OpenAI's clients know. Needs the extra `server`.
+"""An OpenAI-compatible HTTP API for the engine. Needs the extra `server`.
 
-A request's way: `middleware` (access), `schema` (validation), `handlers` (the engine's call),
-`workers` (the queue), the engine, `answers` (the response).
+A request passes through `middleware` (access), `schema` (validation), `handlers` (the engine call),
+`workers` (the queue), the engine, and `answers` (the response).
 """

@@ -1,4 +1,4 @@
-"""From what the engine yields to what goes over the wire: OpenAI's shapes, and the route."""
+"""Convert the engine's output to responses in OpenAI's format, with the route."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .tool_calls import Holder, call_of, calls_in
 
 
 def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any]:
-    """An answer, or a chunk of one, as the client gets it: `model` is what it asked for.
+    """An answer, or a chunk of one, for the client: `model` is the name in the request.
 
-    llama_cpp names the model's file there, which is nobody's business. `waited` is the time in
-    line in seconds.
+    llama_cpp puts the name of the model file there, which clients should not see. `waited` is the
+    time in the queue in seconds.
     """
     answer["model"] = model
     if "timings_ms" in answer.get("logo", {}):
@@ -32,7 +32,7 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
         if any(_was_cut(call["function"]["arguments"]) for call in calls):
             choice["finish_reason"] = "length"
         for part in ("delta", "message"):
-            if part in choice:  # llama_cpp writes the older form of a call beside the newer
+            if part in choice:  # llama_cpp adds the deprecated form of a call
                 choice[part] = {
                     name: value
                     for name, value in choice[part].items()
@@ -44,9 +44,9 @@ def finished(answer: dict[str, Any], model: str, waited: float) -> dict[str, Any
 
 
 def with_calls(answer: dict[str, Any], names: Collection[str], forced: str) -> dict[str, Any]:
-    """A whole answer whose text is looked at for calls of these tools.
+    """A complete answer, with the calls of these tools parsed from its text.
 
-    Of a `forced` tool the text is the arguments.
+    For a `forced` tool the text is the arguments.
     """
     for choice in answer.get("choices", ()):
         message = choice.get("message", {})
@@ -63,7 +63,7 @@ def with_calls(answer: dict[str, Any], names: Collection[str], forced: str) -> d
 
 
 def _was_cut(arguments: str) -> bool:
-    """Whether the arguments of a call ended before their end, which llama_cpp does not say."""
+    """Whether the arguments of a call are incomplete, which llama_cpp does not report."""
     try:
         json.loads(arguments)
     except ValueError:
@@ -72,21 +72,21 @@ def _was_cut(arguments: str) -> bool:
 
 
 class Stream:
-    """The chunks of one answer on their way to the client, who gets them as OpenAI sends them.
+    """Converts the chunks of one answer to OpenAI's format for streams.
 
-    A call's id and name are in its first chunk only, since clients join what they get; the usage
-    comes in a chunk of its own, where it is wanted.
+    The id and name of a call are only in its first chunk, because clients concatenate chunks; the
+    usage is a separate chunk, if requested.
     """
 
     def __init__(
         self, model: str, *, with_usage: bool, tools: Collection[str] = (), forced: str = ""
     ) -> None:
         self._model, self._with_usage, self._forced = model, with_usage, forced
-        self._holder = Holder(tools) if tools else None  # of a choice that is the model's
-        self._arguments: str | None = None  # of the call, as far as they have come
+        self._holder = Holder(tools) if tools else None  # if calls are optional
+        self._arguments: str | None = None  # of the call, as received so far
 
     def chunks_of(self, chunk: dict[str, Any], waited: float) -> Iterator[dict[str, Any]]:
-        """A chunk of llama_cpp's as one, or two; `waited` as for `finished`."""
+        """A chunk of llama_cpp's as one or two chunks; `waited` as for `finished`."""
         usage = chunk.pop("usage", None)
         chunk = finished(chunk, self._model, waited)
         if self._holder is not None:
@@ -107,7 +107,7 @@ class Stream:
             yield {**rest, "choices": [], "usage": usage}
 
     def _as_call(self, choice: dict[str, Any]) -> None:
-        """The text of a forced tool's arguments as a part of the call."""
+        """Change the text of a forced tool's arguments into a part of the call."""
         delta = choice.setdefault("delta", {})
         if text := delta.pop("content", ""):
             delta["tool_calls"] = [{"index": 0, **call_of(self._forced, text)}]
@@ -128,10 +128,10 @@ class Stream:
 
 
 def route_headers(route: Mapping[str, Any]) -> dict[str, str]:
-    """What proxies and logs can use of a route: the adapters, and a short name of the blend.
+    """Response headers about the route, for proxies and logs: adapters and a hash of the blend.
 
     `x-logo-route` is "NAME=WEIGHT, ...", with names percent-encoded, or "base". `x-logo-blend` is
-    the same for answers under the same adapters and weights.
+    the same for answers with the same adapters and weights.
     """
     rows = [(row["name"], row["weight"]) for row in route["adapters"]]
     if not rows:
@@ -150,24 +150,24 @@ DONE = b"data: [DONE]\n\n"
 
 
 def models(llm: Engine, started: int) -> dict[str, Any]:
-    """All names that a request may give as its model."""
+    """All names that a request may use as its model."""
     names = [AUTO, BASE, *(ONE + name for name in llm.pool.adapters)]
     return {"object": "list", "data": [model_card(name, started) for name in names]}
 
 
 def model_card(name: str, started: int) -> dict[str, Any]:
-    """One of them."""
+    """One entry of the list of models."""
     return {"id": name, "object": "model", "created": started, "owned_by": "logo-local"}
 
 
 def adapters(llm: Engine) -> dict[str, Any]:
-    """The base model and the pool: what each adapter is, what was left out and why. No paths."""
+    """The base model and the pool: each adapter, and skipped entries with reasons. No paths."""
     pool = llm.pool
     rows = []
     for adapter in pool.adapters.values():
         try:
             kind = kind_of(pool.origin(adapter.name))
-        except Exception:  # it went while we looked
+        except Exception:  # removed in the meantime
             continue
         rows.append(
             {
@@ -188,7 +188,7 @@ def adapters(llm: Engine) -> dict[str, Any]:
 
 
 def embeddings(vectors: Sequence[Any], n_tokens: int, model: str) -> dict[str, Any]:
-    """Vectors in OpenAI's shape."""
+    """Vectors in OpenAI's format."""
     rows = [
         {"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)
     ]

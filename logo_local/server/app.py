@@ -1,4 +1,4 @@
-"""The application: which address does what. Requests in, a place in line, answers out."""
+"""The application: its routes, error handlers, and responses."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (503, "The server is closing."),
     )
 }
-# The interfaces of others, which clients try: OpenAI's Responses, Anthropic's, Ollama's.
+# APIs of other products that clients try: OpenAI's Responses, Anthropic's, Ollama's.
 _OTHER_APIS = ("/responses", "/messages", "/complete", "/api/chat", "/api/generate", "/api/tags")
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-# No other page may frame this one, and this one connects only to this server. Text becomes HTML
-# only through DOMPurify, which is what "trusted types" are for.
+# No other page may frame the page, and it connects only to this server. Text becomes HTML only
+# through DOMPurify, which the "trusted types" policy enforces.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -70,7 +70,7 @@ _POLICY = (
 
 
 class _App(FastAPI):
-    """Its document says 400 for what FastAPI would refuse with 422, as OpenAI does."""
+    """Documents 400 for invalid requests, where FastAPI has 422, as OpenAI does."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -94,10 +94,10 @@ def create_app(
 ) -> FastAPI:
     """An ASGI application that answers with these engines, one request each at a time.
 
-    `most_waiting` more may stand in line; an answer may take `seconds`. The engines stay the
-    caller's to close, after the application has ended. With `any_model` an unknown name of a model
+    Up to `most_waiting` more requests wait in the queue; an answer may take `seconds`. The caller
+    closes the engines after the application has ended. With `any_model` an unknown model name
     means auto. With `upstreams`, addresses of llama-servers, the engines only route, and these
-    generate; `upstream_key` is sent to them. `on_start` is given what has to end with the server.
+    generate; `upstream_key` is sent to them. `on_start` gets what must be stopped with the server.
     """
 
     @asynccontextmanager
@@ -122,13 +122,13 @@ def create_app(
         version=__version__,
         summary="LoRA adapters, selected and blended for every prompt.",
         lifespan=life,
-        docs_url=None,  # its pages would come from the internet
+        docs_url=None,  # its pages load scripts from the internet
         redoc_url=None,
     )
     app.state.defaults = defaults or Sampling(max_tokens=2048)
     app.state.started = int(time.time())
     app.state.any_model = any_model
-    if upstreams:  # its paths come before those of the same names
+    if upstreams:  # its routes have priority over those with the same paths
         app.include_router(forwarding.router, responses=_ERRORS)
     app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -140,7 +140,7 @@ def create_app(
     return app
 
 
-router = APIRouter(responses=_ERRORS)  # asked in this order: the busiest come first
+router = APIRouter(responses=_ERRORS)  # matched in this order: the most frequent come first
 
 
 @router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
@@ -148,7 +148,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:  # 
     defaults, known = request.app.state.defaults, _with_known_model(request, body)
     if body.tools is None and body.response_format is None:
         work = handlers.chat(known, defaults)
-    else:  # a schema may take a while to become a grammar: nobody else waits for that
+    else:  # converting a schema to a grammar may be slow: do not block other requests
         work = await asyncio.to_thread(handlers.chat, known, defaults)
     key = "".join(f"{m.content}\n" for m in body.messages)
     tools, forced = handlers.free_tools(body), handlers.forced_tool(body)
@@ -240,7 +240,7 @@ for _path in PAGE:
 
 
 def _with_known_model(request: Request, body: _Routed) -> _Routed:
-    """`body`, for auto where it names a model that there is not and the server is told to."""
+    """`body`, with model auto if its model is unknown and the server allows that."""
     if not request.app.state.any_model or handlers.is_known(body.model):
         return body
     return body.model_copy(update={"model": handlers.AUTO})
@@ -259,10 +259,10 @@ async def _answer(
     tools: Collection[str] = (),
     forced: str = "",
 ) -> Response:
-    """The whole answer, or a stream; what goes wrong before the first token has a status.
+    """The complete answer, or a stream; errors before the first token have an HTTP status.
 
-    `tools` are the names of those that the model may choose to call, `forced` that of the one
-    that has to be called.
+    `tools` are the names of the tools that the model may call, `forced` is the name of the tool
+    that must be called.
     """
     job = _submit(request, work, prompt)
     metrics: Metrics = request.app.state.metrics
@@ -288,7 +288,7 @@ async def _answer(
         except Exception as error:
             yield answers.event(told(error).body)
         finally:
-            job.cancel()  # nothing, where it has ended
+            job.cancel()  # no effect if it has ended
         yield answers.DONE
 
     headers = answers.route_headers(first["logo"]["route"]) if first is not None else {}
@@ -300,7 +300,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """All that is wrong with a body, in one answer; what it held is not repeated."""
+    """One response with all problems of a body; it does not repeat the body's content."""
     assert isinstance(error, RequestValidationError)
     places = problems_of(error.errors())
     _let_go(error)
@@ -338,7 +338,7 @@ async def _no_such_address(request: Request, error: Exception) -> Response:
 
 
 def _where_instead(path: str) -> str:
-    """What is there for a client that asks at `path`, where that can be told."""
+    """A hint for a client that requests an unknown `path`, if there is one."""
     under_v1 = {route.path for route in router.routes if isinstance(route, APIRoute)}
     if f"/v1{path}" in under_v1:
         return f"it is at /v1{path}: the client's base URL ends in /v1"

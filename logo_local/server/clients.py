@@ -1,4 +1,4 @@
-"""Waiting for what a job yields, as long as the client does."""
+"""Wait for the results of a job while the client is connected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 async def only(job: Job, request: Request) -> Any:
-    """The one thing that a job yields."""
+    """The only result of a job."""
     item = await first_of(job.__aiter__(), job, request)
     if item is None:
         raise RequestError("the answer was stopped", status=503, code="stopped")
@@ -25,7 +25,7 @@ async def only(job: Job, request: Request) -> Any:
 
 
 async def first_of(items: AsyncIterator[Any], job: Job, request: Request) -> Any:
-    """The first item, or None; a client that goes while it is waited for takes the job along."""
+    """The first item, or None; the job is cancelled if the client disconnects before it."""
     item = asyncio.ensure_future(anext(items, None))
     gone = asyncio.ensure_future(client_left(request))
     try:
@@ -41,11 +41,11 @@ async def first_of(items: AsyncIterator[Any], job: Job, request: Request) -> Any
         raise
     finally:
         for task in (item, gone):
-            if not task.done():  # to wait for one that failed would raise its error once more
+            if not task.done():  # awaiting a failed one would raise its error again
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-        del item, gone, task  # an error's traceback holds this frame: no cycle through them
+        del item, gone, task  # an error's traceback holds this frame: avoid a cycle
 
 
 async def client_left(request: Request) -> None:
@@ -55,7 +55,7 @@ async def client_left(request: Request) -> None:
 
 
 def told(error: Exception) -> RequestError:
-    """What the client is told; the log is told all of what nobody expected."""
+    """The error for the client; unexpected errors are logged in full."""
     failed = as_request_error(error)
     if failed.status == 500:
         log.error("a request failed", exc_info=error)

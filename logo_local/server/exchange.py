@@ -1,4 +1,4 @@
-"""One request to one upstream: what is sent, and what comes back with the route in it."""
+"""One request to one upstream, and its response with the route added."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that has been routed. `body` is what goes to the upstream, but for the route."""
+    """A routed request. `body` is sent to the upstream, after the route is added."""
 
     body: Mapping[str, Any]
     model: str
@@ -41,7 +41,7 @@ class Asked:
 
 
 class LostError(Exception):
-    """An upstream could not be asked, or was lost before its answer began."""
+    """An upstream could not be reached, or the connection broke before its answer began."""
 
     def __init__(self, why: str, *, had_begun: bool) -> None:
         super().__init__(why)
@@ -49,7 +49,7 @@ class LostError(Exception):
 
 
 class Exchange:
-    """One request to one upstream, whose place it gives back at its end."""
+    """One request to one upstream, which is given back to the queue at the end."""
 
     def __init__(
         self, request: Request, upstreams: Upstreams, upstream: Upstream, asked: Asked
@@ -64,9 +64,9 @@ class Exchange:
         self.logo: dict[str, Any] = {}
 
     async def begin(self) -> Response:
-        """The whole answer, or a stream whose first event is there.
+        """The complete answer, or a stream whose first event has arrived.
 
-        Raises LostError where nothing has come yet and another upstream may be asked.
+        Raises LostError if nothing has arrived and another upstream may be tried.
         """
         streams = False
         try:
@@ -90,7 +90,7 @@ class Exchange:
                 await self._end()
 
     async def _send(self) -> tuple[list[bytes], AsyncIterator[bytes]] | None:
-        """Ask; of a stream the lines up to its first event, and the others. Else read it whole."""
+        """Send the request; return a stream's lines up to its first event, and the rest."""
         asked, upstream = self.asked, self.upstream
         body = dict(asked.body)
         if scales := upstream.scales(self.route.applied):
@@ -117,7 +117,7 @@ class Exchange:
         raise httpx.RemoteProtocolError("the stream ended before its first event")
 
     def _whole(self) -> Response:
-        """The upstream's answer with the route in it, or its error as it is."""
+        """The upstream's answer with the route added, or its error unchanged."""
         assert self.answer is not None
         headers = {n: self.answer.headers[n] for n in _PASSED if n in self.answer.headers}
         content = self.answer.content
@@ -138,7 +138,7 @@ class Exchange:
     async def _events(
         self, begin: list[bytes], lines: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
-        """The upstream's events, the first and the last with the route."""
+        """The upstream's events, with the route in the first and the last."""
         is_done = False
         try:
             try:
@@ -166,14 +166,14 @@ class Exchange:
             await self._end()
 
     def _event(self, line: bytes) -> bytes:
-        """A line of the stream; with the model's name and the route where it is a chunk."""
+        """A line of the stream; in chunks with the model's name and the route."""
         if not line.startswith(b"data: {"):
             return line
         try:
             chunk = json.loads(line[6:])
         except (ValueError, RecursionError):
             return line
-        if "choices" not in chunk:  # an error of the upstream's
+        if "choices" not in chunk:  # an error from the upstream
             return line
         chunk["model"] = self.asked.model
         self._look(chunk)
@@ -192,7 +192,7 @@ class Exchange:
         return self.route.as_dict()
 
     def _logo(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """The route and the times: ours of the route, and the upstream's where it states them."""
+        """The route and the timings: routing measured here, the rest as the upstream reports it."""
         timings = {name: self.asked.timings_ms.get(name, 0.0) for name in ("probe", "score")}
         stated = answer.get("timings")
         if isinstance(stated, dict):
@@ -222,7 +222,7 @@ class Exchange:
 
 
 def _covered(route: Route, upstream: Upstream) -> Route:
-    """The route without the adapters that the upstream lacks; the others share their weights."""
+    """The route without adapters that the upstream lacks; the others share their weights."""
     missing = [name for name in route.names if name not in upstream.ids]
     if not missing:
         return replace(route, mixture="none" if route.is_base else "scales")
@@ -246,7 +246,7 @@ def _covered(route: Route, upstream: Upstream) -> Route:
 async def while_there(
     work: Coroutine[Any, Any, T], request: Request, upstream: Upstream | None = None
 ) -> T:
-    """What `work` returns, unless the client leaves, or the upstream goes out, before that."""
+    """The result of `work`, unless the client disconnects or the upstream fails before that."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(client_left(request))
     others: list[asyncio.Future[Any]] = [left]
@@ -268,14 +268,14 @@ async def while_there(
 
 
 async def _next_of(lines: AsyncIterator[bytes]) -> bytes:
-    """The next line with its end, or nothing."""
+    """The next line with its line break, or nothing."""
     async for line in lines:
         return line
     return b""
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The lines of a stream, split at line feeds only: JSON may hold other line ends."""
+    """The lines of a stream, split at line feeds only: JSON may contain other line breaks."""
     rest = b""
     async for piece in answer.aiter_bytes():
         *lines, rest = (rest + piece).split(b"\n")

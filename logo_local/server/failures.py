@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a request, as a status and a body in OpenAI's shape."""
+"""Errors of requests, as an HTTP status and a body in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class RequestError(LogoError):
-    """A request that cannot be answered; `status` is HTTP's, `code` for programs."""
+    """A request that cannot be answered; `status` is HTTP's, `code` is for programs."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RequestError(LogoError):
         }
 
 
-# Status and code by what an error is, the first that fits.
+# Status and code by error class; the first match counts.
 _KINDS: Mapping[type[LogoError], tuple[int, str]] = {
     UnknownAdapterError: (404, "model_not_found"),
     AdapterMemoryError: (400, "adapter_memory_exceeded"),
@@ -66,23 +66,22 @@ _KINDS: Mapping[type[LogoError], tuple[int, str]] = {
     MixtureError: (409, "adapter_unusable"),
     AdapterError: (409, "pool_unusable"),
     NativeError: (503, "engine_failed"),
-    ContextError: (400, "context_length_exceeded"),  # by this, agents shorten a conversation
+    ContextError: (400, "context_length_exceeded"),  # with this code, agents shorten a conversation
     LogoError: (400, "invalid_request"),
 }
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any failure of the engine as what the client is told.
+    """Convert any failure of the engine into a client error.
 
-    A `LogoError` says what is wrong with the request, or with the folder; errors in templates and
-    prompts that do not fit are among them. The rest is a bug here, of which the client only hears
-    that there is one.
+    A `LogoError` describes a problem of the request or of the folder, including template errors and
+    prompts that do not fit. Everything else is a bug here, and the client gets no details.
     """
     if isinstance(error, RequestError):
         return error
     if isinstance(error, LogoError):
         status, code = next(answer for kind, answer in _KINDS.items() if isinstance(error, kind))
-        if code == "pool_unusable":  # where files lie is for the log
+        if code == "pool_unusable":  # paths are only for the log
             log.warning("%s", error)
             what = "the folder of adapters, or one in it, cannot be used"
             return RequestError(f"{what}; the server's log says why", status=status, code=code)

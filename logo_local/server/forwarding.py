@@ -1,7 +1,7 @@
-"""`serve --upstream`: a prompt is routed here, and a llama-server generates under that route.
+"""`serve --upstream`: route a prompt here, and let a llama-server generate with that route.
 
-The body is forwarded as it came, but for the fields of our own, with the field `lora` of
-llama-server. What the upstream answers comes back with the route in it; its errors as they are.
+The body is forwarded unchanged, except for logo-local's own fields and llama-server's field `lora`.
+The upstream's answer is returned with the route added; its errors are returned unchanged.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .upstreams import Upstreams, Wish, conversation_key
 from .workers import Work, Workers
 
 OURS = ("model", "lora", "logo")  # fields that are not forwarded
-_ELSEWHERE = (502, 503)  # statuses after which another upstream is asked
-_ATTEMPTS = 2  # connections that may break over one request, which may be what breaks them
-_START = 512  # characters or tokens of a prompt that name its conversation
+_ELSEWHERE = (502, 503)  # statuses after which another upstream is tried
+_ATTEMPTS = 2  # broken connections per request, since the request may be the cause
+_START = 512  # characters or tokens at the start of a prompt that identify its conversation
 _BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 router = APIRouter()
@@ -76,12 +76,12 @@ async def opened(
     return upstreams
 
 
-# What is asked
+# Requests
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What is routed, or why it cannot be; `conversation` is the same for all that begin so."""
+    """What to route, or why it cannot be routed; `conversation` identifies its start."""
 
     value: Any
     conversation: str
@@ -99,7 +99,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _of_messages(messages: Any) -> _Prompt:
-    """Messages as the router reads them, texts only: images have no part in a route."""
+    """Messages as the router reads them, text only: images do not affect a route."""
     good = isinstance(messages, list) and messages
     if not good or not all(isinstance(one, dict) and "role" in one for one in messages):
         return _Prompt(None, conversation_key(messages), "messages must be a list of messages")
@@ -119,7 +119,7 @@ def _text(content: Any) -> str:
             str(part["text"]) for part in content if isinstance(part, dict) and "text" in part
         )
     text = content if isinstance(content, str) else ""
-    return text.encode("utf-8", "replace").decode()  # half a surrogate pair
+    return text.encode("utf-8", "replace").decode()  # replaces lone surrogates
 
 
 def _of_prompt(prompt: Any) -> _Prompt:
@@ -134,7 +134,7 @@ def _of_prompt(prompt: Any) -> _Prompt:
 
 
 def _own_fields(request: Request, body: Mapping[str, Any]) -> Routed:
-    """The fields of our own, validated as the local server does."""
+    """logo-local's own fields, validated as by the local server."""
     try:
         own = Routed.model_validate({name: body[name] for name in OURS if name in body})
     except ValidationError as error:
@@ -177,12 +177,12 @@ async def _routed(request: Request, body: dict[str, Any], prompt: _Prompt) -> As
 
 
 def _routing_work(prompt: Any, routing: Any) -> Work:
-    """Yields the route and its timings. Weights that are given are not scored."""
+    """Yields the route and its timings. Given weights are not scored."""
 
     def work(llm: Engine) -> Iterator[Any]:
         text = prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            if not has_chat_template(llm):  # the upstream may have one all the same
+            if not has_chat_template(llm):  # the upstream may still have one
                 text = prompt[-1]["content"]
         elif isinstance(prompt, list) and (max(prompt) >= llm.n_vocab() or min(prompt) < 0):
             raise RequestError(f"token ids are from 0 to {llm.n_vocab() - 1}", param="prompt")
@@ -191,7 +191,7 @@ def _routing_work(prompt: Any, routing: Any) -> Work:
     return work
 
 
-# What is answered
+# Responses
 
 
 async def _answer(request: Request, body: dict[str, Any], prompt: _Prompt) -> Response:

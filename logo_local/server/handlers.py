@@ -1,7 +1,7 @@
-"""What a request asks for, in the engine's terms: whose weights, which options, which call.
+"""Translate requests into engine calls: weights, options, and methods.
 
-Each function here returns a worker's work: a function from an engine to what it yields. Names of
-adapters are looked up by the engine alone, whose pool is always as new as the folder.
+Each function here returns a worker's work: a function from an engine to the items it yields. Only
+the engine looks up adapter names, because its pool is always up to date with the folder.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _TOKEN = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 
 def is_known(model: str) -> bool:
-    """Whether this can be a model of this server, whose adapters come and go."""
+    """Whether this can be a model name of this server; adapters may be added and removed."""
     return model in (AUTO, BASE) or model.startswith(ONE)
 
 
 def weights_of(request: Routed) -> Mapping[str, float] | None:
-    """The weights that the request gives, none for the base alone; None where it is routed."""
+    """The weights in the request, empty for the base alone; None if it is to be routed."""
     if request.model != AUTO and (request.lora is not None or request.logo is not None):
         raise RequestError(
             f"model {request.model!r} and lora or logo contradict each other",
@@ -71,20 +71,20 @@ def weights_of(request: Routed) -> Mapping[str, float] | None:
 
 
 def _routing(request: Routed) -> Routing:
-    """How the engine routes for one request."""
+    """The routing settings for one request."""
     return (request.logo or RoutingChoice()).routing(weights_of(request))
 
 
 def _routed(request: Routed) -> dict[str, Any]:
-    """The option of a call that says so; none where the request says nothing of it."""
+    """The routing option of a call; empty if the request has none."""
     routing = _routing(request)
     return {"routing": routing} if routing else {}
 
 
 def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
-    """The request's options under llama_cpp's names, and the server's for what it leaves out.
+    """The request's options under llama_cpp's names, with the server's defaults.
 
-    The server's max_tokens is also the most that any request can have.
+    The server's max_tokens is also the upper limit for requests.
     """
     if request.stream and (request.n or 1) > 1:
         raise RequestError("several answers (n) cannot be streamed", param="n")
@@ -98,13 +98,13 @@ def _options(request: Generation, defaults: Sampling) -> dict[str, Any]:
         wanted = defaults.max_tokens
     options["max_tokens"] = min(wanted, defaults.max_tokens)
     options["stream"] = bool(request.stream)
-    if options["temperature"] > 0:  # llama_cpp goes on from the seed of the request before
+    if options["temperature"] > 0:  # llama_cpp would continue from the last request's seed
         options.setdefault("seed", secrets.randbelow(_SEEDS))
     return options
 
 
 def _bias(llm: Engine, request: Generation) -> dict[str, Any]:
-    """The bias with its token ids looked at: llama_cpp would write to any place."""
+    """The bias with validated token ids: llama_cpp would write to any memory address."""
     if not request.logit_bias:
         return {}
     bias = {}
@@ -166,7 +166,7 @@ def chat(request: ChatRequest, defaults: Sampling) -> Work:
 
 
 def _logprobs(request: ChatRequest) -> dict[str, Any]:
-    """The options for log probabilities; RequestError where they cannot be given."""
+    """The options for log probabilities; RequestError if they are not available."""
     if not request.logprobs:
         if request.top_logprobs is not None:
             raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
@@ -180,14 +180,14 @@ def _logprobs(request: ChatRequest) -> dict[str, Any]:
 
 
 def _sampled(options: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The options of one of several answers, each with a seed of its own."""
+    """The options for one of several answers, each with its own seed."""
     if not number or "seed" not in options:
         return dict(options)
     return {**options, "seed": (options["seed"] + number) % _SEEDS}
 
 
 def _several(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Answers to one request as one, whose prompt counts once."""
+    """Combine answers to one request; the prompt tokens count once."""
     whole = answers[0]
     whole["choices"] = [
         {**choice, "index": i} for i, one in enumerate(answers) for choice in one["choices"]
@@ -199,7 +199,7 @@ def _several(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _generate(llm: Engine, n: int, call: Callable[[int], Any]) -> Iterator[Any]:
-    """What `call` makes: its chunks, its answer, or `n` answers as one."""
+    """The result of `call`: its chunks, its answer, or `n` answers combined."""
     if n > 1:
         found = []
         for i in range(n):
@@ -213,20 +213,20 @@ def _generate(llm: Engine, n: int, call: Callable[[int], Any]) -> Iterator[Any]:
         yield result
         return
     for i, chunk in enumerate(result):
-        if i == 0 and llm.last_route is not None:  # for whoever shows it beside the answer
+        if i == 0 and llm.last_route is not None:  # to show it with the answer
             chunk.setdefault("logo", {"route": llm.last_route.as_dict()})
         yield chunk
 
 
 def free_tools(request: ChatRequest) -> tuple[str, ...]:
-    """The names of the tools of which the model itself chooses whether it calls them."""
+    """The names of the tools that the model may call."""
     if request.tool_choice not in (None, "auto"):
         return ()
     return tuple(tool.function.name for tool in request.tools or ())
 
 
 def forced_tool(request: ChatRequest) -> str:
-    """The name of the tool that has to be called; empty where none has to."""
+    """The name of the tool that must be called; empty if there is none."""
     if isinstance(request.tool_choice, NamedTool):
         return request.tool_choice.function.name
     required = request.tool_choice == "required" and request.tools
@@ -234,7 +234,7 @@ def forced_tool(request: ChatRequest) -> str:
 
 
 def _structure(request: ChatRequest) -> dict[str, Any]:
-    """Tools and formats as llama_cpp takes them; RequestError for what it cannot keep to."""
+    """Tools and formats as llama_cpp accepts them; RequestError for unsupported ones."""
     wanted = request.response_format
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     choice = request.tool_choice
@@ -252,7 +252,7 @@ def _structure(request: ChatRequest) -> dict[str, Any]:
         schema = next((t["function"]["parameters"] for t in tools if _name([t]) == name), None)
         if schema is None:
             raise RequestError(f"there is no tool {name!r}", param="tool_choice")
-        # llama_cpp would make a grammar of its own: the arguments come as text instead.
+        # llama_cpp would create its own grammar: request the arguments as text instead.
         grammar = grammar_for(schema, f"tools[{name!r}].function.parameters")
         structure = {"tools": tools, "tool_choice": "auto", "grammar": grammar}
     elif tools and choice != "none":
@@ -293,7 +293,7 @@ def route(request: RouteRequest) -> Work:
 
 
 def embedding(request: EmbeddingRequest) -> Work:
-    """Yields one vector a text, and the number of tokens in all."""
+    """Yields one vector per text, and the total number of tokens."""
     if request.model != BASE:
         raise RequestError(
             f"embeddings are made by the base model alone, not by {request.model!r}",
@@ -324,7 +324,7 @@ def _encoded(vector: Any, encoding: str | None) -> list[float] | str:
 
 
 def rescan(llm: Engine) -> Iterator[Any]:
-    """Yields what has changed in the folder."""
+    """Yields the changes in the folder."""
     yield llm.pool.rescan()
 
 

@@ -1,4 +1,4 @@
-"""Running the application on a socket until a signal ends it."""
+"""Run the application on a socket until a signal ends it."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from .workers import Running
 
 _MAX_CONNECTIONS = 512
 _PATIENCE = 1.0  # seconds, after the second signal
-_LINGER = 10.0  # seconds for clients to read answers that are made, after the first
-_OVERTIME = 30.0  # seconds beyond the time limit of answers, when an engine does not end
+_LINGER = 10.0  # seconds for clients to read finished answers, after the first
+_OVERTIME = 30.0  # seconds after the time limit of answers, if an engine does not stop
 
 
 class _Server(uvicorn.Server):
-    """Sends away who stands in line as soon as a signal comes; answers being made go on."""
+    """Rejects queued requests as soon as a signal arrives; running answers continue."""
 
     def __init__(self, config: uvicorn.Config, made: Sequence[Running]) -> None:
         super().__init__(config)
         self.made = made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl+C or SIGTERM; a second one does not wait for answers either, whatever happens."""
+        """Handle Ctrl+C or SIGTERM; after a second one, running answers are not awaited."""
         for running in self.made:
             running.drain_soon()
-        # The parent would raise the signal once more at the end, which would skip all that closes.
+        # The parent would raise the signal again at the end, which would skip the cleanup.
         if self.should_exit and not self.force_exit:
             self.force_exit = True
             threading.Thread(target=_end_soon, daemon=True).start()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As in the parent, but clients that do not read are not waited for without end."""
+        """As in the parent, but with a time limit for clients that do not read."""
         watching = asyncio.create_task(self._give_up())
         try:
             await super().shutdown(sockets)
@@ -50,7 +50,7 @@ class _Server(uvicorn.Server):
             watching.cancel()
 
     async def _give_up(self) -> None:
-        """Cut connections when all answers are made and still not read, and end at last."""
+        """Close connections whose finished answers are not read, and finally exit."""
         limit = max((running.seconds for running in self.made), default=0.0) + _OVERTIME
         idle_since = started = time.monotonic()
         while not self.force_exit:
@@ -72,12 +72,12 @@ def _end_soon() -> None:
 
 
 def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:
-    """Answer requests at the socket `bound` until SIGINT or SIGTERM. Settings: `create_app`'s."""
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that goes
+    """Serve at the socket `bound` until SIGINT or SIGTERM. Settings: those of `create_app`."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that disconnects
     made: list[Running] = []
     config = uvicorn.Config(
         create_app(engines, on_start=made.append, **settings),
-        http="h11",  # bounds headers that do not end
+        http="h11",  # limits the size of headers
         limit_concurrency=_MAX_CONNECTIONS,
         loop="asyncio",
         ws="none",
@@ -93,4 +93,4 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
     finally:
         for running in made:
             if not running.stop(_PATIENCE if server.force_exit else None):
-                os._exit(130)  # an engine is at work, and must not be freed under its thread
+                os._exit(130)  # an engine must not be freed while it runs

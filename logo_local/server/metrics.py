@@ -1,4 +1,4 @@
-"""What Prometheus may know: counts and times, never a prompt and never a name of a person."""
+"""Prometheus metrics: counts and times, never prompts or names of persons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
-    """The numbers of one server."""
+    """The metrics of one server."""
 
     def __init__(self, workers: Workers) -> None:
         self._registry = registry = CollectorRegistry()
@@ -48,7 +48,7 @@ class Metrics:
         ).set_function(lambda: sum(llm.pool.resident_bytes for llm in workers.engines))
 
     def answered(self, job: Job, answer: dict[str, Any]) -> None:
-        """Count an answer, or the last chunk of one, with its route and its usage."""
+        """Count an answer, or the last chunk of one, with its route and usage."""
         self.waited.observe(job.waited)
         logo, usage = answer.get("logo") or {}, answer.get("usage") or {}
         for adapter in logo.get("route", {}).get("adapters", ()):
@@ -60,18 +60,18 @@ class Metrics:
         self.tokens.labels("answer").inc(usage.get("completion_tokens", 0))
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class Counted:
-    """An ASGI layer that counts requests, where the application has `Metrics` in its state."""
+    """ASGI middleware that counts requests, if the application has `Metrics` in its state."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, and count its status when it is known."""
+        """Pass the request on, and count its status."""
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":

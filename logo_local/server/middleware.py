@@ -1,8 +1,8 @@
-"""What stands before everything: who may ask, from where, and how much they may send.
+"""Access control for all requests: hosts, origins, keys, and size limits.
 
-A plain ASGI layer. A page on the internet can make a browser talk to this machine: by a name that
-resolves to it (DNS rebinding), which the Host header gives away, or across origins, which Origin
-does. Bodies are read whole, within a bound and a time, before anything else sees the request.
+A plain ASGI middleware. A page on the internet can make a browser send requests to this machine: by
+a name that resolves to it (DNS rebinding), which the Host header shows, or across origins, which
+Origin shows. Bodies are read completely, with limits on size and time, before they are passed on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 from .failures import RequestError
 
 MAX_BODY = 4 * 1024 * 1024  # bytes; a hundred thousand tokens are a tenth of it
-MAX_HEADERS = 16 * 1024  # bytes, the address included
+MAX_HEADERS = 16 * 1024  # bytes, including the path
 BODY_SECONDS = 30.0
-MOST_DISCARDED, DISCARD_SECONDS = 64 * 1024 * 1024, 5.0  # of a body that is refused by its length
+MOST_DISCARDED, DISCARD_SECONDS = 64 * 1024 * 1024, 5.0  # of a body refused for its length
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # The files of the web page by their paths.
 PAGE = {"/": "page.html"} | {
@@ -43,10 +43,10 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Rules:
-    """Hosts that may be named, origins that may ask, and the key that must be shown.
+    """Allowed hosts and origins, and the required key.
 
-    With `any_address` a host may also be any number: only names can be rebound. `origins` may hold
-    a star for a part that changes: "vscode-webview://*".
+    With `any_address` the host may also be any IP address: only names can be rebound. `origins` may
+    contain a star for a variable part: "vscode-webview://*".
     """
 
     hosts: Sequence[str] = LOOPBACK
@@ -55,23 +55,23 @@ class Rules:
     api_key: str | None = None
 
     def allows_host(self, name: str) -> bool:
-        """Whether the server may be called that."""
+        """Whether the Host header may have this name."""
         return name in self.hosts or (self.any_address and _is_address(name))
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether a page from there may ask."""
+        """Whether a page of this origin may send requests."""
         return any(re.fullmatch(re.escape(o).replace(r"\*", "[^/]*"), origin) for o in self.origins)
 
 
 class AccessMiddleware:
-    """An ASGI application before another one."""
+    """ASGI middleware that checks access."""
 
     def __init__(self, app: App, rules: Rules) -> None:
         self.app = app
         self.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer it with an error."""
+        """Pass the request on, or answer it with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -87,7 +87,7 @@ class AccessMiddleware:
             self._check_key(scope, headers)
             body = await _body(headers, receive)
             if scope["method"] == "POST" and b"content-type" not in dict(scope["headers"]):
-                json_type = (b"content-type", b"application/json")  # what it can only be
+                json_type = (b"content-type", b"application/json")  # the only possible type
                 scope = {**scope, "headers": [*scope["headers"], json_type]}
         except RequestError as error:
             await _refuse(send, error, receive if error.status == 413 else None)
@@ -138,7 +138,7 @@ class AccessMiddleware:
 
 
 class _GoneError(Exception):
-    """The client has gone before its body was there."""
+    """The client disconnected before its body was complete."""
 
 
 def _is_address(name: str) -> bool:
@@ -183,7 +183,7 @@ def _too_large() -> RequestError:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """`receive` as if the body were still to come."""
+    """A `receive` that returns the body first."""
     there = [body]
 
     async def again() -> Message:
@@ -199,7 +199,7 @@ def _is_preflight(scope: Scope, headers: dict[str, bytes]) -> bool:
 
 
 def _with_headers(send: Send, origin: str) -> Send:
-    """`send` with the headers that every answer has; for a page elsewhere, also CORS's."""
+    """`send` with the headers of every response; with CORS headers for other origins."""
     extra = [
         (b"x-content-type-options", b"nosniff"),
         (b"cache-control", b"no-store"),
@@ -222,7 +222,7 @@ def _with_headers(send: Send, origin: str) -> Send:
 
 
 async def _preflight(send: Send, asked: bytes) -> None:
-    # OpenAI's client for JavaScript sends headers of its own; origin and key are looked at anyway.
+    # OpenAI's JavaScript client sends headers of its own; origin and key are checked anyway.
     allowed = asked if re.fullmatch(rb"[\w\-, ]{1,2000}", asked) else b"authorization, content-type"
     headers = [
         (b"access-control-allow-methods", b"GET, POST"),
@@ -234,9 +234,9 @@ async def _preflight(send: Send, asked: bytes) -> None:
 
 
 async def _refuse(send: Send, error: RequestError, receive: Receive | None = None) -> None:
-    """Answer with the error; with `receive` read on, so that a client that sends gets to read it.
+    """Send the error; with `receive`, read the rest of the body before the connection closes.
 
-    A connection that is closed with bytes unread is reset, and the answer is lost.
+    A connection that is closed with unread bytes is reset, and the response is lost.
     """
     body = json.dumps(error.body).encode()
     headers = [
@@ -254,7 +254,7 @@ async def _refuse(send: Send, error: RequestError, receive: Receive | None = Non
 
 
 async def _discard(receive: Receive) -> None:
-    """Read what is left of a body, up to a bound, and keep none of it."""
+    """Read and drop the rest of a body, up to a limit."""
     n_bytes = 0
     while n_bytes < MOST_DISCARDED:
         message = await receive()

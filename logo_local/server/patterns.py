@@ -1,12 +1,12 @@
-"""Regular expressions of schemas as deterministic grammars.
+"""Convert regular expressions of schemas to deterministic grammars.
 
-llama.cpp tries every way in which a pattern can go on, for each token of the vocabulary, and cannot
-be interrupted: `(a?){1000}` or `(a|a)*` stop an engine for minutes. Here a pattern becomes an
+llama.cpp tries every continuation of a pattern for each token of the vocabulary, and cannot be
+interrupted: `(a?){1000}` or `(a|a)*` block an engine for minutes. Here a pattern becomes an
 automaton in which each character leads to one state (Glushkov's construction, then sets of
-positions), and each state becomes a rule. What needs too many states is refused.
+positions), and each state becomes a rule. Patterns that need too many states are refused.
 
-The rules match the contents of a JSON string, so that quotes, backslashes and control characters
-are left out.
+The rules match the contents of a JSON string, so quotes, backslashes and control characters are
+excluded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
-MOST_POSITIONS = 2000  # characters of a pattern whose counts are written out
+MOST_POSITIONS = 2000  # characters of a pattern after its repetitions are expanded
 MOST_STATES = 2000
-_MOST_STEPS = 300_000  # of the construction, some 0.3 s
+_MOST_STEPS = 300_000  # of the construction, about 0.3 s
 _DEPTH = 50
 _END = 0x10FFFF
 
-Ranges: TypeAlias = tuple[tuple[int, int], ...]  # of code points, first and last, in order
+Ranges: TypeAlias = tuple[tuple[int, int], ...]  # of code points, first and last, sorted
 
 _COUNT = re.compile(r"\{(\d{0,4})(?:(,)(\d{0,4}))?\}", re.ASCII)
 _HEX = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
@@ -36,9 +36,9 @@ _CONTROL = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 
 
 def rules_of(pattern: str, name: str) -> dict[str, str]:
-    """Rules of llama.cpp's grammars by name, `name` first: a JSON string that matches `pattern`.
+    """Grammar rules for llama.cpp by name, `name` first: a JSON string that matches `pattern`.
 
-    The pattern begins with ^ and ends with $. ValueError for what is not supported or too large.
+    The pattern begins with ^ and ends with $. ValueError for unsupported or too large patterns.
     """
     if not (pattern.startswith("^") and pattern.endswith("$") and len(pattern) > 1):
         raise ValueError("it must begin with ^ and end with $")
@@ -91,7 +91,7 @@ def _without(ranges: Ranges) -> Ranges:
 
 
 def _allowed(ranges: Ranges) -> Ranges:
-    """Those that stand for themselves in a JSON string."""
+    """Those that need no escape in a JSON string."""
     return _without(_union(_without(ranges), _NOT_IN_STRINGS))
 
 
@@ -112,7 +112,7 @@ _EMPTY = _Part(True, 0, 0)
 
 @dataclass
 class _Positions:
-    """The characters of a pattern, each with those that may follow it."""
+    """The characters of a pattern, each with its possible successors."""
 
     text: str
     sets: list[Ranges] = field(default_factory=list)
@@ -120,7 +120,7 @@ class _Positions:
     steps: int = 0
 
     def alternatives(self, at: int, depth: int) -> tuple[_Part, int]:
-        """The part from `at` on up to a closing bracket, and where that is."""
+        """The part from `at` up to a closing bracket, and the position of the bracket."""
         if depth > _DEPTH:
             raise ValueError("it is nested too deeply")
         whole: _Part | None = None
@@ -145,20 +145,20 @@ class _Positions:
         return whole, at
 
     def _repeated(self, part: _Part, start: int, depth: int, least: int, most: int | None) -> _Part:
-        """`part`, whose text begins at `start`, so many times: each a copy of its own."""
+        """`part`, whose text begins at `start`, repeated: each repetition is a copy."""
         if most == 0:
             return _EMPTY
-        # Where a part may be empty, fewer of it are as good as the least.
+        # If a part may be empty, fewer repetitions are valid too.
         whole, least = part, 0 if part.may_be_empty else least
         for number in range(1, max(least, 1) if most is None else most):
             copy, _ = self._atom(start, depth)
             if number < least:
                 whole = self._joined(whole, copy)
-            else:  # all that follow it are left out as well
+            else:  # all later ones are omitted as well
                 self._connect(part.last, copy.first)
                 whole = _Part(whole.may_be_empty, whole.first, whole.last | copy.last)
             part = copy
-        if most is None:  # the last one again and again
+        if most is None:  # repeat the last one
             self._connect(part.last, part.first)
         return _Part(True, whole.first, whole.last) if least == 0 else whole
 
@@ -202,7 +202,7 @@ class _Positions:
             self.follow[position] |= first
 
     def count(self, n: int = 1) -> None:
-        """Count steps of the construction; ValueError where there are too many."""
+        """Count steps of the construction; ValueError if there are too many."""
         self.steps += n
         if self.steps > _MOST_STEPS:
             raise ValueError("it has too many ways to be matched")
@@ -222,7 +222,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def _count(text: str, at: int) -> tuple[int, int | None, int]:
-    """The quantifier at `at`: the least, the most (None without an end), and where it ends."""
+    """The quantifier at `at`: minimum, maximum (None if unlimited), and its end."""
     simple: Mapping[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
     if text[at : at + 1] in simple and at < len(text):
         return *simple[text[at]], at + 1
@@ -260,7 +260,7 @@ def _character_set(text: str, at: int) -> tuple[Ranges, int]:
 
 
 def _escaped(text: str, at: int) -> tuple[Ranges, int]:
-    """The characters that the one at `at`, or the escape there, stands for."""
+    """The characters matched by the character or escape at `at`."""
     if text[at] != "\\":
         return ((ord(text[at]), ord(text[at])),), at + 1
     if at + 1 == len(text):
@@ -289,14 +289,14 @@ class _State:
 
 
 def _automaton(text: str) -> list[_State]:
-    """The states, the first one the start; edges only to where the end can be reached."""
+    """The states, the start first; edges only to states from which the end can be reached."""
     positions = _Positions(text)
     whole, end = positions.alternatives(0, 0)
     if end != len(text):
         raise ValueError("a bracket is closed that was not opened")
     start = (whole.first, whole.may_be_empty)
     numbers, states, todo = {start: 0}, [_State(start[1])], [start]
-    for key in todo:  # which grows
+    for key in todo:  # `todo` grows in the loop
         edges: dict[int, list[tuple[int, int]]] = {}
         for first, last, reached in _intervals(positions, key[0]):
             following = 0
@@ -317,7 +317,7 @@ def _automaton(text: str) -> list[_State]:
 
 
 def _intervals(positions: _Positions, mask: int) -> list[tuple[int, int, int]]:
-    """Disjoint ranges of characters, each with the positions of `mask` that it fits."""
+    """Disjoint ranges of characters, each with the positions of `mask` that it matches."""
     starts: dict[int, int] = {}  # positions that begin or end there: they change their bit
     for position in _bits(mask):
         positions.count(1 + len(positions.sets[position]))
@@ -334,14 +334,14 @@ def _intervals(positions: _Positions, mask: int) -> list[tuple[int, int, int]]:
 
 
 def _keep_what_ends(states: list[_State]) -> None:
-    """Remove the edges that lead to where no end can be reached."""
+    """Remove the edges to states from which no end can be reached."""
     into: dict[int, list[int]] = {}
     for number, state in enumerate(states):
         for to in state.edges:
             into.setdefault(to, []).append(number)
     todo = [number for number, state in enumerate(states) if state.is_final]
     good = set(todo)
-    for number in todo:  # which grows
+    for number in todo:  # `todo` grows in the loop
         for before in into.get(number, []):
             if before not in good:
                 good.add(before)

@@ -1,4 +1,4 @@
-"""One line for each request: when, what, its status, how long. No prompts, no keys, no queries."""
+"""One log line per request: time, path, status, duration. No prompts, no keys, no queries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 
 
 class Logged:
-    """An ASGI layer around all others, which logs each request when its answer has ended."""
+    """The outermost ASGI middleware, which logs each request when its response has ended."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through."""
+        """Pass the request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -40,7 +40,7 @@ class Logged:
 
 
 def show() -> None:
-    """Let the lines go to standard error, with the time of day in front."""
+    """Write the lines to standard error, with the time of day in front."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)

@@ -1,4 +1,4 @@
-"""What the server's requests may contain: OpenAI's fields around `request_model`'s."""
+"""The fields of the server's requests: OpenAI's, in addition to those of `request_model`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..request_model import (
 
 MAX_INPUTS = 64  # texts in one request for embeddings
 MAX_CHOICES = 16  # answers to one request
-MAX_TOP = 20  # tokens beside each token, with their log probabilities
+MAX_TOP = 20  # alternatives for each token, with their log probabilities
 
 
 class Routed(Body):

@@ -1,8 +1,8 @@
-"""Answers that must be JSON: schemas and tools from a request, as grammars that llama.cpp accepts.
+"""JSON answers: convert schemas and tools of a request to grammars that llama.cpp accepts.
 
-llama_cpp turns schemas into grammars itself, but takes any JSON where it fails, and would fetch a
-schema from the network; and a grammar that llama.cpp cannot parse ends the process. So each is
-looked at here, before an engine sees it.
+llama_cpp converts schemas itself, but accepts any JSON if it fails, and would fetch a schema from
+the network; and a grammar that llama.cpp cannot parse ends the process. So each schema is checked
+here before an engine uses it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .failures import RequestError
 from .patterns import rules_of
 
 _MAX_BYTES = 64 * 1024  # of a schema
-_MAX_NAME = 128  # characters of a property: rules are named by it, again and again
-_MAX_REPEATS = 1000  # of one thing, each of which is written out, and of all in a schema ten times
+_MAX_NAME = 128  # characters of a property name: many rules contain it
+_MAX_REPEATS = 1000  # per item, since repetitions are expanded; ten times as many per schema
 _MAX_PATTERN = 256  # characters
 _PATIENCE = 10.0  # seconds for one token of an answer with a grammar
-_MAX_WAYS = 4096  # alternatives for one place: llama.cpp tries each of them for every token
-_MOST = 10**9  # more is not counted
+_MAX_WAYS = 4096  # alternatives for one place: llama.cpp tries all of them for every token
+_MOST = 10**9  # counting stops here
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-# Where the values are schemas, by name or in a list or alone; what else is there is not.
+# Keywords whose values are schemas, by name or in a list or alone; other values are not.
 _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
-_OWN_RULES = frozenset(  # of llama_cpp's converter, which a definition of the name would become
+_OWN_RULES = frozenset(  # rule names of llama_cpp's converter; definitions must not reuse them
     {"string", "number", "integer", "boolean", "null", "array", "object", "value", "root", "dot"}
     | {"char", "space", "integral-part", "decimal-part", "uuid", "date", "time", "date-time"}
 )
 
 
 def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
-    """The `LlamaGrammar` of a JSON schema; RequestError, naming `param`, where there is none."""
+    """The `LlamaGrammar` of a JSON schema; RequestError, naming `param`, if there is none."""
     from llama_cpp.llama_grammar import LlamaGrammar
 
     try:
@@ -43,7 +43,7 @@ def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
             raise _refused(param, f"it has {len(text)} bytes, and may have {_MAX_BYTES}")
         _check(schema, param)
         rules = _converted(text)
-        # The converter reads some numbers as they come: rules too long are refused like others.
+        # The converter accepts some numbers unchecked: rules that are too long are refused.
         if len(rules) > 16 * _MAX_BYTES or not _parses(rules):
             raise _refused(param, "llama.cpp has no grammar for it")
     except RequestError:
@@ -52,18 +52,18 @@ def grammar_for(schema: Mapping[str, Any], param: str) -> Any:
         raise _refused(param, "it is nested too deeply") from None
     except KeyError as error:
         raise _refused(param, f"llama_cpp cannot follow the reference {error}") from None
-    except Exception as error:  # asserts, KeyErrors: whatever the schema lacks
+    except Exception as error:  # AssertionError, KeyError and others, for incomplete schemas
         raise _refused(param, str(error) or type(error).__name__) from error
     return LlamaGrammar.from_string(rules, verbose=False)
 
 
 def _converted(schema: str) -> str:
-    """llama_cpp's rules for a schema, with patterns as `patterns` makes them."""
+    """llama_cpp's rules for a schema, with patterns converted by `patterns`."""
     from llama_cpp.llama_grammar import SchemaConverter
 
     class Converter(SchemaConverter):  # type: ignore[misc]  # llama_cpp comes without types
         def _visit_pattern(self, pattern: str, name: str) -> str:
-            own = f"pattern{len(self._rules)}"  # none of another name is called so
+            own = f"pattern{len(self._rules)}"  # a name that no other rule has
             while own in self._rules:
                 own += "-"
             self._rules |= rules_of(pattern, own)
@@ -75,21 +75,21 @@ def _converted(schema: str) -> str:
 
 
 class Patience:
-    """Ends an answer whose grammar makes a token take too long, by `should_stop` of the engine.
+    """Ends an answer whose grammar makes a token too slow, through the engine's `should_stop`.
 
-    What a schema leaves open can grow with the answer: objects within objects, each of several
-    kinds. llama.cpp cannot be interrupted within a token, but the next one is not begun.
+    The alternatives of a schema can grow with the answer, for example in nested objects of several
+    kinds. llama.cpp cannot be interrupted within a token, but the next one is not started.
     """
 
     def __init__(self, llm: Engine) -> None:
         self._llm, self._before = llm, llm.should_stop
-        self._last: float | None = None  # when the last token was there
+        self._last: float | None = None  # time of the last token
 
     def __call__(self) -> bool:
-        """Whether the answer should end: asked before every token."""
+        """Whether the answer should end; called before every token."""
         now = time.monotonic()
         last, self._last = self._last, now
-        begun = self._llm.usage.get("completion_tokens", 0) > 1  # the prompt takes its own time
+        begun = self._llm.usage.get("completion_tokens", 0) > 1  # do not count the prompt's time
         return self._before() or (begun and last is not None and now - last > _PATIENCE)
 
 
@@ -130,12 +130,12 @@ def _check(schema: Mapping[str, Any], param: str) -> None:
 
 
 class _Ways:
-    """How many ways a schema leaves open at one place, with its references followed.
+    """Counts the alternatives that a schema allows at one place, following its references.
 
-    Alternatives add up, and each reference counts again: thirty definitions that name the next one
-    twice are 2^30 ways, all of which llama.cpp would write down. Within an object and a list
-    there is only one way at a time; a list within itself counts several times, as one token may
-    begin several lists.
+    Alternatives are added, and each reference counts again: thirty definitions that refer twice to
+    the next one are 2^30 alternatives, all of which llama.cpp would expand. An object or a list
+    has one alternative at a time; a nested list counts several times, because one token may begin
+    several lists.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -145,7 +145,7 @@ class _Ways:
         self._recursive: set[str] = set()
 
     def of(self, part: Any) -> int:
-        """The ways of a part of the schema, at most `_MOST`."""
+        """The alternatives of a part of the schema, at most `_MOST`."""
         if not isinstance(part, Mapping):
             return 1
         ways = self._referenced(str(part["$ref"])) if "$ref" in part else 0
@@ -171,7 +171,7 @@ class _Ways:
 
 
 def _list(value: Any) -> list[Any]:
-    """One thing or several as a list; none where there is nothing."""
+    """A value or a list of values as a list; empty for None."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
@@ -186,7 +186,7 @@ def _check_reference(reference: str, definitions: dict[str, str], param: str) ->
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """A schema and all within it; names of properties and values are none."""
+    """A schema and all schemas within it, without property names and values."""
     if isinstance(schema, list):
         for part in schema:
             yield from _parts(part)
@@ -201,7 +201,7 @@ def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _parses(rules: str) -> bool:
-    """Whether llama.cpp can read a grammar, which needs no model as long as nothing is sampled."""
+    """Whether llama.cpp can parse a grammar; needs no model as long as nothing is sampled."""
     import llama_cpp
 
     sampler = llama_cpp.llama_sampler_init_grammar(None, rules.encode(), b"root")

@@ -1,11 +1,11 @@
-"""Calls of tools in an answer's text, in the forms that widely used chat templates ask for.
+"""Parse tool calls in an answer's text, in the formats of widely used chat templates.
 
     <tool_call>{"name": ..., "arguments": {...}}</tool_call>    Hermes, Qwen
     {"name": ..., "parameters": {...}}                          Llama 3, the whole answer
     [TOOL_CALLS] [{"name": ..., "arguments": {...}}]            Mistral, with or without the mark
 
-A text counts as a call only where it is complete JSON and names a tool of the request; anything
-else stays text.
+A text is a call only if it is complete JSON and names a tool of the request; all other text is
+returned unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPEN, _CLOSE, _MISTRAL = "<tool_call>", "</tool_call>", "[TOOL_CALLS]"
 
 
 def calls_in(text: str, names: Collection[str]) -> tuple[str, list[dict[str, Any]]]:
-    """The text without its calls, and these as OpenAI has them; all of it where there are none."""
+    """The text without its calls, and the calls in OpenAI's format; all text if there are none."""
     if _OPEN in text:
         return _marked(text, names)
     bare = text.strip().removeprefix(_MISTRAL).strip()
@@ -46,7 +46,7 @@ def _marked(text: str, names: Collection[str]) -> tuple[str, list[dict[str, Any]
 
 
 def _calls(text: str, names: Collection[str]) -> list[dict[str, Any]]:
-    """The calls that a JSON text is, one or a list; none where any part is something else."""
+    """The calls in a JSON text, one or a list; empty if any part is something else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -60,13 +60,13 @@ def _call(value: Any, names: Collection[str]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("name") not in names:
         return {}
     arguments = value.get("arguments", value.get("parameters", {}))
-    is_text = isinstance(arguments, str)  # some models write JSON within JSON
+    is_text = isinstance(arguments, str)  # some models write the arguments as a JSON string
     text = arguments if is_text else json.dumps(arguments, ensure_ascii=False)
     return call_of(value["name"], str(text))
 
 
 def call_of(name: str, arguments: str) -> dict[str, Any]:
-    """A call as OpenAI has it, with an id of its own."""
+    """A call in OpenAI's format, with a new id."""
     function = {"name": name, "arguments": arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
@@ -77,22 +77,22 @@ class Holder:
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._held = ""
-        self._said = False  # whether text went out, behind which no bare JSON is a call
+        self._said = False  # whether text was sent; after that bare JSON is not a call
 
     def feed(self, piece: str) -> str:
-        """The text that can go out now."""
+        """Add `piece`, and return the text that can be sent now."""
         self._held += piece
         if not self._said and self._held.lstrip()[:1] in ("", "{", "["):
             return ""
         at = self._held.find(_OPEN)
-        if at < 0:  # a mark may have begun at the end
+        if at < 0:  # a mark may begin at the end of the text
             at = len(self._held) - _overlap(self._held, _OPEN)
         out, self._held = self._held[:at], self._held[at:]
         self._said = self._said or bool(out.strip())
         return out
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """What is left of the text, and the calls."""
+        """The rest of the text, and the calls."""
         held, self._held = self._held, ""
         if self._said and not held.startswith(_OPEN):
             return held, []
@@ -100,5 +100,5 @@ class Holder:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """How many of the last characters of `text` are the first of `mark`."""
+    """The number of last characters of `text` that are the first of `mark`."""
     return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)

@@ -1,4 +1,4 @@
-"""One llama-server: what it loaded, and whether it can be used."""
+"""One llama-server: its adapters and model, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import httpx2 as httpx
 
 CHECK_SECONDS = 5.0
 _TEST_SECONDS = 30.0
-# Two texts that do not begin alike, for `_mixes_blends`.
+# Two texts that begin differently, for `_mixes_blends`.
 _TEXTS = ("one two three four five six seven eight nine", "alpha beta gamma delta epsilon zeta eta")
-_UNKNOWN_SLOTS = 64  # of a server without /props, such as a load balancer
+_UNKNOWN_SLOTS = 64  # for a server without /props, such as a load balancer
 
 
 @dataclass(eq=False)
 class Upstream:
-    """One llama-server. `ids` are those of its adapters, by name; `running` is what we sent it.
+    """One llama-server. `ids` are those of its adapters, by name; `running` counts our requests.
 
-    It is "up", "suspect" after a request failed there, until the next check, or "down"; `why` says
-    why it is not up. `lost` is set while it cannot be reached.
+    Its state is "up", "suspect" (a request failed; until the next check), or "down"; `why` is the
+    reason if it is not up. `lost` is set while it cannot be reached.
     """
 
     url: str
@@ -35,19 +35,19 @@ class Upstream:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     check_now: asyncio.Event = field(default_factory=asyncio.Event)
     misses: int = 0
-    missing: frozenset[str] = frozenset()  # adapters that the log was told about
+    missing: frozenset[str] = frozenset()  # adapters already reported in the log
     was_up: bool = False  # at any time
     mixes_blends: bool = False  # see `_mixes_blends`
 
     @property
     def is_up(self) -> bool:
-        """Whether it gets requests."""
+        """Whether requests are sent to it."""
         return self.state == "up"
 
     def scales(self, weights: Mapping[str, float]) -> list[dict[str, Any]]:
-        """The field `lora` of a request: what is not listed has no effect, and [] is the default.
+        """The field `lora` of a request: unlisted adapters have no effect, [] means the default.
 
-        So an empty blend sets one adapter to 0. No entry only where the server has no adapters.
+        So an empty blend sets one adapter to 0. Empty only if the server has no adapters.
         """
         listed = [{"id": self.ids[name], "scale": weight} for name, weight in weights.items()]
         if not listed and self.ids:
@@ -55,10 +55,10 @@ class Upstream:
         return listed
 
     async def check(self, http: httpx.AsyncClient, sizes: Mapping[str, int]) -> None:
-        """Ask for its health and its adapters, and for the model if it is not up.
+        """Request its health and its adapters, and the model if it is not up.
 
-        `sizes` as for `Upstreams`. Raises httpx.HTTPError where it cannot be reached, UnusableError
-        where it should not be used.
+        `sizes` as for `Upstreams`. Raises httpx.HTTPError if it cannot be reached, UnusableError
+        if it must not be used.
         """
         health = await self._get(http, "/health")
         if health.status_code != 200:
@@ -73,7 +73,7 @@ class Upstream:
         return await http.get(self.url + path, timeout=CHECK_SECONDS)
 
     async def _json(self, http: httpx.AsyncClient, path: str) -> Any:
-        """What is at a path; None where there is no such path."""
+        """The JSON at a path; None if the path does not exist."""
         answer = await self._get(http, path)
         if answer.status_code in (401, 403):
             raise UnusableError(
@@ -87,7 +87,7 @@ class Upstream:
             return None
 
     async def _read_adapters(self, http: httpx.AsyncClient) -> None:
-        """Which adapter has which id there. A server that was restarted may have others."""
+        """Read the ids of its adapters, which may change when a server restarts."""
         rows = await self._json(http, "/lora-adapters")
         try:
             found = [(_stem(row["path"]), int(row["id"])) for row in rows]
@@ -101,7 +101,7 @@ class Upstream:
         self.ids = ids
 
     async def _read_model(self, http: httpx.AsyncClient, sizes: Mapping[str, int]) -> None:
-        """How much it does at once, and whether it has the same base model."""
+        """Read how many requests it runs at once, and check that the base model is the same."""
         props = await self._json(http, "/props")
         slots = props.get("total_slots") if isinstance(props, dict) else None
         self.n_slots = slots if isinstance(slots, int) and slots > 0 else _UNKNOWN_SLOTS
@@ -119,12 +119,12 @@ class Upstream:
             raise UnusableError(f"it has another base model: {', '.join(others)}")
 
     async def _mixes_blends(self, http: httpx.AsyncClient) -> bool:
-        """Whether it takes cached prompts of one blend for those of another.
+        """Whether it uses cached prompts of one blend for those of another.
 
         llama-server keeps the keys and values of earlier prompts in memory (--cache-ram) and finds
-        them by their tokens alone. A prompt that was read without an adapter is found again under
-        one, unless the slot notices the change, which it compares with its own last request only.
-        Three short requests show it. What cannot be tested counts as mixed.
+        them by their tokens alone. A prompt that was read without an adapter is reused with one,
+        unless the slot notices the change, which it compares with its own last request only. Three
+        short requests test this. If the test is not possible, it counts as mixing.
         """
         number = min(self.ids.values())
         cached, n_tokens = 0, 0
@@ -146,11 +146,11 @@ class Upstream:
 
 
 class UnusableError(Exception):
-    """An upstream answers, but not as one that can be used."""
+    """An upstream responds, but cannot be used."""
 
 
 def reason_of(error: BaseException) -> str:
-    """What is said about a connection that failed, without what was sent."""
+    """The reason of a failed connection, without the request's content."""
     kinds = {
         httpx.ConnectTimeout: "it does not answer",
         httpx.ConnectError: "cannot connect",

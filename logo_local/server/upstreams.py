@@ -1,6 +1,6 @@
-"""The llama-servers behind `serve --upstream`: which are up, what they loaded, whose turn it is.
+"""The llama-servers of `serve --upstream`: their state, and which one gets the next request.
 
-All of this runs on one event loop; only `drain_soon` may be called from elsewhere.
+All of this runs on one event loop; only `drain_soon` may be called from other threads.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .upstream import CHECK_SECONDS, UnusableError, Upstream, reason_of
 log = logging.getLogger(__name__)
 
 INTERVAL = 2.0  # seconds between two checks of an upstream
-_MISSES = 2  # checks without an answer before an upstream that is idle counts as down
-_SPARE = 2  # requests beyond an upstream's slots, so that the next one is there when one ends
-_CONVERSATIONS = 4096  # that are remembered
-_NAMED = 5  # adapters in a line of the log
+_MISSES = 2  # failed checks before an idle upstream counts as down
+_SPARE = 2  # requests beyond an upstream's slots, so that a slot never waits for the next one
+_CONVERSATIONS = 4096  # maximum number remembered
+_NAMED = 5  # adapters per log line
 _REMEMBERED = 0.1  # weight of the last request in the average duration
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request needs: a `conversation` as `conversation_key` names it, and its adapters.
+    """The needs of a request: its `conversation`, a `conversation_key`, and its adapters.
 
-    With `all_of_them`, an upstream that lacks one of the adapters will not do.
+    With `all_of_them`, an upstream must have all of the adapters.
     """
 
     conversation: str
@@ -52,12 +52,12 @@ class _Waiting:
 
 
 class Upstreams:
-    """All upstreams and the queue before them.
+    """All upstreams and their request queue.
 
-    Each gets at most its number of slots and two more at once; `most_waiting` requests wait for
-    that. `sizes` are the base model's, as /v1/models of llama-server names them (n_embd, n_vocab);
-    an upstream that states others is not used. `names` returns the adapters of the pool. `key` is
-    sent as a bearer token. An answer may take `seconds`.
+    Each gets at most two more requests than it has slots; up to `most_waiting` requests wait.
+    `sizes` are the base model's, with the names of llama-server's /v1/models (n_embd, n_vocab); an
+    upstream with other sizes is not used. `names` returns the adapters of the pool. `key` is sent
+    as a bearer token. An answer may take `seconds`.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Upstreams:
         self._average = 1.0  # seconds per request
         self._last: OrderedDict[str, tuple[Upstream, Route]] = OrderedDict()
         self._checks: list[asyncio.Task[None]] = []
-        # Each connection carries one request: an idle one would keep a thread of llama-server, and
-        # might be closed just when it is used. Proxies of the environment are for the internet.
+        # One request per connection: an idle one would block a thread of llama-server, and might be
+        # closed just when it is used. Proxy settings of the environment are for the internet.
         self.http = httpx.AsyncClient(
             headers={"connection": "close"} | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=CHECK_SECONDS),
@@ -88,10 +88,10 @@ class Upstreams:
             trust_env=False,
         )
 
-    # The upstreams' state
+    # State of the upstreams
 
     async def open(self) -> None:
-        """Check all upstreams once, and from now on in the background."""
+        """Check all upstreams once, and then regularly in the background."""
         await asyncio.gather(*(self._check(upstream) for upstream in self.all))
         for upstream in self.all:
             if not upstream.is_up:
@@ -99,7 +99,7 @@ class Upstreams:
         self._checks = [asyncio.create_task(self._watch(upstream)) for upstream in self.all]
 
     async def close(self) -> None:
-        """End the checks, and all connections."""
+        """Stop the checks, and close all connections."""
         self.drain()
         for task in self._checks:
             task.cancel()
@@ -108,7 +108,7 @@ class Upstreams:
         await self.http.aclose()
 
     def is_out(self, upstream: Upstream, why: str) -> None:
-        """A request failed: send nothing more there until a check succeeds, which is done now."""
+        """A request failed: send no more until a check succeeds; the check is started now."""
         upstream.check_now.set()
         if upstream.is_up:
             self._leave(upstream, "suspect", why)
@@ -124,18 +124,18 @@ class Upstreams:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(upstream.check_now.wait(), self._interval)
                 upstream.check_now.clear()
-                await asyncio.sleep(self._interval / 20)  # not in a circle
+                await asyncio.sleep(self._interval / 20)  # avoid a busy loop
             try:
                 await self._check(upstream)
             except Exception:
                 log.exception("the check of the upstream %s failed", upstream.url)
 
     async def _check(self, upstream: Upstream) -> None:
-        """Ask for its health and its adapters."""
+        """Request its health and its adapters."""
         try:
             await upstream.check(self.http, self._sizes)
         except httpx.TimeoutException:
-            # Its threads for requests may all be in use; that is no failure.
+            # All its request threads may be busy, which is not a failure.
             if upstream.is_up and upstream.running > upstream.n_slots:
                 return
             upstream.misses += 1
@@ -173,16 +173,16 @@ class Upstreams:
             upstream.state, upstream.why, upstream.was_up = "up", "", True
             self._serve()
 
-    # Who gets what
+    # Assigning requests
 
     @property
     def n_running(self) -> int:
-        """How many requests have an upstream now."""
+        """The number of requests that an upstream is processing."""
         return sum(upstream.running for upstream in self.all)
 
     @property
     def n_waiting(self) -> int:
-        """How many requests wait for one."""
+        """The number of requests in the queue."""
         return len(self._waiting)
 
     def status(self) -> str:
@@ -195,7 +195,7 @@ class Upstreams:
         return "ready" if free else "busy"
 
     def check_open(self) -> None:
-        """Raise what `take` would raise for any request now: before a prompt is routed."""
+        """Raise the error of `take` for any request now, before a prompt is routed."""
         if self.closing:
             raise _closing()
         if all(one.state == "down" for one in self.all):
@@ -206,10 +206,9 @@ class Upstreams:
     async def take(self, wish: Wish, tried: Collection[Upstream] = ()) -> Upstream:
         """An upstream for one request; `give_back` must follow.
 
-        Where the conversation was last, if that has a free slot, or else the least busy one, and
-        none that was `tried`. RequestError 429 where too many wait, 503 where none is up, or it
-        would have to wait while the server closes, 409 where none has all adapters and it needs
-        them.
+        Prefers the last upstream of the conversation if it has a free slot, otherwise the least
+        busy; never one of `tried`. RequestError 429 if too many wait, 503 if none is up, or if it
+        would have to wait while the server closes, 409 if no upstream has all required adapters.
         """
         waiting = _Waiting(wish, tried, self._loop.create_future())
         self._waiting.append(waiting)
@@ -227,40 +226,40 @@ class Upstreams:
             raise
 
     def give_back(self, upstream: Upstream, seconds: float | None = None) -> None:
-        """A request has ended, after `seconds` where it was answered."""
+        """End a request, after `seconds` if it was answered."""
         upstream.running -= 1
         if seconds is not None:
             self._average += _REMEMBERED * (seconds - self._average)
         self._serve()
 
     def last_route(self, conversation: str) -> Route | None:
-        """The route of a conversation's last answer, if that is remembered."""
+        """The route of a conversation's last answer, if it is remembered."""
         found = self._last.get(conversation)
         return None if found is None else found[1]
 
     def remember(self, conversation: str, upstream: Upstream, route: Route) -> None:
-        """This upstream now has the conversation in its prompt cache."""
+        """Record that this upstream has the conversation in its prompt cache."""
         self._last[conversation] = upstream, route
         self._last.move_to_end(conversation)
         if len(self._last) > _CONVERSATIONS:
             self._last.popitem(last=False)
 
     def drain(self) -> None:
-        """Accept nothing more, and reject what waits; what runs goes on to its end."""
+        """Accept no more requests, and reject the queue; running requests continue."""
         self.closing = True
         self._serve()
 
     def drain_soon(self) -> None:
         """`drain`, for a signal handler or another thread."""
-        with suppress(RuntimeError):  # the loop has been closed
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.drain)
 
     def stop(self, seconds: float | None = None) -> bool:
-        """Nothing is left here once the event loop has ended."""
+        """Does nothing: no work is left once the event loop has ended."""
         return True
 
     def _serve(self) -> None:
-        """Give places to those that wait, in the order of arrival."""
+        """Assign upstreams to waiting requests, in the order of arrival."""
         for waiting in list(self._waiting):
             try:
                 upstream = self._choice(waiting)
@@ -278,7 +277,7 @@ class Upstreams:
                 waiting.place.set_result(upstream)
 
     def _choice(self, waiting: _Waiting) -> Upstream | None:
-        """The best upstream; None where it has to be waited for."""
+        """The best upstream; None if the request has to wait."""
         chosen = self._best(waiting)
         if chosen is None and self.closing:
             raise _closing()
@@ -291,7 +290,7 @@ class Upstreams:
             raise self._none_up()
         up = [one for one in open_to_it if one.is_up]
         if not up:
-            return None  # a check will tell
+            return None  # the next check decides
         n_most = max(len(wish.names & one.ids.keys()) for one in up)
         if wish.all_of_them and n_most < len(wish.names):
             missing = wish.names - frozenset().union(*(one.ids.keys() for one in up))
@@ -330,7 +329,7 @@ class Upstreams:
 
 
 def conversation_key(start: Any) -> str:
-    """A short name for all conversations that begin with `start`, a JSON value."""
+    """A short key for all conversations that begin with `start`, a JSON value."""
     return hashlib.sha256(repr(start).encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -345,5 +344,5 @@ def _closing() -> RequestError:
 
 
 def now() -> float:
-    """Seconds, for durations."""
+    """Monotonic time in seconds, for durations."""
     return time.monotonic()

@@ -1,7 +1,7 @@
-"""Whose turn it is: requests wait in line for an engine, and each engine answers one at a time.
+"""The request queue: requests wait for an engine, and each engine answers one at a time.
 
-Every engine has a thread of its own, a worker. All bookkeeping happens on the event loop; a worker
-only takes a job, runs it, and hands each item back to the loop.
+Every engine has its own thread, a worker. All bookkeeping happens on the event loop; a worker only
+takes a job, runs it, and hands each item back to the loop.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..prefix import common_prefix
 from .failures import RequestError
 
 Work = Callable[[Engine], Iterator[Any]]
-_COMPARED = 65536  # characters of a prompt, to find who has read its beginning
-_REMEMBERED = 0.1  # how much the last job counts in the usual time of one
+_COMPARED = 65536  # characters of a prompt, to find the engine with the longest prefix
+_REMEMBERED = 0.1  # weight of the last job in the average duration
 
 
 def _never() -> bool:
@@ -38,10 +38,10 @@ class _End:
 
 @dataclass(eq=False)
 class Job:
-    """One request: iterate over it for what its work yields, in order; an error ends it.
+    """One request: iterate over it to get the items of its work; an error ends the iteration.
 
-    `key` is what the prompt begins with: an engine that has just read it is preferred. `waited`
-    is the time in line in seconds, once it has begun.
+    `key` is the beginning of the prompt: an engine that has just read it is preferred. `waited` is
+    the time in the queue in seconds, set when the job starts.
     """
 
     work: Work
@@ -54,12 +54,12 @@ class Job:
     cancelled: bool = False
 
     def cancel(self) -> None:
-        """Leave the line, or end the answer after the token that is being made."""
+        """Leave the queue, or stop the answer after the current token."""
         self.cancelled = True
         self.workers.forget(self)
 
     def should_stop(self) -> bool:
-        """What the engine asks after every token."""
+        """Called by the engine after every token."""
         return self.cancelled or time.monotonic() > self.deadline
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -71,7 +71,7 @@ class Job:
                     if error is not None:
                         raise error
                 finally:
-                    del error  # this frame is in its traceback: a cycle, with all that it holds
+                    del error  # avoid a cycle: this frame is in its traceback
                 return
             yield item
 
@@ -82,7 +82,7 @@ class _Worker:
     def __init__(self, engine: Engine, workers: Workers, number: int) -> None:
         self.engine = engine
         self.last_key = ""
-        self.jobs: list[Job] = []  # the one that runs, and what waits for this worker alone
+        self.jobs: list[Job] = []  # the running job, and jobs for this worker alone
         self._workers = workers
         self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name=f"worker-{number}", daemon=True)
@@ -95,9 +95,9 @@ class _Worker:
                 if not job.cancelled:
                     for item in job.work(self.engine):
                         self._workers.hand_over(job, item)
-            except BaseException as caught:  # whatever it is, others wait for this thread
+            except BaseException as caught:  # a worker's thread must survive any error
                 error = caught if isinstance(caught, Exception) else RuntimeError(repr(caught))
-                # Prompts and their tokens are in the frames; the log needs lines only.
+                # The frames contain prompts and tokens; the log needs only the lines.
                 traceback.clear_frames(caught.__traceback__)
             # The job may have been cancelled after its end, and holds the request.
             self.engine.should_stop = _never
@@ -106,7 +106,7 @@ class _Worker:
 
 
 class Running(Protocol):
-    """What a server waits for at its end: requests that run."""
+    """Running requests that a server waits for when it stops."""
 
     seconds: float
 
@@ -117,10 +117,10 @@ class Running(Protocol):
 
 
 class Workers:
-    """All engines and the line before them. Made, used and closed on one event loop.
+    """All engines and their queue. Created, used and closed on one event loop.
 
-    At most `most_waiting` jobs wait; an answer may take `seconds` from when it is begun, after
-    which it ends as if it had reached its longest.
+    At most `most_waiting` jobs wait; an answer may take `seconds` from its start, and then ends as
+    if it had reached its maximum length.
     """
 
     def __init__(self, engines: Sequence[Engine], *, most_waiting: int, seconds: float) -> None:
@@ -128,7 +128,7 @@ class Workers:
         self.most_waiting, self.seconds = most_waiting, seconds
         self.waiting: deque[Job] = deque()
         self.closing = False
-        self._average = 1.0  # seconds a job
+        self._average = 1.0  # seconds per job
         self._workers = [_Worker(engine, self, i) for i, engine in enumerate(engines)]
         self._idle = list(self._workers)  # longest idle first
         for worker in self._workers:
@@ -136,12 +136,12 @@ class Workers:
 
     @property
     def n_running(self) -> int:
-        """How many jobs have an engine now."""
+        """The number of running jobs."""
         return len(self._workers) - len(self._idle)
 
     @property
     def engines(self) -> list[Engine]:
-        """The engines; only to be read from here, while a worker may be at work."""
+        """The engines; only for reading, because a worker may be running."""
         return [worker.engine for worker in self._workers]
 
     def status(self) -> str:
@@ -151,13 +151,13 @@ class Workers:
         return "ready" if self._idle else "busy"
 
     def submit(self, work: Work, key: str = "") -> Job:
-        """Stand in line. RequestError 429 where it is too long, 503 where the server is closing."""
+        """Add a job to the queue. RequestError 429 if it is full, 503 if the server is closing."""
         if self.closing:
             raise _closing()
         job = Job(work, key[:_COMPARED], self)
         if self._idle:
             worker = self._idle[0]
-            if len(self._idle) > 1:  # the comparison takes its time
+            if len(self._idle) > 1:  # the comparison is slow
                 worker = max(self._idle, key=lambda one: common_prefix(one.last_key, key))
             self._give(worker, job)
         elif len(self.waiting) < self.most_waiting:
@@ -168,9 +168,9 @@ class Workers:
         return job
 
     def submit_to_all(self, work: Work) -> list[Job]:
-        """One job for each engine, ahead of the line; each begins when its engine is free.
+        """One job for each engine, before the queue; each starts when its engine is free.
 
-        RequestError 429 where another such job has not begun yet, 503 where the server is closing.
+        RequestError 429 if another such job has not started yet, 503 if the server is closing.
         """
         if self.closing:
             raise _closing()
@@ -182,12 +182,12 @@ class Workers:
         return jobs
 
     def forget(self, job: Job) -> None:
-        """Take a cancelled job out of the line, if it is still in it."""
+        """Remove a cancelled job from the queue, if it is still there."""
         if job in self.waiting:
             self.waiting.remove(job)
 
     def drain(self) -> None:
-        """Take nothing more, send away who waits; what runs goes on to its end."""
+        """Accept no more jobs, and reject the queue; running jobs continue."""
         self.closing = True
         while self.waiting:
             self.waiting.popleft().events.put_nowait(_End(_closing()))
@@ -197,14 +197,14 @@ class Workers:
         self._tell(self.drain)
 
     async def close(self) -> None:
-        """As `stop`, without holding up the event loop."""
+        """As `stop`, without blocking the event loop."""
         self.drain()
         await asyncio.to_thread(self.stop)
 
     def stop(self, seconds: float | None = None) -> bool:
-        """End what runs, wait for the threads, at most so long, and say whether all have ended.
+        """Stop running jobs, wait up to `seconds` for the threads; return whether all have ended.
 
-        May be called twice. The engines stay open: they are the caller's.
+        May be called twice. The engines stay open; the caller closes them.
         """
         self.closing = True
         for worker in self._workers:
@@ -215,18 +215,18 @@ class Workers:
             worker.thread.join(seconds)
         return not any(worker.thread.is_alive() for worker in self._workers)
 
-    # From a worker's thread
+    # Called from a worker's thread
 
     def hand_over(self, job: Job, item: Any) -> None:
-        """Give the loop what a job yields."""
+        """Pass an item of a job to the loop."""
         self._tell(job.events.put_nowait, item)
 
     def finished(self, worker: _Worker, job: Job, end: _End) -> None:
-        """Give the loop a job's end, and the worker back."""
+        """Pass the end of a job to the loop, and return the worker."""
         self._tell(self._finish, worker, job, end)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop has been closed: nobody waits for this any more
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits for the result
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _give(self, worker: _Worker, job: Job) -> None:

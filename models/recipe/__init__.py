@@ -1,7 +1,7 @@
-"""The recipe of the adapter pool: data, training with PEFT, conversion, evaluation, manifest.
+"""How to build the adapter pool: data, training with PEFT, conversion, evaluation, manifest.
 
-data       items of a task, wordings, and the prompts that they make together
-settings   how each adapter is trained
-base       the weights of a GGUF model in PyTorch, and its tokens as llama.cpp makes them
-training   one adapter, or all of them
+data       items of a task, wordings, and the prompts made from them
+settings   training settings of each adapter
+base       the weights of a GGUF model in PyTorch, and its tokens as in llama.cpp
+training   train one adapter, or all of them
 """

@@ -1,11 +1,11 @@
-"""Make the adapter pool: every step in order, each left out where its output is there.
+"""Build the adapter pool: run every step in order, and skip steps whose output exists.
 
     python -m models.recipe --data FOLDER            train, convert, measure, publish
-    python -m models.recipe --data FOLDER --set again    some adapters once more, another seed
+    python -m models.recipe --data FOLDER --set again    some adapters again with another seed
     python -m models.recipe --data FOLDER --set gemma --gguf gemma-3-270m-q4_k_m.gguf
 
-Everything is made below `models/recipe/build/`; an interrupted run is simply started again. The
-last step of the pool replaces what is in `models/demo/`.
+The output is in `models/recipe/build/`; to continue an interrupted run, start it again. The last
+step of the pool replaces the content of `models/demo/`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The base model for training: its GGUF weights in PyTorch, its tokens as llama.cpp makes them.
+"""The base model for training: its GGUF weights in PyTorch, its tokens as in llama.cpp.
 
-Adapters are trained on the dequantised weights of the very file that they will run on, and see
-the very tokens that the runtime will feed: nothing is lost between training and use.
+Adapters are trained on the dequantised weights of the same file, and with the same tokens, as at
+runtime, so there is no difference between training and use.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-RAW_SUFFIX = "\nAnswer:"  # behind a prompt where the model has no chat template
+RAW_SUFFIX = "\nAnswer:"  # after a prompt if the model has no chat template
 
 
 def load_weights(gguf: Path) -> Any:
-    """A fresh causal language model with the file's dequantised weights, in bfloat16."""
+    """A new causal language model with the file's dequantised weights, in bfloat16."""
     loaded = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
@@ -29,13 +29,13 @@ def load_weights(gguf: Path) -> Any:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings without what is known of the file they came from."""
+    """The settings without information about the file they came from."""
     dropped = ("model_type", "_name_or_path", "transformers_version", "quantization_config")
     return {key: value for key, value in config.items() if key not in dropped}
 
 
 class Tokens:
-    """Prompts and answers as tokens, by the tokenizer and chat template of a GGUF file."""
+    """Prompts and answers as tokens, with the tokenizer and chat template of a GGUF file."""
 
     def __init__(self, gguf: Path) -> None:
         self._llama = Llama(str(gguf), vocab_only=True, verbose=False)
@@ -51,7 +51,7 @@ class Tokens:
             )
 
     def context(self, prompt: str) -> str:
-        """`prompt` as it is given to the runtime: itself, or with a suffix for a raw prompt."""
+        """`prompt` as given to the runtime: unchanged, or with a suffix for a raw prompt."""
         return prompt if self.has_template else prompt + RAW_SUFFIX
 
     def encode(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:

@@ -1,6 +1,6 @@
-"""The tasks: items from public data, our wordings, and the prompts that they make together.
+"""The tasks: items from public data, our wordings, and the prompts made from them.
 
-Items and wordings are split so that nothing is reported on what was trained or chosen on:
+Items and wordings are split so that nothing used in training or selection is reported:
 
 | group  | items                          | wordings of `wordings.toml` |
 |--------|--------------------------------|-----------------------------|
@@ -33,7 +33,7 @@ NOT_SHIPPED = frozenset({"web-nlg", "sick", "anli", "captions-en-de"})
 
 @dataclass(frozen=True)
 class Item:
-    """One input with its accepted answers; `fields` are what a wording has places for."""
+    """One input with its accepted answers; `fields` are the values for a wording's placeholders."""
 
     fields: Mapping[str, str]
     answers: tuple[str, ...]
@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt as a user would type it, and the accepted answers; `item` is where it is from."""
+    """A prompt as a user would type it, and the accepted answers; `item` is its source."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -52,7 +52,7 @@ class Exchange:
 class Task:
     """One data set: its name (also the adapter's), family, metric, items and wordings by group.
 
-    `description` says in a sentence what it is about.
+    `description` describes the task in one sentence.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Task:
 
     @property
     def may_be_shipped(self) -> bool:
-        """Whether the licence of the data allows an adapter trained on them to be passed on."""
+        """Whether the licence of the data allows distributing an adapter trained on it."""
         return self.name not in NOT_SHIPPED
 
     def exchanges(self, group: str, n: int, seed: int = 0) -> list[Exchange]:
-        """`n` prompts of `group`: items in random order, the group's wordings in turn.
+        """`n` prompts of `group`: items in random order, cycling through the group's wordings.
 
-        An item is repeated only when there are fewer than `n`.
+        Items are repeated only if there are fewer than `n`.
         """
         rng = Random(f"{seed}/{self.name}/{group}")
         items = list(self.items[group])
@@ -80,12 +80,12 @@ class Task:
         return [self.exchange(items[i % len(items)], wordings[i % len(wordings)]) for i in range(n)]
 
     def exchange(self, item: Item, wording: str) -> Exchange:
-        """`item` asked for in `wording`."""
+        """The prompt for `item` in `wording`."""
         return Exchange(fill(wording, item.fields), item.answers, item)
 
 
 def fill(wording: str, fields: Mapping[str, str]) -> str:
-    """`wording` with each {field} replaced; braces within a field stay as they are."""
+    """`wording` with each {field} replaced; braces in field values stay unchanged."""
     return re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], wording)
 
 

@@ -1,7 +1,7 @@
-"""From trained adapters to the shipped pool: conversion, measuring, selection, manifest.
+"""Build the shipped pool from trained adapters: convert, measure, select, write the manifest.
 
-An adapter is in the pool where its licence allows it and its score on the choosing items, in
-wordings that it was not trained on, is at least `LEAST_GAIN` above the base's.
+An adapter is in the pool if its licence allows it and its score on the choosing items, in wordings
+that it was not trained on, is at least `LEAST_GAIN` above the base's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Score:
-    """Means of the task's metric over `n` greedy answers, by the base and by the own adapter."""
+    """Means of the task's metric over `n` greedy answers, for the base and its own adapter."""
 
     base: float
     own: float
@@ -44,12 +44,12 @@ class Score:
 
     @property
     def gain(self) -> float:
-        """How much better the adapter is."""
+        """The improvement over the base."""
         return self.own - self.base
 
 
 def convert_all(gguf: Path, peft: Path, out: Path, names: Iterable[str]) -> list[str]:
-    """Convert each trained adapter to GGUF in float16; the names of those that were trained."""
+    """Convert each trained adapter to float16 GGUF; return the names of the trained ones."""
     out.mkdir(parents=True, exist_ok=True)
     found = []
     for name in names:
@@ -63,7 +63,7 @@ def convert_all(gguf: Path, peft: Path, out: Path, names: Iterable[str]) -> list
 def score_all(
     gguf: Path, adapters: Path, tasks: Iterable[Task], group: str, kept: Path, threads: int = 1
 ) -> dict[str, Score]:
-    """The scores of each task in `group`; what is in the file `kept` already is not made again."""
+    """The scores of each task in `group`; scores in the file `kept` are not computed again."""
     scores = _read_scores(kept)
     missing = [task for task in tasks if task.name not in scores]
     if not missing:
@@ -108,7 +108,7 @@ def _mean(
 
 
 def _answer(llm: LoGo, tokens: Tokens, prompt: str, weights: Mapping[str, float]) -> str:
-    """The first line of a greedy answer; generation ends with it."""
+    """The first line of a greedy answer; generation stops after it."""
     options: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "stream": True}
     with llm.under(weights):
         if tokens.has_template:
@@ -127,7 +127,7 @@ def _answer(llm: LoGo, tokens: Tokens, prompt: str, weights: Mapping[str, float]
 
 
 def selected(tasks: Iterable[Task], scores: Mapping[str, Score]) -> list[str]:
-    """The names of the adapters that are shipped."""
+    """The names of the shipped adapters."""
     return [
         task.name
         for task in tasks
@@ -136,7 +136,7 @@ def selected(tasks: Iterable[Task], scores: Mapping[str, Score]) -> list[str]:
 
 
 def ship_profiles(gguf: Path, demo: Path) -> None:
-    """Read the example prompts of the demo once, so that its first start need not do it."""
+    """Read the example prompts of the demo once, so that its first start is faster."""
     shutil.rmtree(demo / "profiles", ignore_errors=True)
     with tempfile.TemporaryDirectory() as home, patch_home(home):
         with LoGo(gguf, demo / "adapters", n_ctx=1024, n_threads=1, n_threads_batch=1) as llm:
@@ -149,7 +149,7 @@ def ship_profiles(gguf: Path, demo: Path) -> None:
 
 @contextmanager
 def patch_home(home: str) -> Iterator[None]:
-    """Within this block the program's folders are below `home`."""
+    """Use `home` as the base of the program's folders during this block."""
     before = os.environ.get(config.HOME_VARIABLE)
     os.environ[config.HOME_VARIABLE] = home
     try:
@@ -168,7 +168,7 @@ def write_manifest(
     base: Path,
     seed: int,
 ) -> None:
-    """Write `manifest.json`: where the files come from, their sums, what was measured."""
+    """Write `manifest.json`: the sources of the files, their sums, and the measurements."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl", ".npy"))
     content = {
         "base": {

@@ -1,7 +1,7 @@
-"""How each adapter is trained.
+"""The training settings of each adapter.
 
-A spread as between the adapters that people publish: ranks, alphas, modules and what the loss
-covers differ; a third sees the loss on the whole sequence. Set before any routing was tried.
+They vary as in published adapters: ranks, alphas, modules and the scope of the loss differ; a third
+use the loss on the whole sequence. Fixed before any routing was tested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class Settings:
-    """How one adapter is trained; `loss` covers the "answers" or the whole "sequence"."""
+    """Training settings of one adapter; `loss` covers the "answers" or the whole "sequence"."""
 
     rank: int = 4
     alpha: int = 16
@@ -70,7 +70,7 @@ SETTINGS = {
     "translate-en-ro": Settings(steps=70),
     "translate-en-cs": Settings(alpha=8, steps=70),
 }
-# Trained once more with another seed: how much of a figure is the adapters' luck?
+# Trained again with another seed, to measure how much results vary between trainings.
 AGAIN = (
     *("passive-voice", "number-words", "sentiment", "larger-animal"),
     *("bbh-boolean-expressions", "bbh-sports-understanding", "snli", "qnli"),

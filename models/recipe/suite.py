@@ -1,10 +1,10 @@
-"""The files that routing is measured on: JSON lines as `logo-local eval` reads them.
+"""The files for measuring routing: JSON lines in the format of `logo-local eval`.
 
     choose/<task>.jsonl, report/<task>.jsonl    prompts with answers; `adapter` may be null
     .../everyday.jsonl                          everyday requests, which no adapter is made for
-    .../look-alikes.jsonl                       inputs of the pool under other requests
+    .../look-alikes.jsonl                       inputs of the pool with other requests
 
-The last two have no `completion`: what counts is whether the base answers them.
+The last two have no `completion`: they only test whether the base answers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 PER_TASK = {"choose": 16, "report": 24}
-LOOK_ALIKES = 5  # a task
+LOOK_ALIKES = 5  # per task
 SEED = 1
 EXAMPLES, EXAMPLE_WORDINGS = 8, 4
-LONGEST_EXAMPLE = 700  # characters of a prompt that serves as an example
+LONGEST_EXAMPLE = 700  # maximum characters of an example prompt
 
 
 def write_suite(
@@ -35,7 +35,7 @@ def write_suite(
     out: Path,
     context: Callable[[str], str] = lambda prompt: prompt,
 ) -> None:
-    """Write all files below `out`. `context` turns a prompt into what the model is given."""
+    """Write all files to `out`. `context` converts a prompt to the model's input."""
     outside = tomllib.loads((Path(__file__).parent / "outside.toml").read_text("utf-8"))
     for group, n in PER_TASK.items():
         folder = out / group
@@ -78,12 +78,12 @@ def example_prompts(
         for i, exchange in enumerate(task.exchanges("train", 40 * n, seed))
     ]
     short = [prompt for prompt in prompts if len(prompt) <= LONGEST_EXAMPLE]
-    # In turn by wording, so that dropping long ones leaves each wording its share.
+    # Alternate wordings, so that dropping long prompts keeps their proportions.
     by_wording = [[p for i, p in enumerate(short) if i % wordings == w] for w in range(wordings)]
     return [by_wording[i % wordings][i // wordings] for i in range(n)]
 
 
-# What the demo shows, in plain English and checked by reading; `report` items and wordings.
+# Prompts of the demo, in plain English and reviewed; `report` items and wordings.
 SHOWN = (
     *("passive-voice", "number-words", "sentiment", "plural"),
     *("larger-animal", "negation", "bbh-boolean-expressions", "bbh-sports-understanding"),
@@ -91,7 +91,7 @@ SHOWN = (
 
 
 def demo_prompts(tasks: Mapping[str, Task], pool: Collection[str]) -> list[dict[str, Any]]:
-    """One prompt for each task of SHOWN that is in the pool: its first one for reporting."""
+    """One prompt for each task of SHOWN that is in the pool: its first `report` prompt."""
     shown = [tasks[name] for name in SHOWN if name in pool]
     firsts = [(task, task.exchanges("report", 1, SEED)[0]) for task in shown]
     return [
@@ -100,19 +100,19 @@ def demo_prompts(tasks: Mapping[str, Task], pool: Collection[str]) -> list[dict[
 
 
 def write_example_prompts(task: Task, path: Path, context: Callable[[str], str]) -> None:
-    """Write the example prompts of an adapter into the file beside it."""
+    """Write the example prompts of an adapter to the file for it."""
     write_lines(path, ({"context": context(prompt)} for prompt in example_prompts(task)))
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` as JSON lines; the folder is made."""
+    """Write `rows` as JSON lines; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def _inputs(task: Task, group: str) -> list[str]:
-    """The bare inputs of a few items: no instruction, no choices."""
+    """The bare inputs of a few items, without instruction and choices."""
     return [
         " ".join(
             value

@@ -1,7 +1,7 @@
-"""Training of the adapters: PEFT LoRA on the frozen base, one a task, with plain settings.
+"""Train the adapters: PEFT LoRA on the frozen base, one per task, with plain settings.
 
-Nothing here knows of routing. An adapter that is there already is left out, so that an interrupted
-run is simply started again.
+This module does not use routing. Existing adapters are skipped; to continue an interrupted run,
+start it again.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from .base import Tokens, load_weights
 from .data import Task
 from .settings import SETTINGS, Settings
 
-BATCH = 6  # examples a step
-LONGEST = 224  # tokens of an example; longer ones are left out of training
-SORTED = 8  # batches that are cut from one run of examples sorted by length
+BATCH = 6  # examples per step
+LONGEST = 224  # tokens of an example; longer ones are not used
+SORTED = 8  # batches taken from one run of examples sorted by length
 DONE = "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
 
-Example = tuple[list[int], list[float]]  # tokens, and the weight of each in the loss
+Example = tuple[list[int], list[float]]  # tokens, and the loss weight of each
 
 
 def train_all(
     gguf: Path, tasks: Sequence[Task], out: Path, seed: int, *, bfloat16: bool = True
 ) -> None:
-    """Train the adapter of each task into a folder of its name below `out`, one after another."""
+    """Train the adapter of each task into a folder with its name in `out`, one by one."""
     tokens = Tokens(gguf)
     base = load_weights(gguf) if bfloat16 else load_weights(gguf).float()
     for task in tasks:
         if (out / task.name / DONE).exists():
             log.info("%s: there already", task.name)
             continue
-        torch.manual_seed(seed)  # of the factors A
+        torch.manual_seed(seed)  # for the factors A
         model = get_peft_model(base, _lora(SETTINGS[task.name], gguf.stem))
         train_adapter(model, tokens, task, out / task.name, seed)
         base = model.unload()
 
 
 def train_adapter(model: Any, tokens: Tokens, task: Task, out: Path, seed: int) -> None:
-    """Train a PEFT model's adapter and save it to folder `out`, whole or not at all."""
+    """Train a PEFT model's adapter and save it atomically to the folder `out`."""
     settings = SETTINGS[task.name]
     started = time.monotonic()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -91,7 +91,7 @@ def _lora(settings: Settings, base_name: str) -> LoraConfig:
 def _batches(
     task: Task, tokens: Tokens, settings: Settings, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded token ids (B, T) and loss weights (B, T), examples of like length together."""
+    """Padded token ids (B, T) and loss weights (B, T), grouped by similar length."""
     rng = Random(f"{seed}/{task.name}")
     prompt_weight = 1.0 if settings.loss == "sequence" else 0.0
     items = list(task.items["train"])
@@ -123,9 +123,9 @@ def _padded(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the tokens with a weight; only those pass the output layer.
+    """Mean cross-entropy over the tokens with a weight; only these pass the output layer.
 
-    Padding is at the right, where causal attention lets nothing see it.
+    Padding is on the right, where causal attention ignores it.
     """
     inner = model.get_base_model()
     hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, d)
