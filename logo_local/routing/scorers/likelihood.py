@@ -1,4 +1,4 @@
-"""How likely the prompt itself is under each adapter."""
+"""Signals from the likelihood of the prompt under each adapter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ..scoring import Prompt, Scorer
 from ..signals import Scores, sharpened
 
 SHORTLIST = 5  # adapters that the second stage evaluates one by one
-# Differences of a prompt's log-likelihood are in nats, which are a posterior's own unit; halved,
-# since the tokens of a prompt are not as independent as that takes them to be.
+# Log-likelihood differences in nats give a posterior directly; halved, because the tokens of a
+# prompt are not independent.
 TEMPERATURE = 2.0
 
 
