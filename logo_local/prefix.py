@@ -11,5 +11,5 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n
-    # A tuple is never equal to a list, whatever they hold.
+    # Also finds n for a tuple and a list: these are never equal, even with equal items.
     return next((i for i in range(n) if one[i] != other[i]), n)
