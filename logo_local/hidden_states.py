@@ -23,7 +23,7 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pass is read: the input of the weight `target`, a GGUF tensor name.
+    """A place where a pass is read: the input of the weight `target`, a GGUF tensor name.
 
     With `residual`, the state before the block's normalisation instead of after it.
     """

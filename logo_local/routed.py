@@ -172,8 +172,8 @@ class Routed:
 
         Useful while the user reads an answer and types; takes one pass of the probe over the
         answer. Has no other effect. May run in another thread if nothing else uses the engine.
-        Does nothing if every adapter is evaluated, and for messages unless `prefill` is "base",
-        because then the base evaluates only the next message alone.
+        Does nothing if every adapter is evaluated, and for messages unless `prefill` is "base":
+        otherwise the base evaluates only the next message.
         """
         if self._settings.prefill == "base" or not are_messages(prompt):
             self.router.read_ahead(self.tokens_of(prompt))

@@ -33,7 +33,7 @@ class Scored:
 
     @property
     def key(self) -> tuple[str, int, bool]:
-        """What it is known by."""
+        """The key in the store."""
         return self.task, self.line, self.out
 
 
@@ -52,7 +52,7 @@ class Answered:
 
     @property
     def key(self) -> tuple[str, int, bool, str]:
-        """What it is known by."""
+        """The key in the store."""
         return self.task, self.line, self.out, self.method
 
 

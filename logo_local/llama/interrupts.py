@@ -36,7 +36,7 @@ def interrupts_held() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # SIGINT is ignored, or ends the process at once
+    if not callable(before):  # SIGINT is ignored, or ends the process immediately
         yield
         return
     kept: list[tuple[int, Any]] = []

@@ -64,7 +64,7 @@ class Descriptions:
         """The adapter whose description is nearest to a text's vector (F,), and the margin.
 
         The margin is how much further away the second nearest is, description or general request,
-        as a share of the distance; below 0 where a general request is nearer.
+        as a share of the distance; below 0 if a general request is nearer.
         """
         z = self.whitening(x)  # (F,)
         distances = np.linalg.norm(z - self.centres, axis=1)  # (N,)

@@ -46,7 +46,7 @@ def embed(parts: Sequence[FloatArray]) -> FloatArray:
 
 @dataclass(frozen=True)
 class Profile:
-    """The texts of one adapter as vectors (n, F) float32, each made by `embed`.
+    """The texts of one adapter as vectors (n, F) float32, each computed by `embed`.
 
     `source` is "prompts" or "samples". `contrasts` are its inputs with other requests: one array
     (m, F) per kind of input, one row per request; may be empty. `gain` is the mean log-likelihood

@@ -25,7 +25,7 @@ MOST_DEVIATIONS = 1024  # texts used to estimate the covariance; more do not imp
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> C^(-1/2) x with C = V diag(v) V^T + floor I, of which only V (r, F) is ever formed."""
+    """x -> C^(-1/2) x with C = V diag(v) V^T + floor I, of which only V (r, F) is computed."""
 
     directions: FloatArray
     shrink: FloatArray
@@ -83,7 +83,7 @@ def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The squared singular values (r,) of `rows` (n, F) and their right vectors (r, F).
 
     Computed from the small Gram matrix, which is many times faster than an SVD when F is a model's
-    width times the number of blocks. Directions with singular value 0 are dropped.
+    width times the number of blocks. Directions with a negligible singular value are dropped.
     """
     wide = rows.shape[0] <= rows.shape[1]
     gram = (rows @ rows.T if wide else rows.T @ rows).astype(np.float64)
