@@ -101,8 +101,8 @@ def demo_adapters() -> Path:
 def parse_size(text: str | int) -> int:
     """A number of bytes from "512M", "2GiB", "1.5g" or a plain number.
 
-    Units are powers of 1024, with or without B or iB. Raises ValueError for anything else, and
-    for 0.
+    Units are powers of 1024, with or without B or iB. Raises ValueError for
+    anything else, and for 0.
     """
     match = None if isinstance(text, bool) else _SIZE.fullmatch(str(text).strip())
     number = float(match[1]) if match and len(match[1]) <= 30 else 0.0
