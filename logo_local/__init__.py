@@ -1,11 +1,11 @@
-"""logo-local: for every prompt, find the LoRA adapters that matter, blend them, and answer.
+"""logo-local: selects and blends LoRA adapters for every prompt.
 
     from logo_local import LoGo
     llm = LoGo("model.gguf", adapters="adapters/")
     messages = [{"role": "user", "content": "a prompt"}]
     print(llm.create_chat_completion(messages)["choices"][0]["message"]["content"])
 
-Importing the package is light: each name below is loaded when it is first used.
+Importing the package is fast: each name below is loaded on first use.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
-    globals()[name] = value  # the next access does not come here
+    globals()[name] = value  # the next access does not call this
     return value
 
 

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl+C ends it quietly also while its modules are imported."""
+    """Run the command line; Ctrl+C exits without a traceback, even during imports."""
     try:
         from .commands.cli import main as run
 

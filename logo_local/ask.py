@@ -1,7 +1,7 @@
-"""Putting a question to an engine: what the command line, the chat and the demo have in common.
+"""Requests to an engine, shared by the command line, the chat and the demo.
 
-An engine is anything with the surface of `LoGo` below; `FakeLoGo` is another. Nothing here
-prints, and nothing here imports llama_cpp.
+An engine is any object with the interface `Engine` below, such as `LoGo` or `FakeLoGo`. This module
+does not print and does not import llama_cpp.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Prompt = str | list[Message]
 
 
 class Engine(Protocol):
-    """The part of `LoGo` that the programs above the engine use."""
+    """The part of `LoGo` that the programs use."""
 
     base: BaseModel
     pool: Pool
@@ -72,9 +72,9 @@ SAMPLED = ("max_tokens", "temp", "top_p", "min_p", "repeat_penalty")
 class Sampling:
     """How an answer is generated: at most `max_tokens`, at temperature `temp` (0 is greedy).
 
-    `top_p` and `min_p` leave out unlikely tokens, `repeat_penalty` above 1 makes those that were
-    there less likely; an answer ends before any text in `stop`; `seed` makes it repeatable, None
-    is the engine's own. All but the first two are by default what they are in llama_cpp.
+    `top_p` and `min_p` exclude unlikely tokens, `repeat_penalty` above 1 makes repeated tokens less
+    likely. An answer ends before any text in `stop`. `seed` makes it reproducible; None uses the
+    engine's seed. All but the first two have llama_cpp's defaults.
     """
 
     max_tokens: int = 512
@@ -86,7 +86,7 @@ class Sampling:
     seed: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """The same under llama_cpp's names; what is its default is left to it."""
+        """The options under llama_cpp's names, without those that are its defaults."""
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temp}
         for one in fields(self)[2:]:
             value = getattr(self, one.name)
@@ -97,10 +97,10 @@ class Sampling:
 
 @dataclass
 class Answer:
-    """An answer as far as it has come; complete once the stream that fills it has ended.
+    """An answer so far; complete when the stream that fills it has ended.
 
-    `finish` says why it ended: "stop", or "length" where tokens or the context ran out; it is
-    empty as long as it has not. `logo` has the route and the timings (`LoGo`), `usage` the token
+    `finish` is the finish reason: "stop", or "length" if the token limit or the context was
+    reached; empty until then. `logo` has the route and the timings (see `LoGo`), `usage` the token
     counts.
     """
 
@@ -111,22 +111,22 @@ class Answer:
 
 
 def has_chat_template(llm: Engine) -> bool:
-    """Whether the model's file brings a chat template.
+    """Whether the model's file has a chat template.
 
-    Without one llama_cpp would fall back to Llama 2's silently, which is right for few models.
+    Without one, llama_cpp would use Llama 2's without a warning, which is wrong for most models.
     """
     return "tokenizer.chat_template" in llm.metadata
 
 
 def as_prompt(llm: Engine, text: str, *, raw: bool = False, system: str | None = None) -> Prompt:
-    """`text` as one chat message, after `system`, where the model has a template, unless `raw`."""
+    """`text` as a chat message after `system`; as text if `raw` or without a template."""
     if raw or not has_chat_template(llm):
         return text
     return [*system_messages(system), {"role": "user", "content": text}]
 
 
 def system_messages(system: str | None) -> list[Message]:
-    """What a conversation begins with: the system message, if there is one."""
+    """The start of a conversation: the system message, if there is one."""
     return [{"role": "system", "content": system}] if system else []
 
 
@@ -136,15 +136,15 @@ def routing_of(
     signal: str | None = None,
     top_k: int | None = None,
 ) -> Routing:
-    """What is not None of these, for the `routing` of a call."""
+    """The `routing` of a call, with the arguments that are not None."""
     given = {"weights": weights, "signal": signal, "top_k": top_k}
     return cast("Routing", {name: value for name, value in given.items() if value is not None})
 
 
 def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
-    """llama_cpp's completion of a text, or chat completion of messages, with its `options`.
+    """Create a completion of a text, or a chat completion of messages, with llama_cpp's `options`.
 
-    `routing` may be among them.
+    They may include `routing`.
     """
     if isinstance(prompt, str):
         return llm.create_completion(prompt, **options)
@@ -152,13 +152,13 @@ def create(llm: Engine, prompt: Prompt, options: Mapping[str, Any]) -> Any:
 
 
 def piece_of(chunk: Mapping[str, Any]) -> str:
-    """The text that a chunk of a stream adds to the answer, which may be none."""
+    """The text that a chunk of a stream adds to the answer; may be empty."""
     choice = chunk["choices"][0]
     return (choice["text"] if "text" in choice else choice["delta"].get("content")) or ""
 
 
 def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
-    """The whole answer at once."""
+    """Return the complete answer."""
     result = create(llm, prompt, {**sampling.options(), "stream": False})
     choice = result["choices"][0]
     text = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
@@ -166,7 +166,7 @@ def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
 
 
 def stream(llm: Engine, prompt: Prompt, sampling: Sampling, into: Answer) -> Iterator[str]:
-    """Yield the answer piece by piece, and collect it in `into`."""
+    """Yield the answer in pieces, and collect it in `into`."""
     for chunk in create(llm, prompt, {**sampling.options(), "stream": True}):
         into.logo = chunk.get("logo", into.logo)
         into.usage = chunk.get("usage", into.usage)

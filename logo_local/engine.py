@@ -1,7 +1,7 @@
 """The engine: a `llama_cpp.Llama` that chooses and blends LoRA adapters for every prompt.
 
-The way of a prompt: tokens, hidden states, scores, route, mixture, text. `create_chat_completion`
-and `create_completion` make the route and then generate under it; a bare `generate` makes its own.
+Data flow: tokens, hidden states, scores, route, mixture, text. `create_chat_completion` and
+`create_completion` compute a route and generate with it; `generate` alone computes its own.
 Sampling, grammars, chat templates, tool calls, streaming and stop words are llama_cpp's.
 """
 
@@ -46,20 +46,20 @@ N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 
 
 class _Stopped(Exception):
-    """The prompt need not be read to its end."""
+    """Raised to stop the evaluation of a prompt."""
 
 
 class LoGo(Routed, WithLogprobs):
     """`llama_cpp.Llama` with a folder of LoRA adapters, routed and blended for every prompt.
 
-    Every completion carries ["logo"]: the route and the timings in milliseconds; a stream carries
-    it in the chunk that has the finish reason, and ["usage"] there, too. `on_route`, where it is
-    set, is called with the route of an answer before the prompt is read under it; `usage` counts
-    the tokens of the last answer as far as it has come. `should_stop` is called before every token
-    and batch of a prompt, in the thread that generates; once it returns True the answer ends as if
-    it had reached its longest. Changes of the folder are noticed at the next prompt, and logged.
+    Every completion has ["logo"]: the route and the timings in milliseconds. A stream has it, and
+    ["usage"], in the chunk with the finish reason. `on_route`, if set, is called with the route of
+    an answer before the prompt is evaluated. `usage` counts the tokens of the current or last
+    answer. `should_stop` is called before every token and every batch of a prompt, in the
+    generating thread; if it returns True, the answer ends with the finish reason "length". Changes
+    in the adapter folder are detected at the next prompt, and logged.
 
-    Not safe to use from two threads at once, but for setting `should_stop`.
+    Not thread-safe, except for setting `should_stop`.
     """
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
@@ -96,28 +96,28 @@ class LoGo(Routed, WithLogprobs):
         Args:
             model_path: A GGUF file, or "demo" for SmolLM2-135M and adapters for it.
             adapters: A folder of GGUF LoRA files and PEFT folders; it may be empty. Or None.
-            signal: How scores are computed: a name in `routing.registry`, or "auto", the best.
-            top_k: The most adapters that a route holds.
+            signal: How scores are computed: a name in `routing.registry`, or "auto", the default.
+            top_k: The maximum number of adapters in a route.
             probe: "one-pass", or "each": one evaluation with each adapter.
-            layer: The block that the paper's signals read, negative from the end.
+            layer: The block that the paper's signals read; negative numbers count from the end.
             tap: "input" of the projection, or "residual", the state before the block's norm.
-            mixture: "scales" (adapters one by one), "stacked" (as one, which is faster) or "auto".
-            mixture_type: The stack's numbers: "native", as the adapters are stored, or "q8_0".
+            mixture: "scales" (separate adapters), "stacked" (as one, which is faster) or "auto".
+            mixture_type: The dtype of the stack: "native", that of the adapters, or "q8_0".
             keep_route: How much weights may change in a conversation without a new route.
-            prefill: "mixture", or "base": only what follows the prompt is under the mixture.
-            adapter_memory: The bytes of adapters in llama.cpp: a number, "512M", or "auto".
-            cache_memory: The bytes of keys and values kept for other blends; 0 keeps none.
-            self_profile: Whether adapters without examples write some: True, False or "kept".
-            past: Whether the norms of your prompts are remembered, as a few numbers.
-            links_out: Whether adapters may be links to files outside of the folder.
-            escape_special: Whether control tokens written in messages (<|im_end|>) are text there.
-            chat_template_kwargs: What the chat template is given beside the messages.
+            prefill: "mixture", or "base": the prompt is evaluated without adapters.
+            adapter_memory: The memory limit for adapters in bytes: a number, "512M", or "auto".
+            cache_memory: The prompt cache for other mixtures in bytes; 0 disables it.
+            self_profile: Whether adapters without examples generate some: True, False or "kept".
+            past: Whether to store statistics of your prompts' norms.
+            links_out: Whether adapters may be links to files outside the folder.
+            escape_special: Whether control tokens in messages (<|im_end|>) are treated as text.
+            chat_template_kwargs: Additional variables for the chat template.
             progress: Called with (stage, done, total) while adapters are read and converted.
-            n_ctx: Context length in tokens; by default that of training, at most 4096.
+            n_ctx: Context length in tokens; by default the training context, at most 4096.
             verbose: Whether llama.cpp prints its log.
-            **llama: Everything else goes to `llama_cpp.Llama` under its name there.
+            **llama: Further arguments of `llama_cpp.Llama`.
 
-        Raises SettingsError, ModelError or PoolError, before the weights are loaded if it can.
+        Raises SettingsError, ModelError or PoolError, if possible before the weights are loaded.
         """
         given, started = locals(), time.perf_counter()
         if str(model_path) == "demo":
@@ -142,7 +142,7 @@ class LoGo(Routed, WithLogprobs):
         with loading(model_path, n_ctx, self.base):
             super().__init__(
                 model_path=str(model_path),
-                # Rounded up as llama.cpp does, or the parent's arrays would be too short.
+                # Rounded up as in llama.cpp; else the parent's arrays would be too short.
                 n_ctx=math.ceil(n_ctx / N_CTX_STEP) * N_CTX_STEP,
                 verbose=verbose,
                 **llama,
@@ -151,7 +151,7 @@ class LoGo(Routed, WithLogprobs):
         self.timings_ms["load"] = ms_since(started)
 
     def _set_up(self, loaded: LoadedModel) -> None:
-        """Make what routes and blends, once the model is there."""
+        """Create the routing and mixing parts after the model is loaded."""
         settings, self.loaded = self._settings, loaded
         self._residents = ResidentAdapters(loaded.pointer, settings.memory)
         kinds = {"way": settings.mixture, "stored_as": settings.mixture_type}
@@ -160,8 +160,8 @@ class LoGo(Routed, WithLogprobs):
         whole, states = settings.prefill == "base", self._conversations.cache
         self.reader = PromptReader(loaded, self._residents, whole=whole, states=states)
         self.router = Router(self.pool, self.reader, settings, self._progress)
-        self._kv_key: MixtureKey | None = mixture_key(())  # of its keys and values, if known
-        # Freed in this order, while the model and its own context are still there.
+        self._kv_key: MixtureKey | None = mixture_key(())  # of the context's keys and values
+        # Freed in this order, before the model and its own context.
         for part in (self.mixer, self.reader, loaded, self.router, self._residents)[::-1]:
             self._stack.callback(part.close)
         self.pool.resident = self._residents.size
@@ -169,7 +169,7 @@ class LoGo(Routed, WithLogprobs):
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.last_route: Route | None = None
         self.on_route: Callable[[Route], None] | None = None
-        self._turn = 0  # counts the prompts that reached the context
+        self._turn = 0  # number of prompts evaluated in the context
 
     # Answers
 
@@ -184,10 +184,10 @@ class LoGo(Routed, WithLogprobs):
     ) -> Any:
         """As in llama_cpp, with ["logo"] in the result.
 
-        `top_k` is that of the tokens; `routing` says how this call is routed:
-        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}; see `route`. The chat
-        template is given `chat_template_kwargs`, {"enable_thinking": False} for instance. Raises
-        PromptError, SettingsError, UnknownAdapterError or AdapterError.
+        `top_k` applies to tokens; `routing` has the routing options of this call:
+        {"signal": "norm", "top_k": 3} or {"weights": {"sort-words": 1.0}}; see `route`.
+        `chat_template_kwargs` are passed to the chat template, e.g. {"enable_thinking": False}.
+        Raises PromptError, SettingsError, UnknownAdapterError or AdapterError.
         """
         complete, messages = super().create_chat_completion, self.loaded.to_send(messages)
         with self.loaded.template_settings(chat_template_kwargs):
@@ -208,7 +208,7 @@ class LoGo(Routed, WithLogprobs):
         return self._answer(text, routing, lambda: complete(prompt, **options))
 
     def _answer(self, prompt: Any, routing: Routing | None, complete: Callable[[], Any]) -> Any:
-        """Route `prompt`, unless a route is given, and let llama_cpp complete it under that."""
+        """Route `prompt`, unless a route is given, and complete it with that route."""
         given = self._given if routing is None else None
         if given is None:
             given = self._route_to_answer(prompt, routing)
@@ -220,7 +220,7 @@ class LoGo(Routed, WithLogprobs):
         return result
 
     def _chunks(self, chunks: Iterator[dict[str, Any]], given: Given) -> Iterator[dict[str, Any]]:
-        """The chunks of a stream, which llama_cpp begins at the first, all under one route."""
+        """The chunks of a stream, all generated with one route; llama_cpp starts on first use."""
         while True:
             with self._under(given), self.loaded.reading_prompt():
                 chunk = next(chunks, None)
@@ -233,14 +233,14 @@ class LoGo(Routed, WithLogprobs):
 
     # Generation
 
-    def generate(  # the parent's parameters, whatever they are, pass through
+    def generate(  # passes all parameters to the parent
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """Generate as the parent does, under the given route, or else under one for `tokens`.
+        """As in the parent, with the given route, or with a new one for `tokens`.
 
-        Cached keys and values are reused only where they were made under the same mixture. With
-        reset=False the tokens follow those that the context holds, and all of them are routed.
-        Once another prompt was begun, going on with an earlier answer is a PromptError.
+        Cached keys and values are only reused for the same mixture. With reset=False, the tokens
+        are appended to those in the context, and all of them are routed. Raises PromptError when
+        an earlier answer is continued after another prompt has started.
         """
         options = inspect.signature(Llama.generate).bind(self, tokens, *args, **kwargs).arguments
         prompt = [int(token) for token in tokens]
@@ -259,7 +259,7 @@ class LoGo(Routed, WithLogprobs):
     def _generate(
         self, parent: Generator[int, Sequence[int] | None, None]
     ) -> Generator[int, Sequence[int] | None, None]:
-        """The tokens of `parent`, timed and counted, as long as no other prompt is begun."""
+        """The tokens of `parent`, timed and counted, until another prompt starts."""
         turn, phase, more = self._turn, "prefill", None
         try:
             while not self.should_stop():
@@ -270,7 +270,7 @@ class LoGo(Routed, WithLogprobs):
                     return
                 self.timings_ms[phase] += ms_since(started)
                 phase = "decode"
-                if not llama_vocab_is_eog(self._model.vocab, token):  # the parent counts so, too
+                if not llama_vocab_is_eog(self._model.vocab, token):  # as the parent counts
                     self.usage["completion_tokens"] += 1
                 more = yield token
                 if turn != self._turn:
@@ -282,7 +282,7 @@ class LoGo(Routed, WithLogprobs):
             parent.close()
 
     def _adopt(self, given: Given, prompt: list[int]) -> None:
-        """Generate under a route from now on."""
+        """Use this route for the next generation."""
         route = given.route
         self._forget_timings()
         self.timings_ms |= given.made_ms
@@ -301,12 +301,12 @@ class LoGo(Routed, WithLogprobs):
             self.on_route(self.last_route)
 
     def _set_mixture(self, mixture: Mixture, prompt: Sequence[int] | None) -> str:
-        """Generate under `mixture` from now on; returns how it is made, as `Mixer.set` does.
+        """Set `mixture` for the next generation; returns the way, like `Mixer.set`.
 
-        Keys and values are then those known of `prompt`; without one, they are right as they are.
+        Restores the cached keys and values of `prompt`; without one, they stay unchanged.
         """
         key, before = mixture_key(mixture), self._kv_key
-        self._kv_key = None  # should one of these fail half-way
+        self._kv_key = None  # in case one of these fails
         if prompt is not None:
             self._conversations.change(before, key, prompt)
         way = self.mixer.set(mixture)
@@ -314,9 +314,9 @@ class LoGo(Routed, WithLogprobs):
         return way
 
     def _read_by_base(self, prompt: list[int]) -> None:
-        """Fill the context with the base's keys and values of `prompt`, the probe's if it has them.
+        """Fill the context with the base's keys and values of `prompt`, from the probe if cached.
 
-        The parent then evaluates the last token once more, under whatever is set by then.
+        The parent then evaluates the last token again, with the mixture that is set by then.
         """
         if self.reader.copy_prompt(prompt):
             self.input_ids[: len(prompt)] = prompt
@@ -324,12 +324,12 @@ class LoGo(Routed, WithLogprobs):
         else:
             self._set_mixture([], [])
             self.eval(prompt)
-            self._requires_eval = True  # the logits are the base's
+            self._requires_eval = True  # the logits belong to the base
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """As in the parent, batch by batch, until it should stop; an evaluation counts or raises.
+        """As in the parent, batch by batch, until `should_stop`.
 
-        After one that failed the context is empty. Raises MixtureError where the mixture makes NaN.
+        After an error, the context is empty. Raises MixtureError if the mixture produces NaN.
         """
         for start in range(0, len(tokens), self.n_batch):
             if self.should_stop():
@@ -351,7 +351,7 @@ class LoGo(Routed, WithLogprobs):
             )
 
     def _forget_all(self) -> None:
-        """Drop the keys and values; what they were made from may not be known any more."""
+        """Drop the keys and values, whose mixture may be unknown."""
         self.loaded.forget_generated()
         self.reset()
         self._kv_key = None
@@ -359,42 +359,42 @@ class LoGo(Routed, WithLogprobs):
     # Tokens, vectors and states
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> Any:
-        """As in the parent, but ContextError for a prompt of more bytes than the context holds."""
+        """As in the parent, but raises ContextError for a prompt that is too long in bytes."""
         self.loaded.check_size(text)
         return super().tokenize(text, add_bos, special)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the parent, by the base model alone; SettingsError without embedding=True."""
+        """As in the parent, without adapters; raises SettingsError without embedding=True."""
         self.loaded.check_embedding()
         self._set_mixture([], [])
         return super().embed(*args, **kwargs)
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
-        """One vector (n_embd,) of norm 1 for each text, and the number of tokens in all.
+        """One vector (n_embd,) of norm 1 for each text, and the total number of tokens.
 
-        By the base model alone, pooled as its file says, else by the mean over its tokens. Needs
-        no `embedding=True`, and leaves the conversation as it is. PromptError for a text that is
-        empty or longer than the context.
+        Computed without adapters, with the pooling of the model's metadata, else with mean pooling.
+        Does not need `embedding=True`, and keeps the conversation. Raises PromptError for a text
+        that is empty or longer than the context.
         """
         return self.reader.embeddings(texts, self.base.n_embd)
 
     def save_state(self) -> Any:
-        """As in the parent; the state remembers the mixture that made it."""
+        """As in the parent; the state includes the key of its mixture."""
         state = super().save_state()
         state.logo_mixture = self._kv_key
         return state
 
     def load_state(self, state: Any) -> None:
-        """As in the parent; under another mixture the state's keys and values are not reused."""
-        self._kv_key = None  # should the parent fail half-way
+        """As in the parent; keys and values of another mixture are not reused."""
+        self._kv_key = None  # in case the parent fails
         super().load_state(state)
         self._kv_key = getattr(state, "logo_mixture", None)
 
     # Lifecycle
 
     def close(self) -> None:
-        """Free contexts, adapters and model, twice if need be. What follows is a PromptError."""
-        if hasattr(self, "_stack"):  # not there when the parent was never initialised
+        """Free contexts, adapters and model; may be called twice. Later use raises PromptError."""
+        if hasattr(self, "_stack"):  # missing if the parent was never initialised
             super().close()
-            # What llama_cpp would hand to llama.cpp as null pointers, which ends the process.
+            # llama_cpp would pass these to llama.cpp as null pointers, which crashes the process.
             self._model = self._ctx = self.tokenizer_ = Closed()

@@ -1,20 +1,20 @@
-"""Everything that can go wrong, in one small tree.
+"""The exceptions of this package.
 
-    LogoError               carries a message, a list of problems and a hint
+    LogoError               has a message, a list of problems and a hint
     ├── ModelError          the base model file cannot be read or used
-    ├── AdapterError        one adapter cannot be used: damaged, or made for another base
-    │   ├── ConversionError a PEFT adapter cannot become a GGUF LoRA file
-    │   └── MixtureError    several together cannot: their numbers are not finite
-    ├── PoolError           the folder of adapters as a whole
-    │   ├── AdapterMemoryError   a mixture that is larger than adapters may be
-    │   └── UnknownAdapterError  a name that is not in it
-    ├── SettingsError       an option, an environment variable or the config file
-    ├── PromptError         a prompt that cannot be evaluated
-    │   └── ContextError    one that is longer than the context
-    └── NativeError         llama.cpp answered otherwise than this project was written for
+    ├── AdapterError        one adapter cannot be used: damaged, or trained for another base
+    │   ├── ConversionError a PEFT adapter cannot be converted to a GGUF LoRA file
+    │   └── MixtureError    a mixture produces values that are not finite
+    ├── PoolError           the adapter folder as a whole cannot be used
+    │   ├── AdapterMemoryError   a mixture exceeds the memory limit for adapters
+    │   └── UnknownAdapterError  no adapter has this name
+    ├── SettingsError       an invalid option, environment variable or config file
+    ├── PromptError         the prompt cannot be evaluated
+    │   └── ContextError    the prompt is longer than the context
+    └── NativeError         unexpected behaviour of llama.cpp
 
-A `LogoError` is a user's to solve: the command line prints it as one `error:` line, one line
-for each problem, and one `hint:` line. Anything else that escapes is a bug of ours.
+Users can fix the cause of a `LogoError`: the command line prints it as one `error:` line, one line
+for each problem, and one `hint:` line. Any other exception that propagates is a bug.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from collections.abc import Sequence
 
 
 class LogoError(Exception):
-    """The root of all errors that a user can do something about.
+    """The base class of all errors that users can fix.
 
-    `message` says what went wrong and where, without a final full stop. `problems` lists every
-    single thing found, when there is more than the message can say; an error is raised once, with
-    all of them. `hint` says what to type or change; it may be empty. `details` are every single
-    finding behind a problem that sums them up, for `--verbose` and `--json`.
+    `message` says what went wrong and where, without a final full stop. `problems` lists all
+    findings if the message does not contain them; one error has all of them. `hint` says what to
+    type or change; may be empty. `details` are the individual findings behind summarised problems,
+    for `--verbose` and `--json`.
     """
 
     def __init__(
@@ -53,27 +53,27 @@ class LogoError(Exception):
 
 
 class ModelError(LogoError):
-    """The base model file cannot be read, or is not one that adapters can be used with."""
+    """The base model file cannot be read, or adapters cannot be used with it."""
 
 
 class AdapterError(LogoError):
-    """One adapter cannot be used: damaged, unsupported, or made for another base model."""
+    """An adapter cannot be used: damaged, unsupported, or trained for another base model."""
 
 
 class ConversionError(AdapterError):
-    """A PEFT adapter cannot become a GGUF LoRA file; nothing was written."""
+    """A PEFT adapter cannot be converted to a GGUF LoRA file; nothing was written."""
 
 
 class MixtureError(AdapterError):
-    """Under this mixture llama.cpp makes numbers that are not finite; nothing of it is kept."""
+    """llama.cpp produces values that are not finite with this mixture; they are discarded."""
 
 
 class PoolError(LogoError):
-    """The folder of adapters cannot be used as a whole."""
+    """The adapter folder as a whole cannot be used."""
 
 
 class AdapterMemoryError(PoolError):
-    """A mixture takes more memory than adapters may take."""
+    """A mixture exceeds the memory limit for adapters."""
 
 
 class UnknownAdapterError(PoolError):
@@ -81,11 +81,11 @@ class UnknownAdapterError(PoolError):
 
 
 class SettingsError(LogoError):
-    """An option, an environment variable or the config file has a value that cannot be used."""
+    """An option, an environment variable or the config file has an invalid value."""
 
 
 class PromptError(LogoError):
-    """The prompt cannot be evaluated, for instance because it is longer than the context."""
+    """The prompt cannot be evaluated, for example because it is empty."""
 
 
 class ContextError(PromptError):
@@ -93,4 +93,4 @@ class ContextError(PromptError):
 
 
 class NativeError(LogoError):
-    """llama.cpp answered otherwise than this project was written for."""
+    """llama.cpp did not behave as this package expects."""

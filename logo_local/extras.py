@@ -7,10 +7,10 @@ import sys
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs what the extra `extra` of this package lists.
+    """The command that installs the dependencies of the extra `extra`.
 
-    It names the packages themselves: how logo-local was installed is not known, and it may be on
-    no package index.
+    It lists the packages themselves, because it is unknown how logo-local was installed, and it may
+    not be on a package index.
     """
     try:
         listed = importlib.metadata.requires("logo-local") or []

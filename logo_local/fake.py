@@ -1,10 +1,10 @@
-"""A stand-in for the engine, for tests of whatever is built on it: yours as well as ours.
+"""A fake engine for tests of this package and of programs built on it.
 
     llm = FakeLoGo({"sort-words": 3.1, "reverse": 0.2}, answers=["apple pear"])
     llm.create_chat_completion(messages=[{"role": "user", "content": "sort: pear apple"}])
     assert llm.history[0].prompt == "sort: pear apple"
 
-No model, no llama_cpp, no files. Routing is the real arithmetic on scripted scores.
+Needs no model, no llama_cpp and no files. Routes are computed from scripted scores.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from .hidden_states import FloatArray
 from .routing.route import Route, fixed, select
 from .routing.settings import Routing, RoutingSettings, check_routing
 
-# A piece of an answer: text, or an exception that is raised at that place, or a function that makes
-# the text when it is reached (and may wait until then).
+# A piece of an answer: text, an exception to raise at this point, or a function that returns the
+# text when it is reached (and may block).
 Piece = str | BaseException | Callable[[], str]
 Scores = Mapping[str, float] | Callable[[str], Mapping[str, float]]
 Answers = Sequence[str | Sequence[Piece]] | Callable[[str, Route], str]
 SignalScores = Mapping[str, Mapping[str, float]]
 
-# What every adapter of the stand-in adapts: of rank 4, in a file that is not there.
+# The module of every fake adapter: rank 4, in a file that does not exist.
 _A, _B = TensorPlace(0, 1024, "F32", (4, 64)), TensorPlace(1024, 1024, "F32", (64, 4))
 _MODULES = {"blk.3.attn_q.weight": Module(4, 64, 64, "F32", 0, _A, _B)}
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the engine was asked: a method's name, the last prompt text, and the options."""
+    """A recorded call: the method's name, the last prompt text, and the options."""
 
     method: str
     prompt: str
@@ -49,27 +49,27 @@ class Call:
 
 
 class _FakePool(Pool):
-    """A pool without a folder behind it."""
+    """A pool without a folder."""
 
     def rescan(self, **_: Any) -> Changes:
         return Changes((), (), ())
 
 
 class FakeLoGo:
-    """The surface of `LoGo` with scripted scores and answers.
+    """The interface of `LoGo` with scripted scores and answers.
 
-    `scores` gives each adapter's score, or is a function from the prompt's text to them (then
-    `names` lists the adapters); `by_signal` may give those of single signals instead. `answers`
-    are given in turn, the last one for ever; an answer is a text, or a sequence of pieces, each a
-    text, an exception to raise or a function to call when it is reached. `should_stop` is asked
-    before each piece. They may also be a function from the prompt's text and the route to the text.
-    `chat_template` says whether the model pretends to have one. Every call is kept in `history`,
-    those of `read_ahead` in `ahead`; `opened`, a factory with `LoGo`'s parameters, keeps those in
+    `scores` maps adapters to scores, or is a function from the prompt's text to such a mapping
+    (then `names` lists the adapters); `by_signal` overrides it for single signals. `answers` are
+    returned in order, and the last one is repeated. An answer is a text, or a sequence of pieces:
+    texts, exceptions to raise, or functions to call. `answers` may also be a function from the
+    prompt's text and the route to the text. `should_stop` is called before each piece.
+    `chat_template` says whether the fake model has one. Calls are recorded in `history`, those of
+    `read_ahead` in `ahead`. `opened`, a factory with `LoGo`'s parameters, stores these in
     `settings`.
 
-    Token counts, in `usage` too, are numbers of words: an answer of `max_tokens` or more has finish
-    reason "length", though nothing is cut off, and so has one that should stop; a prompt of `n_ctx`
-    words or more is a PromptError. Does not sample: temperature and seed are only recorded.
+    Token counts, also in `usage`, are word counts. An answer has the finish reason "length" if it
+    has `max_tokens` words or more, though it is not truncated, or if `should_stop` ended it. A
+    prompt of `n_ctx` words or more raises PromptError. Temperature and seed are only recorded.
     """
 
     def __init__(
@@ -117,25 +117,25 @@ class FakeLoGo:
         self._given: Route | None = None
 
     def opened(self, model_path: str | Path, adapters: Any = None, **settings: Any) -> FakeLoGo:
-        """Stand in for `LoGo(...)`: keep the parameters in `settings`, return this object."""
+        """Replaces `LoGo(...)`: stores the parameters in `settings` and returns this object."""
         self.settings = {"model_path": str(model_path), "adapters": adapters, **settings}
         known = self.routing.__dataclass_fields__.keys() & settings
         self.routing = replace(self.routing, **{name: settings[name] for name in known})
         return self
 
     def configure(self, **settings: Any) -> None:
-        """Change `routing`, of which only top_k has an effect, or raise SettingsError."""
+        """Change `routing` or raise SettingsError; only top_k has an effect."""
         given = {name: value for name, value in settings.items() if value is not None}
         routing = replace(self.routing, **given)
         routing.check()
         self.routing = routing
 
     def n_ctx(self) -> int:
-        """The number of words that the context holds."""
+        """The context size in words."""
         return self._n_ctx
 
     def tokens_of(self, prompt: Any) -> list[int]:
-        """A number for each word of all messages; PromptError when there are too many."""
+        """One number per word of all messages; PromptError if there are too many."""
         texts = [prompt] if isinstance(prompt, str) else [str(m["content"]) for m in prompt]
         n = sum(len(text.split()) for text in texts)
         if n >= self._n_ctx:
@@ -143,7 +143,7 @@ class FakeLoGo:
         return list(range(n))
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
-        """Remember `prompts` in `taught`; scores stay as they are scripted."""
+        """Store `prompts` in `taught`; does not change scores."""
         self.pool.check_name(name)
         known = self.taught.setdefault(name, [])
         new = [prompt for prompt in prompts if prompt not in known]
@@ -151,7 +151,7 @@ class FakeLoGo:
         return len(new)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
-        """Forget what is in `taught`."""
+        """Delete prompts from `taught`."""
         self.pool.check_name(name)
         known = self.taught.pop(name, [])
         if last and known[:-1]:
@@ -159,28 +159,28 @@ class FakeLoGo:
         return 1 if last and known else len(known)
 
     def examples(self, name: str) -> list[str]:
-        """What is in `taught`."""
+        """The prompts in `taught`."""
         self.pool.check_name(name)
         return list(self.taught.get(name, []))
 
     def without_profile(self) -> list[str]:
-        """What was put into `unprofiled`."""
+        """The names in `unprofiled`."""
         return list(self.unprofiled)
 
     def make_self_profiles(self) -> None:
-        """Forget what was put into `unprofiled`, one by one."""
+        """Remove the names in `unprofiled`, one by one."""
         while self.unprofiled:
             del self.unprofiled[0]
 
     def route(self, prompt: Any, *, routing: Routing | None = None) -> Route:
-        """The route by the scripted scores among the pool's candidates."""
+        """The route from the scripted scores of the pool's candidates."""
         self._check(routing)
         options = {} if routing is None else {"routing": routing}
         self.history.append(Call("route", *_seen(prompt), options))
         return self._route(_seen(prompt)[0], routing)
 
     def read_ahead(self, prompt: Any) -> None:
-        """Kept in `ahead`: it is no question."""
+        """Recorded in `ahead`, not in `history`."""
         self.ahead.append(Call("read_ahead", *_seen(prompt)))
 
     def signal_scores(self, prompt: Any, signals: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -220,7 +220,7 @@ class FakeLoGo:
 
     @contextmanager
     def under(self, weights: Mapping[str, float]) -> Iterator[None]:
-        """Within this block every route has these weights."""
+        """Use these weights in every route within this block."""
         for name in weights:
             self.pool.check_name(name)
         before, self._given = self._given, fixed(weights)
@@ -230,11 +230,11 @@ class FakeLoGo:
             self._given = before
 
     def base_only(self) -> AbstractContextManager[None]:
-        """Within this block routes hold no adapter."""
+        """Use no adapters within this block."""
         return self.under({})
 
     def embeddings(self, texts: Sequence[str]) -> tuple[list[FloatArray], int]:
-        """Vectors of two numbers: of words, and of characters."""
+        """Vectors of two numbers: the counts of words and of characters."""
         vectors = [np.array([len(t.split()), len(t)], np.float32) for t in texts]
         return vectors, sum(len(text.split()) for text in texts)
 
@@ -243,7 +243,7 @@ class FakeLoGo:
         return 100
 
     def close(self) -> None:
-        """Only remembers that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
     def __enter__(self) -> FakeLoGo:
@@ -306,7 +306,7 @@ class FakeLoGo:
         }
 
     def _counted(self, prompt: str, pieces: Sequence[Piece]) -> Iterator[str]:
-        """The texts of an answer, counted in `usage` as they come."""
+        """The texts of an answer, counted in `usage` one by one."""
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 0}
         self.usage, self._stopped = usage, False
         for piece in pieces:
@@ -338,7 +338,7 @@ class FakeLoGo:
 
 
 def _seen(prompt: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
-    """The text of a prompt, and its messages as they are now: the caller's list may grow."""
+    """The text of a prompt, and a copy of its messages, because callers may extend the list."""
     if isinstance(prompt, str):
         return prompt, ()
     messages = list(prompt)

@@ -1,6 +1,6 @@
-"""Hidden states of the base model: where they are read, and what a reading of a prompt holds.
+"""Types for hidden states of the base model: the places, and the data read for a prompt.
 
-Shared by `llama.probe`, which reads them, and by `routing`, which computes scores from them.
+Shared by `llama.probe`, which reads them, and `routing`, which computes scores from them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
-# So many tokens at the start and at the end of the user's text have a mean of their own.
+# Number of tokens at the start and at the end of the user's text that have a separate mean.
 WINDOW = 16
 
-# Of a long prompt so many rows are kept: enough for the norms of adapters, chosen by the cost.
+# Maximum number of rows stored for a prompt: enough for adapter norms, limited by their cost.
 MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pass is read: the input of the weight `target`, a GGUF tensor name.
+    """A place where a pass is read: the input of the weight `target`, a GGUF tensor name.
 
     With `residual`, the state before the block's normalisation instead of after it.
     """
@@ -34,10 +34,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Framed:
-    """A prompt's tokens, and which of them the user wrote: `tokens[start:end]`.
+    """A prompt's tokens; the user's text is `tokens[start:end]`.
 
-    `form` is "chat" where the chat template is around the text, "raw" where it is not. A raw prompt
-    has a fixed suffix behind the text, so that its last token is comparable with other prompts'.
+    `form` is "chat" with the chat template around the text, else "raw". A raw prompt has a fixed
+    suffix after the text, so that its last token is comparable with that of other prompts.
     """
 
     tokens: tuple[int, ...]
@@ -47,11 +47,11 @@ class Framed:
 
     @classmethod
     def of(cls, tokens: Sequence[int]) -> Framed:
-        """Tokens of which all are the user's."""
+        """A prompt that consists only of the user's text."""
         return cls(tuple(tokens), 0, len(tokens))
 
     def positions(self) -> tuple[range, range]:
-        """The first and the last WINDOW tokens of the text; the same ones where it is short."""
+        """The first and the last WINDOW tokens of the text; these may overlap."""
         n = max(self.end - self.start, 1)
         first = range(self.start, self.start + min(WINDOW, n))
         last = range(max(self.start, self.end - WINDOW), max(self.end, self.start + 1))
@@ -59,11 +59,11 @@ class Framed:
 
 
 class Hidden(NamedTuple):
-    """What was read of one prompt at one place.
+    """The data read for one prompt at one place.
 
     `mean` (d_in,) is over all tokens, `rows` (m, d_in) are those of the tokens in `kept_positions`,
-    the last token's at the end. `first` and `final` (d_in,) are means over the first and the last
-    WINDOW tokens of the user's text.
+    the last token's row at the end. `first` and `final` (d_in,) are means over the first and the
+    last WINDOW tokens of the user's text.
     """
 
     mean: FloatArray
@@ -79,8 +79,8 @@ class Hidden(NamedTuple):
 
     @classmethod
     def of(cls, rows: FloatArray, prompt: Framed | None = None) -> Hidden:
-        """The same of all rows (n_tokens, d_in) of a prompt; all of its tokens are the text's
-        where `prompt` is not given.
+        """From all rows (n_tokens, d_in) of a prompt. Without `prompt`, all tokens are the user's
+        text.
         """
         first, last = (prompt or Framed.of(range(len(rows)))).positions()
         return cls(
@@ -100,9 +100,9 @@ def _mean(rows: FloatArray) -> FloatArray:
 
 
 def kept_positions(n_tokens: int) -> list[int]:
-    """The positions whose rows are kept of a prompt: at most MOST_ROWS evenly spaced, and the last.
+    """The positions whose rows are stored: at most MOST_ROWS evenly spaced, and the last.
 
-    The distance between them is a power of two, so that a longer prompt needs no row of an earlier
+    The distance between them is a power of two, so a longer prompt needs no row of an earlier
     part that a shorter one did not need.
     """
     step = row_step(n_tokens)
@@ -111,7 +111,7 @@ def kept_positions(n_tokens: int) -> list[int]:
 
 
 def row_step(n_tokens: int) -> int:
-    """The distance between kept rows: the smallest power of two that leaves at most MOST_ROWS."""
+    """The distance between stored rows: the smallest power of two for at most MOST_ROWS."""
     step = 1
     while n_tokens > MOST_ROWS * step:
         step *= 2

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items, tokens or characters, `one` and `other` have in common from the start."""
+    """The number of items, tokens or characters, that `one` and `other` share at the start."""
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n
-    # A tuple is never equal to a list, whatever they hold.
+    # Slices of a tuple and a list are never equal, so the items are compared.
     return next((i for i in range(n) if one[i] != other[i]), n)

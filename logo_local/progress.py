@@ -1,4 +1,4 @@
-"""Progress of long work, whose stages end also when the work is given up; and how long it took."""
+"""Progress of long work, whose stages are also closed after an error; and a timer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Passes (stage, done, total) on to `report`, and knows which stages are not finished."""
+    """Passes (stage, done, total) on to `report`, and records unfinished stages."""
 
     def __init__(self, report: Callable[[str, int, int], None]) -> None:
         self._report = report
         self._open: dict[str, int] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Pass it on."""
+        """Report the progress."""
         if done < total:
             self._open[stage] = total
         else:
@@ -24,7 +24,7 @@ class Stages:
 
     @contextmanager
     def ended(self) -> Iterator[None]:
-        """Report every open stage as done when this block raises, so that no bar stays."""
+        """Report open stages as done if this block raises, so that no progress bar remains."""
         try:
             yield
         except BaseException:

@@ -1,7 +1,7 @@
-"""What a request may contain, for the server and for JSON lines: one model, the same limits.
+"""The pydantic models of requests, shared by the server and JSON lines.
 
-Unknown fields and wrong types are rejected; nothing is guessed or converted. `problems_of` is how
-both describe what is wrong.
+Unknown fields and wrong types are rejected; values are not converted. `problems_of` describes
+validation errors for both.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .ask import routing_of
 from .routing import registry
 from .routing.settings import DEFAULTS, Routing
 
-MAX_SEED = 2**32 - 2  # the last of 32 bits means a random one in llama.cpp
+MAX_SEED = 2**32 - 2  # the last 32-bit value means a random seed in llama.cpp
 _MAX_STOPS = 16
 _MAX_INT = 2**31 - 1  # of llama.cpp
 _SEEDS = 2**63
-_MAX_FIELDS = 256  # of one object: each of them may be a problem
+_MAX_FIELDS = 256  # of one object, because each may be a problem
 _MAX_PROBLEMS = 100
 LORA_WITHOUT_ROUTE = "lora sets the weights, so signal and top_k have no effect"
 
-# Fields that have no meaning here; clients send them without being asked.
+# Fields that have no effect here, but clients send them.
 Unused = Annotated[Any, Field(description="Accepted and ignored.")]
-# -1 means that the client sets no limit.
+# -1 means no limit.
 Tokens = Annotated[int, Field(ge=1, le=_MAX_INT)] | Literal[-1]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
@@ -35,17 +35,17 @@ Weights = Annotated[dict[Name, Annotated[float, Field(ge=-100, le=100)]], Field(
 
 
 class Body(BaseModel):
-    """The rules for all of them: no unknown field, no other type, no NaN; null means absent."""
+    """Rules for all models: no unknown fields, strict types, no NaN; null means absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        """Clients send every optional field that they know, most of them as null."""
+        """Remove nulls: clients send all optional fields they know, most of them as null."""
         if isinstance(value, dict):
             if len(value) > _MAX_FIELDS:
-                raise PydanticCustomError(  # a ValueError would keep this frame, and the value
+                raise PydanticCustomError(  # a ValueError would keep a reference to the value
                     "too_many_fields",
                     "it has {n} fields, and may have {most}",
                     {"n": len(value), "most": _MAX_FIELDS},
@@ -55,7 +55,7 @@ class Body(BaseModel):
 
 
 class RoutingChoice(Body):
-    """How one request is routed; the defaults are those of the command line."""
+    """The routing options of a request; the defaults are those of the command line."""
 
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None,
@@ -66,12 +66,12 @@ class RoutingChoice(Body):
     )
 
     def routing(self, weights: Mapping[str, float] | None = None) -> Routing:
-        """The same for the engine, with explicit weights where there are some."""
+        """The options for the engine, with explicit weights if given."""
         return routing_of(weights=weights, signal=self.signal, top_k=self.top_k)
 
 
 class SamplingChoice(Body):
-    """How an answer is sampled; the defaults are those of the command line, or llama_cpp's."""
+    """The sampling options; the defaults are those of the command line, or llama_cpp's."""
 
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -86,7 +86,7 @@ class SamplingChoice(Body):
     stop: Name | Annotated[list[Name], Field(max_length=_MAX_STOPS)] | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """What the request sets, under llama_cpp's names."""
+        """The options set in the request, under llama_cpp's names."""
         options = {name: getattr(self, name) for name in SamplingChoice.model_fields}
         options = {name: value for name, value in options.items() if value is not None}
         if "seed" in options:
@@ -95,7 +95,7 @@ class SamplingChoice(Body):
 
 
 class TextPart(Body):
-    """A part of a message; images and audio are rejected."""
+    """A text part of a message; images and audio are rejected."""
 
     type: Literal["text"]
     text: str
@@ -103,14 +103,14 @@ class TextPart(Body):
 
 
 class FunctionCall(Body):
-    """A call that the assistant made."""
+    """A function call by the assistant."""
 
     name: Name
     arguments: str
 
 
 class ToolCall(Body):
-    """The same with its id."""
+    """A function call with its id."""
 
     id: Name
     type: Literal["function"] = "function"
@@ -140,7 +140,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates know them: parts joined, `developer` called `system`."""
+    """Messages for chat templates: parts joined, role `developer` renamed to `system`."""
     plain = []
     for message in messages:
         values = message.model_dump(include={"role", "name", "tool_calls", "tool_call_id"})
@@ -155,16 +155,16 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return plain
 
 
-# What pydantic puts into the place of an error for an alternative of a union.
+# Parts of a pydantic error location that name an alternative of a union.
 _ALTERNATIVE = re.compile(
     r"str|int|float|bool|NamedTool|constrained-\w+|(list|dict|literal|nullable|function-.+)\[.*\]"
 )
 
 
 def problems_of(errors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What is wrong, by the name of the field: from the errors of pydantic, without the values.
+    """The problems by field name, from pydantic's errors, without the values.
 
-    Of a field that may have several types, all are named; not where a part of it is wrong.
+    For a field with several types, all types are named, unless only a part of it is invalid.
     """
     texts: dict[str, list[str]] = {}
     for error in errors[:_MAX_PROBLEMS]:

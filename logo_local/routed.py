@@ -1,6 +1,6 @@
-"""The part of the engine that is about routes: made from pool, router and mixer alone.
+"""The routing part of the engine, built on pool, router and mixer.
 
-Knows nothing of llama_cpp. Generation under the routes is `engine`'s.
+Independent of llama_cpp. `engine` generates with the routes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PHASES = ("load", "probe", "score", "mixture", "prefill", "decode")
 
 
 class Given(NamedTuple):
-    """The route that is generated under, and what it took to make it, in milliseconds by phase."""
+    """The route for generation, and the times to compute it, in milliseconds by phase."""
 
     route: Route
     made_ms: Mapping[str, float] = MappingProxyType({})
 
 
 class Routed:
-    """How an engine routes. Whoever inherits sets the attributes below before use."""
+    """The routing of an engine. Subclasses must set the attributes below before use."""
 
     pool: Pool
     loaded: LoadedModel
@@ -48,7 +48,7 @@ class Routed:
     timings_ms: dict[str, float]
     _settings: RoutingSettings
     _progress: Stages
-    _given: Given | None = None  # what `under` and the completions generate under
+    _given: Given | None = None  # set by `under` and the completions
 
     if TYPE_CHECKING:  # the engine's
 
@@ -73,17 +73,17 @@ class Routed:
         return self.create_completion(prompt, **options)
 
     def _logo(self) -> dict[str, Any]:
-        """What an answer carries."""
+        """The ["logo"] value of an answer."""
         route = (self.last_route or Route()).as_dict()
         return {"route": route, "timings_ms": dict(self.timings_ms)}
 
     def route(self, prompt: Prompt, *, routing: Routing | None = None) -> Route:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
 
-        A string is tokenised as `create_completion` does it, messages go through the model's chat
-        template. Of a conversation the user's last message is routed by itself, and all that was
-        said only where no adapter fits that; system messages are not. The cached conversation stays
-        as it is. Raises PromptError for a prompt that is empty or longer than the context.
+        A string is tokenised as in `create_completion`, messages with the model's chat template.
+        For a conversation, the user's last message is routed alone, and the whole conversation
+        only if no adapter fits; system messages are ignored. Does not change the cached
+        conversation. Raises PromptError for a prompt that is empty or longer than the context.
         """
         check_routing(routing)
         given = routing or {}
@@ -108,14 +108,14 @@ class Routed:
         return replace(route, mixture=self.mixer.way_of(adapters))
 
     def _adapters(self, names: Sequence[str]) -> list[AdapterFile]:
-        """The adapters of these names. Raises AdapterError where one has changed on the disk."""
+        """The adapters with these names. Raises AdapterError if one has changed on disk."""
         for name in names:
             self.pool.check_current(name)
             self.pool.adapters[name].check_unchanged()
         return [self.pool.adapters[name] for name in names]
 
     def _route_to_answer(self, prompt: Prompt, routing: Routing | None = None) -> Given:
-        """The route that an answer is made under."""
+        """The route for an answer."""
         route = self.route(prompt, routing=routing)
         if "weights" in (routing or {}):
             return Given(route)
@@ -124,7 +124,7 @@ class Routed:
         return Given(route, dict(self.router.timings_ms))
 
     def _refreshed(self, route: Route) -> list[AdapterFile]:
-        """The adapters of a route that was made earlier, as they are now."""
+        """The current adapter files of an earlier route."""
         if not route.is_base:
             self._renew_pool()
         try:
@@ -141,11 +141,11 @@ class Routed:
 
     @contextmanager
     def under(self, weights: Mapping[str, float]) -> Iterator[None]:
-        """Within this block every prompt is answered under these `weights`, by adapter name.
+        """Answer every prompt within this block with these `weights`, by adapter name.
 
-        Nothing is scored. The weights are used as they are, whatever they sum to; none at all is
-        the base model alone. A stream that is made here stays under them. `route`, and calls with
-        `routing`, take no notice. Raises UnknownAdapterError for a name that is not in the pool,
+        Nothing is scored. The weights are used unchanged and need not sum to 1; empty weights mean
+        the base model alone. A stream created in the block keeps them. `route`, and calls with
+        `routing`, ignore them. Raises UnknownAdapterError for a name that is not in the pool,
         SettingsError for a weight that is not finite.
         """
         check_routing({"weights": weights})
@@ -155,12 +155,12 @@ class Routed:
             yield
 
     def base_only(self) -> AbstractContextManager[None]:
-        """Within this block the base model answers alone, and nothing is scored."""
+        """Answer with the base model alone within this block; nothing is scored."""
         return self.under({})
 
     @contextmanager
     def _under(self, given: Given) -> Iterator[None]:
-        """Within this block `generate` takes this route instead of making its own."""
+        """Let `generate` use this route within this block."""
         before, self._given = self._given, given
         try:
             yield
@@ -168,12 +168,12 @@ class Routed:
             self._given = before
 
     def read_ahead(self, prompt: Prompt) -> None:
-        """Let the base read a conversation so far, so that what follows costs only what is new.
+        """Evaluate a conversation so far with the base, so that the next prompt costs less.
 
-        For the time in which somebody reads an answer and types: it takes as long as the probe
-        needs for the answer. Changes nothing else. May run in another thread, while nothing else
-        is called of this engine. Does nothing where every adapter is evaluated, nor for messages
-        unless `prefill` is "base": otherwise the base will read the next one alone.
+        Useful while the user reads an answer and types; takes one pass of the probe over the
+        answer. Has no other effect. May run in another thread if nothing else uses the engine.
+        Does nothing if every adapter is evaluated, and for messages unless `prefill` is "base":
+        otherwise the base evaluates only the next message.
         """
         if self._settings.prefill == "base" or not are_messages(prompt):
             self.router.read_ahead(self.tokens_of(prompt))
@@ -181,8 +181,8 @@ class Routed:
     def signal_scores(self, prompt: Prompt, signals: Sequence[str]) -> dict[str, dict[str, float]]:
         """The scores >= 0 of the pool's candidates for `prompt`, by signal and adapter name.
 
-        `signals` are names in `routing.registry`; those of one pass share it. The prompt is scored
-        as a whole. Adapters that a signal can say nothing about are absent. Raises as `route` does.
+        `signals` are names in `routing.registry`; one-pass signals share one pass. The prompt is
+        scored as a whole. Adapters that a signal cannot score are absent. Raises like `route`.
         """
         unknown = [signal for signal in signals if signal not in registry.names()]
         if unknown:
@@ -196,9 +196,9 @@ class Routed:
         return {signal: self.router.scores(tokens, signal).scores for signal in signals}
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """The tokens of a string, of chat messages or of token ids, as generation would see them.
+        """The tokens of a string, of chat messages or of token ids, as generation reads them.
 
-        Raises PromptError where they are more than the context holds.
+        Raises PromptError if they do not fit the context.
         """
         return self.loaded.tokens_of(prompt)
 
@@ -206,7 +206,7 @@ class Routed:
 
     @property
     def routing(self) -> RoutingSettings:
-        """How prompts are routed now; `configure` changes it."""
+        """The current routing settings; change them with `configure`."""
         return self._settings
 
     def configure(
@@ -217,10 +217,10 @@ class Routed:
         mixture: str | None = None,
         keep_route: float | None = None,
     ) -> None:
-        """Route otherwise from the next prompt on; what is None stays as it is.
+        """Change settings from the next prompt on; None keeps the current value.
 
-        These four can change while the engine runs; `routing` of a call changes that call only.
-        SettingsError, and nothing changed, when one of them cannot be used.
+        Only these four can change while the engine runs; `routing` of a call affects that call
+        only. Raises SettingsError, without any change, if a value is invalid.
         """
         changes = {"signal": signal, "top_k": top_k, "mixture": mixture, "keep_route": keep_route}
         given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
@@ -231,7 +231,7 @@ class Routed:
 
     @property
     def mixture(self) -> str:
-        """How mixtures are made; may be changed between prompts."""
+        """How mixtures are computed; may be changed between prompts."""
         return self.mixer.way
 
     @mixture.setter
@@ -239,38 +239,38 @@ class Routed:
         self.configure(mixture=way)
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
-        """Remember `prompts` as examples of what the adapter `name` is for; how many are new.
+        """Store `prompts` as example prompts of the adapter `name`; returns how many are new.
 
-        They are kept in the user's data folder, by the adapter's content, and count for every
-        engine that is opened later; `unteach` forgets them.
+        They are stored in the user's data folder by the adapter's content, and used by every
+        engine opened later; `unteach` deletes them.
         """
         self.pool.check_name(name)
         return self.router.teach(name, prompts)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
-        """Forget all prompts that `name` was taught, or the `last` one; how many went."""
+        """Delete all stored prompts of `name`, or only the `last`; returns how many."""
         self.pool.check_name(name)
         return self.router.unteach(name, last=last)
 
     def examples(self, name: str) -> list[str]:
-        """The example prompts of an adapter: those beside it, then those that it was taught."""
+        """The example prompts of an adapter: those next to its file, then stored ones."""
         self.pool.check_name(name)
         return self.router.examples(name)
 
     def without_profile(self) -> list[str]:
-        """The adapters with neither example prompts, texts that they wrote, nor a description."""
+        """The adapters without example prompts, generated texts, and description."""
         return self.router.without_profile()
 
     def make_self_profiles(self) -> None:
-        """Let all adapters `without_profile` write texts that say what they are for.
+        """Generate texts with all adapters `without_profile` for their self-profiles.
 
-        Takes some seconds to minutes an adapter, and is kept in the cache. The first prompt that
-        needs them does it otherwise, unless `self_profile` is "kept" or False.
+        Takes seconds to minutes per adapter; results are cached. Otherwise, the first prompt that
+        needs them does this, unless `self_profile` is "kept" or False.
         """
         self.router.make_self_profiles()
 
     def _renew_pool(self, *, forced: bool = False) -> bool:
-        """Look at the folder again if something came or went, or if `forced`; whether it did."""
+        """Reload the pool if its folder changed, or if `forced`; returns whether it did."""
         if not (forced or self.pool.has_changed()):
             return False
         with self._progress.ended():

@@ -1,4 +1,4 @@
-"""`logo-local bench`: how fast mixtures are beside the base, measured on the engine itself.
+"""`logo-local bench`: the speed of mixtures relative to the base, measured on the engine.
 
 measure.py   interleaved runs, medians, ratios
 report.py    the result as tables and as a figure

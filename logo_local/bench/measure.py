@@ -1,8 +1,8 @@
-"""How fast an engine is on this machine: the base, and mixtures of k adapters beside it.
+"""Measures the speed of an engine on this machine: the base, and mixtures of k adapters.
 
-Every figure of a mixture is also a ratio to the base alone, measured right before it, and is the
-median of several such pairs: machines are noisy, and drift. What is compared is the engine
-itself, by its own timings.
+Every time of a mixture is also given as a ratio to the base alone, measured right before it. The
+results are medians of several such pairs, because timings are noisy and drift. All times are the
+engine's own timings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 KS = (1, 2, 3, 5, 10, 20)
 WAYS = ("scales", "stacked")
-SCORED = (1, 20, 260, 1000)  # adapters; as far as the pool has so many, and all of it
+SCORED = (1, 20, 260, 1000)  # numbers of adapters, up to the size of the pool, and the whole pool
 BENCHMARK = "measuring"
 
 
@@ -32,8 +32,8 @@ BENCHMARK = "measuring"
 class Times:
     """One run, in milliseconds.
 
-    `mixture` sets a new mixture, `weights` the same with other weights; `first_token` is the first
-    of these and then the prompt, `prefill` the prompt alone, `decode` one token.
+    `mixture` sets a new mixture, `weights` the same adapters with other weights. `first_token` is
+    `mixture` plus the prompt, `prefill` the prompt alone, `decode` one token.
     """
 
     mixture: float
@@ -45,7 +45,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Row:
-    """Mixtures of `k` adapters made one `way`: medians, and ratios to the base beside them."""
+    """Mixtures of `k` adapters computed in one `way`: medians, and ratios to the base."""
 
     way: str
     k: int
@@ -55,17 +55,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the pass over a prompt and the scores of `n` adapters take, in milliseconds."""
+    """The times of the pass over a prompt and of scoring `n` adapters, in milliseconds."""
 
     n: int
     probe: float
     score: float
-    over_base: float  # both, over the base's own prefill of the same prompt
+    over_base: float  # the sum of both relative to the base's prefill of the same prompt
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that was measured; `setting` says on what."""
+    """All results; `setting` describes the machine and the model."""
 
     setting: Mapping[str, Any]
     base: Times
@@ -73,7 +73,7 @@ class Benchmark:
     scoring: Sequence[Scoring]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The results as JSON-ready values."""
         return asdict(self)
 
 
@@ -89,8 +89,8 @@ def measure(
 ) -> Benchmark:
     """Measure `llm` with mixtures of its pool's first adapters, at most as many as it has.
 
-    Takes about 8 `repeats` times as long as the base needs for the prompt and the answer, for each
-    of `ks` and `ways`. Raises PromptError where the context has no room for both.
+    For each of `ks` and `ways`, takes about 8 * `repeats` times as long as the base needs for the
+    prompt and the answer. Raises PromptError if the context is too small for both.
     """
     names = llm.pool.names
     ks = sorted({min(k, len(names)) for k in ks})
@@ -105,7 +105,7 @@ def measure(
     found: dict[tuple[str, int], list[tuple[Times, Times]]] = {}
     total, way_before = repeats * len(ks) * len(ways), llm.mixture
     try:
-        _run(llm, prompt, {}, {}, 2)  # warms up what is made once
+        _run(llm, prompt, {}, {}, 2)  # warm-up
         for done in range(total):
             progress(BENCHMARK, done, total)
             way = ways[done % len(ways)]
@@ -128,9 +128,9 @@ def measure(
 
 
 def _prompt(llm: LoGo, n: int) -> list[int]:
-    """The first `n` tokens of the generic prompts, begun again where they end."""
+    """The first `n` tokens of the generic prompts, which are repeated if necessary."""
     text = resources.files("logo_local.routing").joinpath("generic_prompts.txt").read_text("utf-8")
-    # Line by line: all of them may be more than the context holds.
+    # Line by line, because all of them may not fit the context.
     lines = text.encode().splitlines(keepends=True)
     tokens = [token for line in lines for token in llm.tokenize(line, add_bos=False)]
     return (tokens * (n // len(tokens) + 1))[:n]
@@ -144,7 +144,7 @@ def _run(
     answer_tokens: int,
 ) -> Times:
     mixture, first = _answer(llm, prompt, weights, 1)[:2]
-    # What llama.cpp has to make anew for a changed mixture is behind it now.
+    # llama.cpp has now finished its setup for the changed mixture.
     _, prefill, decode = _answer(llm, prompt, weights, answer_tokens)
     changed, *_ = _answer(llm, prompt[:1], others, 1)
     return Times(mixture, changed, mixture + first, prefill, decode)
@@ -153,7 +153,7 @@ def _run(
 def _answer(
     llm: LoGo, prompt: list[int], weights: Mapping[str, float], n: int
 ) -> tuple[float, float, float]:
-    """Milliseconds for the mixture, the prompt, and each further token, as they really come."""
+    """Milliseconds for the mixture, the prompt, and each further token, in actual generation."""
     with llm.under(weights):
         llm.reset()
         for _ in islice(llm.generate(prompt, temp=0.0), n):
@@ -163,7 +163,7 @@ def _answer(
 
 
 def _scoring(llm: LoGo, prompt: list[int], repeats: int) -> list[Scoring]:
-    """The pass over other prompts of the same length, and scores of growing parts of the pool."""
+    """Time the pass over other prompts of the same length, and scoring of growing pools."""
     names = llm.pool.names
     parts = (
         [n for n in SCORED if n < len(names)]
@@ -172,7 +172,7 @@ def _scoring(llm: LoGo, prompt: list[int], repeats: int) -> list[Scoring]:
     )
     probes, bases, scores = [], [], dict[int, list[float]]()
     for i in range(repeats + 1):
-        other = prompt[i:] + prompt[:i]  # the same prompt would not be evaluated again
+        other = prompt[i:] + prompt[:i]  # an unchanged prompt would not be evaluated again
         with llm.base_only():
             bases.append(_answer(llm, other, {}, 1)[1])
         llm.route(other)
@@ -180,7 +180,7 @@ def _scoring(llm: LoGo, prompt: list[int], repeats: int) -> list[Scoring]:
         scores.setdefault(len(names), []).append(llm.timings_ms["score"])
         for n in parts:
             score = llm.router.part(other, names[:n])
-            score()  # what is made once for these adapters
+            score()  # warm-up for these adapters
             started = time.perf_counter()
             score()
             scores.setdefault(n, []).append((time.perf_counter() - started) * 1000)

@@ -1,4 +1,4 @@
-"""A benchmark as Markdown tables and as a figure."""
+"""Formats a benchmark as Markdown tables and as a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RATIOS = {"prefill": "prompt", "decode": "token", "first_token": "first token"}
 
 
 def markdown(found: Benchmark) -> str:
-    """What was measured on what, the mixtures by k, and the scoring by the pool's size."""
+    """The setting, the mixtures by k, and the scoring times by the pool's size."""
     setting, base = found.setting, found.base
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     lines = [
@@ -42,7 +42,7 @@ def _line(row: Row) -> str:
 
 
 def draw(found: Benchmark, path: Path) -> None:
-    """The ratios against k, one panel for each, as an SVG file."""
+    """Draw the ratios against k, one panel for each, as an SVG file."""
     figure, panels = figure_of(11, 3.5, columns=3)
     for axes, (name, title) in zip(panels, _RATIOS.items(), strict=True):
         for way, rows in _by_way(found):

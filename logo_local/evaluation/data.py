@@ -1,11 +1,11 @@
 """The prompts of an evaluation: JSON lines in the format of the LoGo authors' released code.
 
 A line has `context` (the prompt) and `completion` (the answer, or a list of accepted ones). Without
-`completion` nothing is generated, and what counts is whether the base model answers. A line may
-have `adapter` (whose task it is; absent or null where no adapter in the pool was made for it),
+`completion`, nothing is generated, and the result is whether the base model is chosen. Optional
+keys: `adapter` (the adapter trained for the task; absent or null if there is none in the pool),
 `group` (any label that splits the results, such as how the adapter was trained), `family` (of
-the task; orders the plots) and `metric` (what the task is scored by; exact match by default).
-Other keys are ignored.
+the task; orders the plots) and `metric` (the metric of the task; exact match by default). Other
+keys are ignored.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _HINT = 'a line looks like this: {"context": "2 + 2 =", "completion": "4", "adap
 class Example:
     """One prompt. `task` is its file's stem, `line` its line there, from 1.
 
-    `answers` are the accepted ones, none where only the route counts; `adapter` is None out of the
-    pool.
+    `answers` are the accepted ones, empty if only the route counts; `adapter` is None if the pool
+    has no adapter for the task.
     """
 
     task: str
@@ -43,18 +43,18 @@ class Example:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What it is known by among the data."""
+        """The key of the example in the data."""
         return self.task, self.line
 
 
 def read_examples(
     files: Sequence[Path], names: Collection[str], limit: int | None = None
 ) -> list[Example]:
-    """The first `limit` examples of each file, all by default; blank lines are passed over.
+    """The first `limit` examples of each file, all by default; blank lines are skipped.
 
-    `names` are the pool's adapters. Raises SettingsError with all that is wrong in all files:
-    one that cannot be read or is empty, two of one name, a line in another format, an adapter
-    that is not in the pool.
+    `names` are the pool's adapters. Raises SettingsError with all problems in all files: files
+    that are unreadable or empty, duplicate file names, invalid lines, and adapters that are not
+    in the pool.
     """
     problems: list[str] = []
     examples: list[Example] = []
@@ -88,7 +88,7 @@ def _of_file(
     except ValueError as error:
         problems.append(f"{path}: {error}")
         return
-    # Not splitlines: a JSON string may hold other line separators as they are.
+    # Not splitlines: a JSON string may contain other line separators unescaped.
     numbered = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         problems.append(f"{path}: it is empty")
@@ -102,7 +102,7 @@ def _of_file(
 
 
 def _example(task: str, number: int, row: Any, names: Collection[str]) -> Example:
-    """Raises ValueError for a row in another format."""
+    """Raises ValueError for an invalid row."""
     if not isinstance(row, dict):
         raise ValueError("it is not an object")
     context, completion = row.get("context"), row.get("completion")

@@ -1,8 +1,8 @@
-"""Averaged parameters: the other way to merge adapters, for comparison with the mixture.
+"""Fusion by averaged parameters, for comparison with the mixture.
 
-A mixture adds outputs, sum_i w_i scaling_i B_i A_i x. Fusion averages A and B each by itself,
-A = sum_i w_i A_i and B = sum_i w_i scaling_i B_i, and answers under the one adapter B A, in which
-every B_i also meets every other A_j. Source: the comparison in LoGo, arXiv 2511.07129.
+A mixture adds outputs, sum_i w_i scaling_i B_i A_i x. Fusion averages A and B separately,
+A = sum_i w_i A_i and B = sum_i w_i scaling_i B_i, and uses the single adapter B A, which also has
+the cross terms B_i A_j. Source: the comparison in LoGo, arXiv 2511.07129.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _EMBEDDING = "token_embd.weight"
 def fused_factors(
     adapters: Mapping[str, AdapterFile], weights: Weights, target: str
 ) -> tuple[FloatArray, FloatArray]:
-    """The average A (rank, d_in) and B (d_out, rank) at `target`, the scaling within B.
+    """The average A (rank, d_in) and B (d_out, rank) at `target`; B includes the scaling.
 
-    The rank is the largest there; a smaller one is filled up with zeros, and an adapter without
-    this target counts as zero. A stack of experts is their first axis. Raises KeyError where no
+    The rank is the largest at this target; smaller ones are padded with zeros, and an adapter
+    without this target counts as zero. Stacked experts are the first axis. Raises KeyError if no
     adapter has the target.
     """
     sum_a: FloatArray | None = None
@@ -53,10 +53,10 @@ def write_fused(
 ) -> None:
     """Write the average of `adapters` by `weights` as one GGUF LoRA file, in float32."""
     targets = dict.fromkeys(target for name in weights for target in adapters[name].modules)
-    with lora_writer(path, architecture) as writer:  # the scaling is in B already
+    with lora_writer(path, architecture) as writer:  # B already includes the scaling
         for target in targets:
             a, b = fused_factors(adapters, weights, target)
-            # llama.cpp takes rows of an embedding's A, so that it lies there the other way round.
+            # llama.cpp looks up rows of an embedding's A, so it is stored transposed.
             a = np.ascontiguousarray(a.T) if target.endswith(_EMBEDDING) else a
             writer.add_tensor(f"{target}.lora_a", a)
             writer.add_tensor(f"{target}.lora_b", b)
@@ -64,10 +64,10 @@ def write_fused(
 
 
 class Fusion:
-    """Answers under averaged parameters, by a second engine on a folder with the one average.
+    """Answers with averaged parameters, using a second engine on a folder with the average.
 
-    `open_engine` opens an engine for the same base on a folder of adapters. A context manager: at
-    its end the engine is closed and the folder deleted.
+    `open_engine` opens an engine for the same base on a folder of adapters. A context manager: on
+    exit, it closes the engine and deletes the folder.
     """
 
     def __init__(
@@ -80,22 +80,22 @@ class Fusion:
         self._folder = tempfile.TemporaryDirectory(prefix="logo-local-")
         self._count = 0
         try:
-            self._put(dict.fromkeys(list(adapters)[:1], 1.0))  # no engine opens an empty folder
+            self._put(dict.fromkeys(list(adapters)[:1], 1.0))  # the folder must not be empty
             self._llm = open_engine(Path(self._folder.name))
         except BaseException:
             self._folder.cleanup()
             raise
 
     def answer(self, prompt: Prompt, weights: Weights, sampling: Sampling) -> str:
-        """The answer to `prompt` under the average by `weights`, which must not be empty."""
+        """The answer to `prompt` with the average by `weights`, which must not be empty."""
         name = self._put(weights)
         self._llm.pool.rescan()
         with self._llm.under({name: 1.0}):
             return ask(self._llm, prompt, sampling).text
 
     def _put(self, weights: Weights) -> str:
-        """Make the average the one adapter in the folder; return its name."""
-        # A new name each time: a file rewritten within one tick of the clock looks unchanged.
+        """Make the average the only adapter in the folder; returns its name."""
+        # A new name each time: a file rewritten within one clock tick looks unchanged.
         folder, name = Path(self._folder.name), f"fused-{self._count}"
         self._count += 1
         before = list(folder.iterdir())

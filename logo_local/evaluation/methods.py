@@ -1,6 +1,6 @@
-"""The ways of answering a prompt that an evaluation compares: each is weights by adapter.
+"""The methods that an evaluation compares; each is a set of weights by adapter.
 
-Plain arithmetic on scores and names; nothing is asked or answered here.
+Plain arithmetic on scores and names; does not use an engine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _FUSED = ", fused"
 
 @dataclass(frozen=True)
 class Method:
-    """One way of answering one prompt: the mixture's `weights`, by adapter; none are the base.
+    """A method for one prompt: the mixture's `weights` by adapter; empty for the base.
 
-    `first` is the adapter with the highest score, where adapters were scored. With `fused`, the
+    `first` is the adapter with the highest score, if adapters were scored. With `fused`, the
     adapters' parameters are averaged instead of their outputs.
     """
 
@@ -34,7 +34,7 @@ class Method:
 
 
 def usable_ks(top_k: Sequence[int], n_adapters: int) -> tuple[int, ...]:
-    """`top_k` in ascending order, once each; what exceeds the pool becomes the whole pool."""
+    """`top_k` in ascending order without duplicates; limited to the size of the pool."""
     return tuple(sorted({min(k, n_adapters) for k in top_k}))
 
 
@@ -50,17 +50,17 @@ def planned(
 ) -> list[Method]:
     """Every method for one prompt, in the order of the table.
 
-    `names` are the candidates, `scores` theirs by signal, `default` the weights of the engine's
-    own route. The prompt's own adapter is among the methods where it is a candidate. Random
-    adapters are drawn for each prompt by `seed`, a smaller k's being among a larger one's, with
-    the same weight each; at k = all they would be `uniform` and are left out. Where fewer than k
-    adapters are left, a method takes those.
+    `names` are the candidates, `scores` their scores by signal, `default` the weights of the
+    engine's own route. The prompt's own adapter is a method if it is a candidate. Random adapters
+    are drawn for each prompt by `seed`, with equal weights; a larger k includes the adapters of a
+    smaller one. At k = all they equal `uniform` and are skipped. If fewer than k adapters are
+    left, a method uses all of these.
     """
     methods = [Method(BASE)]
     if example.adapter in names:
         methods.append(Method(OWN, {str(example.adapter): 1.0}))
     methods.append(Method(UNIFORM, _equal(names)))
-    # Seeded by the prompt, so that an evaluation that goes on draws the same.
+    # Seeded by the prompt, so that a resumed evaluation draws the same adapters.
     drawn = sorted(names)
     random.Random(f"{seed} {example.task} {example.line}").shuffle(drawn)
     methods += [Method(at_k("random", k), _equal(drawn[:k])) for k in ks if k < len(names)]
@@ -72,24 +72,24 @@ def planned(
             methods.append(Method(name, weights, first))
             if fusion and len(weights) > 1:
                 methods.append(Method(name + _FUSED, weights, first, fused=True))
-            elif fusion and k > 1:  # of one adapter the two are the same
+            elif fusion and k > 1:  # for a single adapter, both are equal
                 methods.append(Method(name + _FUSED, weights, first))
     methods.append(Method(DEFAULT, default, max(default, key=default.__getitem__, default=None)))
     return methods
 
 
 def singles(names: Sequence[str]) -> list[Method]:
-    """One method for each adapter alone; `best single` is found among them afterwards."""
+    """One method for each adapter alone; `best single` is selected from them later."""
     return [Method(_SINGLE + name, {name: 1.0}) for name in names]
 
 
 def single_of(method: str) -> str | None:
-    """The adapter that a method of `singles` stands for; None for any other."""
+    """The adapter of a method of `singles`; None for other methods."""
     return method[len(_SINGLE) :] if method.startswith(_SINGLE) else None
 
 
 def at_k(what: str, k: int) -> str:
-    """The name of a method that takes k adapters: "norm, k = 3"."""
+    """The name of a method with k adapters: "norm, k = 3"."""
     return f"{what}, k = {k}"
 
 

@@ -1,8 +1,8 @@
-"""An answer against the accepted ones: numbers from 0 to 1, the higher the better.
+"""Metrics of an answer against the accepted ones: from 0 to 1, higher is better.
 
-The same measures as in the LoGo authors' released code: exact match, sentence BLEU-4 with
-smoothing method 1, and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L. As there, only an answer's first
-line counts.
+The same metrics as in the LoGo authors' released code: exact match, sentence BLEU-4 with
+smoothing method 1, and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L. As there, only the first line of
+an answer counts.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "refused": "answered by the base",
 }
-REFUSED = "refused"  # 1 where no adapter is applied; what counts where no answer is known
-SCORE = "score"  # each task's own metric, as its data name it
+REFUSED = "refused"  # 1 if no adapter is applied; used if no answer is known
+SCORE = "score"  # each task's own metric, as set in its data
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def first_line(text: str) -> str:
-    """The first line of an answer that is not blank, stripped; "" where there is none."""
+    """The first line of an answer that is not blank, stripped; "" if there is none."""
     return text.strip().split("\n", 1)[0].strip()
 
 
 def measure(text: str, answers: Sequence[str]) -> dict[str, float]:
-    """Every metric of `text`, by the names in `METRICS` but for REFUSED, which is of a route.
+    """Every metric of `text`, by the names in `METRICS` except REFUSED, which belongs to a route.
 
-    With several accepted answers, exact match and ROUGE are those against the best of them, and
-    BLEU takes all of them as references, as nltk defines it. Exact match is of stripped texts,
-    case included; BLEU's tokens are what blanks separate. Raises SettingsError where nltk or
-    rouge_score is missing.
+    With several accepted answers, exact match and ROUGE use the best of them, and BLEU uses all of
+    them as references, as defined by nltk. Exact match compares stripped texts and is
+    case-sensitive; BLEU splits tokens at white space. Raises SettingsError if nltk or rouge_score
+    is missing.
     """
     text = text.strip()
     accepted = [answer.strip() for answer in answers]
@@ -50,7 +50,7 @@ def measure(text: str, answers: Sequence[str]) -> dict[str, float]:
 
 
 def load() -> None:
-    """Import what `measure` needs now. Raises SettingsError where it is missing."""
+    """Import the libraries for `measure`. Raises SettingsError if one is missing."""
     measure("", [""])
 
 

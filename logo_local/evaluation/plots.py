@@ -1,13 +1,13 @@
 """Figures of an evaluation, after figures 2 to 5 of LoGo, arXiv 2511.07129; as SVG files.
 
     scores-SIGNAL.svg      every adapter's mean score on every task
-    similarity-SIGNAL.svg  mean weights of adapters against the likeness of their tasks
+    similarity-SIGNAL.svg  mean weights of adapters against the similarity of their tasks
     ranks-SIGNAL.svg       how often an adapter is selected first, second, third
     quality.svg            the metric against k
-    fusion-SIGNAL.svg      mixture against averaged parameters, where both were answered
+    fusion-SIGNAL.svg      mixture against averaged parameters, if both were evaluated
 
-Only prompts of the pool's own tasks with all adapters there are shown. matplotlib is imported
-when something is drawn.
+Only prompts of the pool's own tasks, with all adapters available, are shown. matplotlib is
+imported on first use.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _RANKS = 3  # selection counts are shown for the first three
 class ScoreTable:
     """Means over each task's prompts: `scores` and `weights` (n_adapters, n_tasks).
 
-    `own` is, for each task, the index of its adapter; `families` are those of the tasks, ""
-    where none is named. Tasks are ordered by family, then name; adapters as their tasks are,
-    those without one last.
+    `own` is, for each task, the index of its adapter; `families` are those of the tasks, "" if
+    not set. Tasks are ordered by family, then name; adapters in the order of their tasks, those
+    without one last.
     """
 
     adapters: tuple[str, ...]
@@ -52,7 +52,7 @@ class ScoreTable:
 def score_table(
     store: Store, examples: Sequence[Example], signal: str, k: int
 ) -> ScoreTable | None:
-    """Mean scores by `signal`, and mean weights at `k`; None where nothing was scored in pool."""
+    """Mean scores by `signal`, and mean weights at `k`; None if nothing was scored in pool."""
     columns: dict[str, list[tuple[Example, Mapping[str, float]]]] = {}
     for example in examples:
         scored = store.scored.get((*example.key, False))
@@ -87,7 +87,7 @@ def score_table(
 
 
 def by_adapter(scores: FloatArray) -> FloatArray:
-    """Each row (an adapter) brought to 0 ... 1, so that a loud adapter does not hide the others.
+    """Each row (an adapter) scaled to [0, 1], so that large scores do not hide the others.
 
     A row of equal scores becomes zeros. (n_adapters, n_tasks) in and out.
     """
@@ -98,11 +98,11 @@ def by_adapter(scores: FloatArray) -> FloatArray:
 
 
 def likeness(scores: FloatArray) -> FloatArray:
-    """The cosine between the mean score columns of each two tasks, (n_tasks, n_tasks).
+    """The cosine similarity of the mean scores of each pair of tasks, (n_tasks, n_tasks).
 
-    Two tasks are alike to a signal when it scores all adapters alike on them. That is the
-    signal's own view of likeness, for want of one from outside; the rows are normalised first,
-    since else every cosine is near 1.
+    Two tasks are similar for a signal if it gives all adapters similar scores on them. This is
+    similarity as the signal sees it, because there is no external measure. The rows are normalised
+    first; otherwise every cosine is near 1.
     """
     columns = by_adapter(scores)
     columns = columns / np.maximum(np.linalg.norm(columns, axis=0, keepdims=True), 1e-12)
@@ -132,9 +132,9 @@ def draw_all(
     signals: Sequence[str],
     ks: Sequence[int],
 ) -> list[Path]:
-    """Draw everything there is to draw into `folder`, which is made; return the files.
+    """Draw all available figures into `folder`, which is created; returns the files.
 
-    Raises SettingsError where matplotlib is missing.
+    Raises SettingsError if matplotlib is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     methods = summary.groups[IN_POOL].methods if IN_POOL in summary.groups else {}
@@ -217,7 +217,7 @@ def _quality(
 ) -> Any:
     figure, axes = figure_of(8, 5)
     for i, signal in enumerate((*signals, "random")):
-        # Ten colours do not suffice for all signals: the others are dashed.
+        # There are only ten colours: further signals are dashed.
         _line(axes, methods, {k: at_k(signal, k) for k in ks}, signal, "-" if i < 10 else "--")
     for name, style in ((OWN, "-"), (UNIFORM, "--"), (BASE, ":")):
         if name in methods:

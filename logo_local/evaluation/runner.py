@@ -1,4 +1,4 @@
-"""Prompts through an engine, by every method, into a store. Prints nothing."""
+"""Evaluates prompts with an engine by every method and stores the results. Prints nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .metrics import METRICS, REFUSED, first_line, load, measure
 from .store import Answered, Scored, Store
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-# Answers a prompt under averaged parameters; see `fusion.Fusion`.
+# Answers a prompt with averaged parameters; see `fusion.Fusion`.
 AnswerFused: TypeAlias = Callable[[Prompt, Weights, Sampling], str]
 _NO_METRICS = dict.fromkeys(METRICS, 0.0)
 _AnswerKey: TypeAlias = tuple[tuple[str, float], ...]
@@ -23,11 +23,11 @@ _AnswerKey: TypeAlias = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: the signals at each of `top_k`, and which costly methods beside them.
+    """The comparison to run: the signals at each of `top_k`, and optional slow methods.
 
-    `best_single` answers every prompt under every adapter, `own_out` everything once more with
-    the prompt's own adapter excluded, `fusion` every mixture again with averaged parameters.
-    `max_tokens` bounds an answer, `seed` draws the random adapters, `raw` sends a prompt without
+    `best_single` answers every prompt with every adapter, `own_out` repeats everything with the
+    prompt's own adapter excluded, `fusion` repeats every mixture with averaged parameters.
+    `max_tokens` limits an answer, `seed` draws the random adapters, `raw` sends prompts without
     the chat template.
     """
 
@@ -50,13 +50,13 @@ def evaluate(
     progress: Progress = lambda _stage, _done, _total: None,
     answer_fused: AnswerFused | None = None,
 ) -> None:
-    """Answer every example by every method, greedily, and add what is new to `store`.
+    """Answer every example by every method, greedily, and add new results to `store`.
 
-    The same weights answer the same prompt once, whatever the methods that ask for them.
-    `answer_fused` is needed with `comparison.fusion`. Raises SettingsError where the metrics'
-    libraries are missing, PromptError, naming the example, for a prompt that does not fit.
+    Methods with the same weights share one answer per prompt. `answer_fused` is required with
+    `comparison.fusion`. Raises SettingsError if the metrics' libraries are missing, and
+    PromptError, naming the example, for a prompt that does not fit the context.
     """
-    load()  # before the first answer is waited for
+    load()  # fail before the first answer
     if comparison.own_out and len(llm.pool.names) < 2:
         raise SettingsError(
             "there is only one adapter, so none is left without it", hint="leave --own-out away"
@@ -80,7 +80,7 @@ def _one(
     answer_fused: AnswerFused | None,
 ) -> None:
     prompt = as_prompt(llm, example.context, raw=comparison.raw)
-    # Only the first line counts, so that nothing behind it need be generated.
+    # Only the first line counts, so generation stops after it.
     sampling = Sampling(comparison.max_tokens, 0.0, stop=("\n",))
     plain: dict[_AnswerKey, str] = {}
     averaged: dict[_AnswerKey, str] = {}
@@ -137,7 +137,7 @@ def _methods(
     names = [name for name in llm.pool.names if not (out and name == example.adapter)]
     if scored is None:
         with _excluded(llm, example.adapter if out else None):
-            # With one adapter less, not less one adapter: a signal may compare them.
+            # Scored again, not just filtered: signals may compare adapters with each other.
             scores = llm.signal_scores(prompt, comparison.signals) if comparison.signals else {}
             default = llm.route(prompt)
         scored = Scored(
@@ -156,7 +156,7 @@ def _methods(
         seed=comparison.seed,
         fusion=comparison.fusion,
     )
-    # With the own adapter left out, the best of the others is known from the answers before.
+    # With the own adapter excluded, the best of the others is known from earlier answers.
     return methods + (singles(names) if comparison.best_single and not out else [])
 
 

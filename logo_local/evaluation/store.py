@@ -1,10 +1,10 @@
-"""What an evaluation has done already: in memory, and in a folder, so that it can go on.
+"""The results of an evaluation, in memory and in a folder, so that it can be resumed.
 
-    settings.json   what the numbers depend on
+    settings.json   the settings that the results depend on
     scores.jsonl    a line for each prompt: every adapter's score by every signal
     answers.jsonl   a line for each prompt and method: weights, answer, metrics
 
-Lines are appended as they are made; one that was cut off half-way is dropped and made again.
+Lines are appended one by one; a truncated line is dropped and computed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SETTINGS, _SCORES, _ANSWERS = "settings.json", "scores.jsonl", "answers.jsonl"
 
 @dataclass(frozen=True)
 class Scored:
-    """One prompt's scores: signal, then adapter. `out` where its own adapter was left out."""
+    """One prompt's scores by signal and adapter; `out` if its own adapter was excluded."""
 
     task: str
     line: int
@@ -33,13 +33,13 @@ class Scored:
 
     @property
     def key(self) -> tuple[str, int, bool]:
-        """What it is known by."""
+        """The key in the store."""
         return self.task, self.line, self.out
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One prompt's answer by one method. `out` where the prompt's own adapter was left out."""
+    """One prompt's answer by one method; `out` if the prompt's own adapter was excluded."""
 
     task: str
     line: int
@@ -52,13 +52,13 @@ class Answered:
 
     @property
     def key(self) -> tuple[str, int, bool, str]:
-        """What it is known by."""
+        """The key in the store."""
         return self.task, self.line, self.out, self.method
 
 
 @dataclass
 class Store:
-    """All that is done: `scored` and `answered`, by key. Without a folder, in memory only."""
+    """The results `scored` and `answered`, by key. Without a folder, in memory only."""
 
     scored: dict[tuple[str, int, bool], Scored] = field(default_factory=dict)
     answered: dict[tuple[str, int, bool, str], Answered] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any]) -> Store:
-        """Go on with what `folder` holds, which must have been made with these `settings`.
+        """Resume the evaluation in `folder`, which must have the same `settings`.
 
-        They must be JSON-ready. A folder that is not there or is empty is begun. Raises
-        SettingsError, naming every difference, for a folder made with other settings, and for
-        one that something else made.
+        `settings` must be JSON-ready. A missing or empty folder is initialised. Raises
+        SettingsError for a folder with other settings, naming every difference, and for a folder
+        that is not from an evaluation.
         """
         _check_settings(folder, settings)
         store = cls()
@@ -83,7 +83,7 @@ class Store:
         return store
 
     def add(self, done: Scored | Answered) -> None:
-        """Keep what was done, on disk at once."""
+        """Store results, and write them to disk immediately."""
         if isinstance(done, Scored):
             self.scored[done.key] = done
         else:
@@ -139,7 +139,7 @@ def _short(value: Any) -> str:
 
 
 def _kept(path: Path, kind: type[Any]) -> list[Any]:
-    """The whole lines of `path`; what follows them, cut off, is taken out of the file."""
+    """The complete lines of `path`; a truncated last line is removed from the file."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

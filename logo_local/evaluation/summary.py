@@ -1,6 +1,6 @@
-"""What an evaluation found: means over tasks with intervals, as a table and as JSON.
+"""The summary of an evaluation: means over tasks with intervals, as a table and as JSON.
 
-Pure functions on what was stored.
+Pure functions of stored results.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .store import Answered, Store
 
 IN_POOL, OWN_OUT, OUT_OF_POOL = "in pool", "own adapter out", "out of pool"
 _DRAWS = 2000
-_FIRST = (BASE, OWN, BEST_SINGLE, UNIFORM)  # then the others, as they were answered
+_FIRST = (BASE, OWN, BEST_SINGLE, UNIFORM)  # then the others, in the order of evaluation
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A mean over another one; the interval is None where no task has two prompts.
+    """A ratio of two means; the interval is None if no task has two prompts.
 
-    It has no upper end where the other mean may well be zero.
+    Its upper end is None if the second mean may be zero.
     """
 
     value: float
@@ -37,12 +37,11 @@ class Ratio:
 class Result:
     """One method on one group of prompts, by the chosen metric.
 
-    `mean` is over tasks, of each task's mean over prompts (`tasks`); `interval` its 95% bootstrap
-    interval, None where no task has two prompts to draw from. `metrics` has such a mean for every
+    `mean` is the mean over tasks of each task's mean over prompts (`tasks`); `interval` its 95%
+    bootstrap interval, None if no task has two prompts. `metrics` has such a mean for every
     metric. `own_first` is the share of prompts whose own adapter has the highest score. `of_own`
-    and `of_base` are the mean over that of the own adapter alone and of the base on the same
-    prompts, with the 95% interval by the same draws of prompts for both. None where there is no
-    such thing.
+    and `of_base` are the ratios of the mean to that of the own adapter alone and of the base on
+    the same prompts, with 95% intervals from the same draws of prompts. None if not applicable.
     """
 
     mean: float
@@ -56,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts that are reported together, and what each method made of them."""
+    """Prompts that are reported together, and the results of each method."""
 
     n_prompts: int
     methods: Mapping[str, Result]
@@ -64,9 +63,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Summary:
-    """All groups by name; `best_single` is the adapter best over all the data, if it was sought.
+    """All groups by name; `best_single` is the best adapter over all data, if evaluated.
 
-    `label` names the metric for people.
+    `label` is the displayed name of the metric.
     """
 
     metric: str
@@ -80,7 +79,7 @@ def summarise(
 ) -> Summary:
     """Means and intervals of everything stored for `examples`, by `metric`.
 
-    SCORE is each task's own metric, which is exact match where its data name none.
+    SCORE is each task's own metric, by default exact match.
     """
     rows: dict[str, dict[str, list[tuple[Example, Answered]]]] = {}
     answers, best = _with_best_single(store, examples, metric)
@@ -106,8 +105,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """The 95% bootstrap interval of the mean over tasks of each task's mean.
 
-    Prompts are drawn with replacement within each task; the tasks stay as they are, so that the
-    interval says how sure the number is for these tasks, not for others.
+    Prompts are drawn with replacement within each task, but tasks are fixed: the interval
+    describes the uncertainty for these tasks, not for others.
     """
     low, high = np.quantile(_drawn_means(by_task, seed, draws), (0.025, 0.975))
     return float(low), float(high)
@@ -119,11 +118,12 @@ def bootstrap_ratio(
     seed: int,
     draws: int = _DRAWS,
 ) -> tuple[float, float | None]:
-    """The 95% interval of the ratio of two such means, over values of the same prompts in the same
-    order, by the same draws for both; None for an upper end that is infinite.
+    """The 95% interval of the ratio of two such means, with the same draws for both.
+
+    Both have values of the same prompts in the same order. An infinite upper end is None.
     """
     means, others = _drawn_means(by_task, seed, draws), _drawn_means(over, seed, draws)
-    # Where both are nothing, neither is ahead.
+    # If both are 0, the ratio is 1.
     ratios = np.where(others > 0, means / np.maximum(others, 1e-12), np.where(means > 0, np.inf, 1))
     low, high = np.quantile(ratios, (0.025, 0.975), method="nearest")
     return float(low), float(high) if np.isfinite(high) else None
@@ -175,7 +175,7 @@ def markdown(summary: Summary) -> str:
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """The same, with every task and metric, as JSON-ready values."""
+    """The summary with every task and metric, as JSON-ready values."""
     return asdict(summary)
 
 
@@ -202,7 +202,7 @@ def _with_best_single(
 ) -> tuple[list[tuple[Example, Answered]], str | None]:
     """All answers, those of each single adapter replaced by those of the best.
 
-    Where the own adapter is out, the best is that of the others.
+    If the own adapter is excluded, it is the best of the others.
     """
     by_key = {example.key: example for example in examples}
     answers: list[tuple[Example, Answered]] = []
@@ -260,7 +260,7 @@ def _ratio(
     metric: str,
     seed: int,
 ) -> Ratio | None:
-    """None where `over` has no mean above zero, or not all of the prompts."""
+    """None if `over` has no mean above zero, or not all of the prompts."""
     keys = {example.key for example, _ in rows}
     over = [row for row in over if row[0].key in keys]
     if len(over) < len(keys):

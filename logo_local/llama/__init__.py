@@ -1,4 +1,4 @@
-"""What llama.cpp is made to do: adapters in it, mixtures on a context, prompts as its tokens.
+"""The llama.cpp layer: loads adapters, sets mixtures on a context, tokenises prompts.
 
-All that is ctypes beyond llama_cpp's own API is in `native`.
+All ctypes code beyond llama_cpp's own API is in `native`.
 """

@@ -1,8 +1,8 @@
-"""Whether the installed llama_cpp is the one that this package is written for.
+"""Checks that the installed llama_cpp has the API that this package uses.
 
-Forks of llama-cpp-python use its name and its version numbers with another API for adapters, and a
-`**kwargs` that takes any argument and drops it. The version says nothing, so what is used is looked
-for by itself.
+Forks of llama-cpp-python use its name and version numbers with a different API for adapters, and a
+`**kwargs` that ignores unknown arguments. The version is therefore not reliable, so each function
+is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import llama_cpp
 
 from ..errors import NativeError
 
-# Functions by the number of their arguments, as this package calls them.
+# Functions with the number of arguments that this package passes.
 _FUNCTIONS = {
     "llama_adapter_lora_init": 2,
     "llama_adapter_lora_free": 1,
@@ -50,7 +50,7 @@ _METHODS = {
 
 @cache
 def check_api() -> None:
-    """Raise NativeError, naming what lacks, where llama_cpp is a fork or another series."""
+    """Raise NativeError, naming the missing parts, if llama_cpp is a fork or another series."""
     missing = missing_parts(llama_cpp)
     if missing:
         raise NativeError(
@@ -63,7 +63,7 @@ def check_api() -> None:
 
 
 def missing_parts(module: Any) -> list[str]:
-    """What of the API lacks in `module` or takes other arguments, in words; nothing is right."""
+    """Descriptions of API parts that `module` lacks or that take other arguments."""
     missing = []
     for name, n_arguments in _FUNCTIONS.items():
         function = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""Chat templates: those that jinja cannot compile, and settings for those that have some."""
+"""Chat templates: handles those that jinja cannot compile, and passes settings to templates."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..errors import PromptError
 
 log = logging.getLogger(__name__)
 
-# What llama_cpp itself gives to a template.
+# Variables that llama_cpp itself passes to a template.
 _OWN = frozenset(
     {"messages", "functions", "function_call", "tools", "tool_choice", "add_generation_prompt"}
     | {"eos_token", "bos_token", "raise_exception", "strftime_now"}
 )
-_PREFIX = "tokenizer.chat_template"  # with a name behind a dot for further ones
+_PREFIX = "tokenizer.chat_template"  # further templates have a suffix ".NAME"
 
 
 def with_usable_templates(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The keys of a model, where a template that cannot be compiled raises that reason when used.
+    """The metadata of a model, with each invalid template replaced by one that raises the reason.
 
-    llama_cpp compiles every template when it opens the model. With the replacement the model opens,
-    prompts without a template work, and a conversation is an error that says why.
+    llama_cpp compiles every template when it opens the model. With the replacement, the model can
+    be opened, prompts without a template work, and a conversation raises an explanation.
     """
     usable = dict(metadata)
     for key, template in metadata.items():
@@ -38,14 +38,14 @@ def with_usable_templates(metadata: Mapping[str, str]) -> dict[str, str]:
         except (TemplateError, RecursionError, ValueError, TypeError) as error:
             reason = f"it cannot be compiled: {type(error).__name__}: {error}"
             log.warning("the chat template of the model cannot be used: %s", reason)
-            # JSON's strings are jinja's, too, once no tag can begin in them.
+            # JSON strings are valid in jinja if no tag can begin in them.
             text = json.dumps(reason).replace("{", "(").replace("}", ")")
             usable[key] = f"{{{{ raise_exception({text}) }}}}"
     return usable
 
 
 class _Formatter(Jinja2ChatFormatter):  # type: ignore[misc]
-    """llama_cpp's, whose template knows `settings` beside the messages."""
+    """llama_cpp's formatter, which also passes `settings` to the template."""
 
     settings: Mapping[str, Any]
 
@@ -54,9 +54,9 @@ class _Formatter(Jinja2ChatFormatter):  # type: ignore[misc]
 
 
 def handler_with(llama: Llama, settings: Mapping[str, Any]) -> Any:
-    """A chat handler of llama_cpp's for the model's template, which `settings` are given to.
+    """A llama_cpp chat handler that passes `settings` to the model's template.
 
-    PromptError where the model brings no template, or a name is one that llama_cpp gives itself.
+    Raises PromptError if the model has no template, or a setting has a name that llama_cpp uses.
     """
     template = llama.metadata.get(_PREFIX)
     own = [name for name in settings if name in _OWN or not name.isidentifier()]
@@ -76,7 +76,7 @@ def handler_with(llama: Llama, settings: Mapping[str, Any]) -> Any:
 
 
 class UsableTemplates:
-    """The attribute `metadata`, which llama_cpp sets: see `with_usable_templates`."""
+    """The attribute `metadata`, which llama_cpp sets; see `with_usable_templates`."""
 
     def __get__(self, llama: Any, _owner: type) -> dict[str, str]:
         found: dict[str, str] = llama.__dict__["metadata"]

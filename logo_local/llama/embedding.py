@@ -1,6 +1,6 @@
-"""Texts as vectors: what the base model makes of them behind its last block, pooled and normed.
+"""Text embeddings: the base model's output after its last block, pooled and normalised.
 
-A context of its own, without adapters: the generating one keeps its conversation.
+Uses a separate context without adapters, so the generating context keeps its conversation.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _POOLED = {_MEAN: "mean", _FIRST: "first", _LAST: "last"}
 
 
 class Embedder:
-    """Makes vectors of `n_embd` numbers with the Euclidean norm 1.
+    """Computes vectors (n_embd,) with the Euclidean norm 1.
 
-    Pooled as the model's file says, by the mean over the tokens where it says nothing, as for
-    models that were made to write: their vectors compare texts roughly. `params` are those of the
-    generating context, whose length bounds a text.
+    Pooling follows the model's metadata. The default is the mean over the tokens, as for text
+    generation models, whose vectors compare texts only roughly. The length of a text is limited by
+    the size of the generating context.
     """
 
     def __init__(self, loaded: LoadedModel, n_embd: int, pooling: str | None) -> None:
         self._pooling = int(pooling) if pooling and int(pooling) in _POOLED else _MEAN
         self._n_embd = n_embd
-        # Pooled here, not by llama.cpp: a text may take several batches.
+        # Pooled here, not by llama.cpp, because a text may need several batches.
         self._context = loaded.context("for embeddings", embeddings=True, pooling_type=0)
 
     def embed(self, tokens: Sequence[int]) -> FloatArray:
-        """The vector (n_embd,), float32, of one text. PromptError where it is empty or too long."""
+        """The vector (n_embd,) float32 of one text; PromptError if it is empty or too long."""
         n_ctx = self._context.n_ctx
         if not 0 < len(tokens) <= n_ctx:
             raise (ContextError if tokens else PromptError)(
@@ -54,7 +54,7 @@ class Embedder:
 
 
 def pooled(states: FloatArray, pooling: int) -> FloatArray:
-    """States (n_tokens, n_embd) as one vector (n_embd,) of norm 1; of zeros, where they are."""
+    """Pool states (n_tokens, n_embd) to one vector (n_embd,) of norm 1, or of zeros."""
     vector: FloatArray
     if pooling == _FIRST:
         vector = states[0]

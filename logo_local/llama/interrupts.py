@@ -1,10 +1,10 @@
 """Ctrl+C while llama.cpp runs.
 
-Python runs a signal handler at the next line of Python. While llama.cpp computes, that may be a
-callback (for a graph's node, for a log line), from which an exception cannot reach the caller:
-ctypes prints it and llama.cpp goes on. Or it is the line behind the call, before the caller has
-counted what was computed. So the signal is kept until the call and its bookkeeping are done, and
-raised then; callbacks look at `interrupted` and end the pass, the load or the evaluation.
+Python runs a signal handler before its next bytecode. While llama.cpp computes, that may be in a
+callback (for a graph node or a log line), where exceptions do not reach the caller: ctypes prints
+them and llama.cpp continues. Or it is right after the call, before the caller has updated its
+state. So the signal is deferred until the call and its bookkeeping are done. Callbacks check
+`interrupted` and end the pass, the load or the evaluation.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ _pending = threading.Event()
 
 
 def interrupted() -> bool:
-    """Whether Ctrl+C came within an open `interrupts_held`."""
+    """Whether Ctrl+C was pressed within an open `interrupts_held`."""
     return _pending.is_set()
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Keep SIGINT until the end of this block, then hand it to the handler that was there.
+    """Defer SIGINT until the end of this block, then pass it to the previous handler.
 
-    That is Python's own as a rule, which raises KeyboardInterrupt; then it replaces an error that
-    the block ends with. Blocks may be nested. Signals reach the main thread only, so in any other
-    this does nothing.
+    Python's default handler raises KeyboardInterrupt, which replaces an error raised in the block.
+    Blocks may be nested. Signals only reach the main thread; in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # SIGINT is ignored, or ends the process at once
+    if not callable(before):  # SIGINT is ignored, or ends the process immediately
         yield
         return
     kept: list[tuple[int, Any]] = []
@@ -58,13 +57,13 @@ def interrupts_held() -> Iterator[None]:
 
 @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]  # llama_cpp has no types
 def _goes_on(_progress: float, _data: Any) -> bool:
-    """What llama.cpp asks while it loads a model: False ends the load."""
+    """Called by llama.cpp while it loads a model: False ends the load."""
     return not interrupted()
 
 
 @llama_cpp.ggml_abort_callback  # type: ignore[untyped-decorator]  # llama_cpp has no types
 def _gives_up(_data: Any) -> bool:
-    """What llama.cpp asks at every node that it computes on the CPU: True ends the evaluation."""
+    """Called by llama.cpp for every node computed on the CPU: True ends the evaluation."""
     return interrupted()
 
 
@@ -72,7 +71,7 @@ _NEVER = llama_cpp.ggml_abort_callback(0)
 
 
 class StoppableLoad:
-    """`llama_cpp.Llama.model_params`, with Ctrl+C looked at while the model is loaded by them."""
+    """`llama_cpp.Llama.model_params`, with Ctrl+C checked while the model is loaded."""
 
     def __set__(self, llama: Any, params: Any) -> None:
         params.progress_callback = _goes_on
@@ -84,9 +83,9 @@ class StoppableLoad:
 
 @contextmanager
 def stoppable(ctx: Any, n_tokens: int) -> Iterator[None]:
-    """Within this block, one of `interrupts_held`, Ctrl+C ends an evaluation in `ctx`.
+    """Let Ctrl+C end an evaluation in `ctx`; use within `interrupts_held`.
 
-    Of several tokens only: one is evaluated soon, and asking costs a millisecond or two.
+    Only for several tokens: one token is fast, and the checks cost a millisecond or two.
     """
     if n_tokens < 2:
         yield
@@ -99,9 +98,9 @@ def stoppable(ctx: Any, n_tokens: int) -> Iterator[None]:
 
 
 def make_context(model: Any, params: Any) -> Any:
-    """A llama.cpp context of `model`; None where it cannot be made. Free it before the model.
+    """A llama.cpp context of `model`, or None if it cannot be created. Free it before the model.
 
-    Raises KeyboardInterrupt afterwards where Ctrl+C came meanwhile.
+    Raises KeyboardInterrupt afterwards if Ctrl+C was pressed meanwhile.
     """
     ctx = None
     try:

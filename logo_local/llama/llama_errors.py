@@ -1,4 +1,4 @@
-"""What can go wrong in llama_cpp's own class, said as ours: its bare ValueErrors, its arguments."""
+"""Translates errors of llama_cpp's class into errors of this package, and checks its arguments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..errors import ContextError, LogoError, ModelError, PromptError, SettingsE
 from ..files.base_model import BaseModel
 from .interrupts import interrupts_held
 
-MAX_CONTEXT = 2**31 - 256  # tokens: llama.cpp rounds up to 256, and counts with 32 bits
+MAX_CONTEXT = 2**31 - 256  # tokens: llama.cpp rounds up to 256 and counts with 32 bits
 
 _opening = threading.Lock()
 
 
 class Closed:
-    """Stands in for what a closed engine has freed: whatever is wanted of it is a PromptError."""
+    """Replaces the freed parts of a closed engine: any access raises PromptError."""
 
     def __getattr__(self, name: str) -> Any:
         raise PromptError("the engine is closed", hint="open another one: LoGo(...)")
@@ -33,7 +33,7 @@ class Closed:
 
 @contextmanager
 def model_errors(path: str | Path) -> Iterator[None]:
-    """Translate the parent's bare ValueError for a model or a context that cannot be made."""
+    """Translate the parent's ValueError for a model or a context that cannot be created."""
     try:
         yield
     except ValueError as error:
@@ -46,10 +46,10 @@ def model_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def loading(path: str | Path, n_ctx: int, base: BaseModel) -> Iterator[None]:
-    """Load a model within this block: with its errors translated, and Ctrl+C at its end.
+    """Load a model within this block, with errors translated and Ctrl+C deferred to its end.
 
-    One at a time: llama_cpp redirects the process's output while it loads, and of two threads each
-    would restore what the other has redirected.
+    Holds a lock: llama_cpp redirects the process's output while it loads, and two threads would
+    restore each other's redirected output.
     """
     check_context(n_ctx, base)
     with _opening, model_errors(path), interrupts_held():
@@ -58,7 +58,7 @@ def loading(path: str | Path, n_ctx: int, base: BaseModel) -> Iterator[None]:
 
 @contextmanager
 def prompt_errors() -> Iterator[None]:
-    """Translate bare errors for a prompt that does not fit the context, or the chat template."""
+    """Translate errors for a prompt that does not fit the context or the chat template."""
     try:
         yield
     except LogoError:
@@ -69,7 +69,7 @@ def prompt_errors() -> Iterator[None]:
                 f"the prompt does not fit: {error}",
                 hint="shorten it, or give a larger --ctx-size",
             ) from error
-        # Templates refuse what they do not know, a system message for instance, in their own words.
+        # Templates raise their own errors for unsupported input, such as a system message.
         if not any(f.filename == "<template>" for f in traceback.extract_tb(error.__traceback__)):
             raise
         raise PromptError(
@@ -79,15 +79,15 @@ def prompt_errors() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a template raised: its own words, or the kind of a slip in it (TypeError)."""
+    """The reason of a template's error: its own message, or the type of a bug (TypeError)."""
     text = str(error)
     in_its_own_words = isinstance(error, (ValueError, TemplateError))
     return text if in_its_own_words else f"{type(error).__name__}: {text}"
 
 
 def problems_of(llama: Mapping[str, Any]) -> list[str]:
-    """What cannot be used of the parent's arguments."""
-    # The parent takes any keyword and ignores those that it does not know.
+    """Problems with the arguments for the parent class."""
+    # The parent accepts any keyword and ignores unknown ones.
     known = inspect.signature(Llama.__init__).parameters
     problems = [f"there is no setting {name!r}" for name in llama if name not in known]
     if llama.get("lora_path"):
@@ -100,10 +100,10 @@ def problems_of(llama: Mapping[str, Any]) -> list[str]:
 
 
 def check_context(n_ctx: int, base: BaseModel) -> None:
-    """Raise SettingsError for a context that cannot be, before memory is taken for it.
+    """Raise SettingsError for an impossible context size, before memory is allocated.
 
-    Keys and values of all heads in 16 bits: less where a model has a sliding window, which is why
-    only contexts beyond what it was trained with are measured.
+    Assumes keys and values of all heads in 16 bits. Models with a sliding window need less, so only
+    contexts beyond the training context are checked.
     """
     n_heads = max(base.n_head, 1)
     n_bytes = n_ctx * base.n_blocks * 4 * max(base.n_head_kv, 1) * (base.n_embd // n_heads)

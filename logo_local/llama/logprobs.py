@@ -1,8 +1,8 @@
 """Log probabilities of an answer's tokens, without llama_cpp's `logits_all`.
 
-llama_cpp computes them from the logits of all places, which it keeps for the whole context: 4,096
-tokens with a vocabulary of 49,152 take 0.8 GB. Here those of the last place are read when a token
-has been sampled.
+llama_cpp computes them from the logits of all positions, stored for the whole context: 4,096 tokens
+with a vocabulary of 49,152 take 0.8 GB. Here, the logits of the last position are read after each
+sampled token.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..hidden_states import FloatArray
 
 
 class Sampled(NamedTuple):
-    """A token of an answer: its text, its log probability, and the most likely ones' by text."""
+    """A token of an answer: text, log probability, and those of the most likely tokens."""
 
     text: str
     logprob: float
     top: dict[str, float]
-    start: int  # where its text begins, in bytes of the answer
+    start: int  # offset of its text in the answer, in bytes
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
@@ -35,7 +35,7 @@ def log_softmax(logits: FloatArray) -> FloatArray:
 
 
 def highest(values: FloatArray, n: int) -> list[int]:
-    """The places of the `n` highest of `values` (n_vocab,), the highest first."""
+    """The indices of the `n` highest of `values` (n_vocab,), highest first."""
     n = min(n, len(values))
     if not n:
         return []
@@ -44,17 +44,17 @@ def highest(values: FloatArray, n: int) -> list[int]:
 
 
 class Recorder:
-    """The tokens of one answer as they are sampled, with `n_top` others for each."""
+    """Records the sampled tokens of one answer, with `n_top` others for each."""
 
     def __init__(self, llama: Llama, n_top: int) -> None:
         self._llama, self._n_top = llama, n_top
         self._tokens: list[int] = []
         self._sampled: deque[Sampled] = deque()
         self._n_bytes = 0  # of the tokens
-        self._taken = 0  # bytes of text that `take` was given
+        self._taken = 0  # bytes of text passed to `take`
 
     def add(self, token: int) -> None:
-        """Record a token that was just sampled from the context's last logits."""
+        """Record a token just sampled from the context's last logits."""
         vocab = self._llama._model.vocab
         if llama_cpp.llama_vocab_is_eog(vocab, token):
             return
@@ -69,10 +69,9 @@ class Recorder:
         self._n_bytes += len(data)
 
     def take(self, text: str) -> dict[str, Any]:
-        """The tokens of the next piece of the answer, in the form of OpenAI's completions.
+        """The tokens of the next piece of the answer, in the format of OpenAI's completions.
 
-        Those whose text begins within the piece; the rest of an answer that was cut at a stop word
-        belongs to none.
+        These are the tokens whose text begins in the piece. Tokens after a stop word are in none.
         """
         offset, self._taken = self._taken, self._taken + len(text.encode())
         found = []
@@ -91,21 +90,21 @@ class Recorder:
 
 
 class WithLogprobs(Llama):  # type: ignore[misc]  # llama_cpp comes without types
-    """`llama_cpp.Llama` whose completions may carry log probabilities without `logits_all`.
+    """`llama_cpp.Llama` with log probabilities in completions without `logits_all`.
 
-    They are those of the model, before temperature, penalties and grammars.
+    They are the model's, before temperature, penalties and grammars.
     """
 
     _recorder: Recorder | None = None
 
     def create_chat_completion(self, *args: Any, **options: Any) -> Any:
-        """As in the parent; `logprobs` alone gives those of the sampled tokens."""
+        """As in the parent; `logprobs` alone returns those of the sampled tokens."""
         if options.get("logprobs") and options.get("top_logprobs") is None:
-            options["top_logprobs"] = 0  # the parent would leave them out
+            options["top_logprobs"] = 0  # the parent would omit them
         return super().create_chat_completion(*args, **options)
 
     def create_completion(self, *args: Any, **options: Any) -> Any:
-        """As in the parent, which answers `logprobs` itself where it has all logits."""
+        """As in the parent, which handles `logprobs` itself if it has all logits."""
         if options.get("logprobs") is None or self._logits_all:
             self._recorder = None
             return super().create_completion(*args, **options)
@@ -127,7 +126,7 @@ class WithLogprobs(Llama):  # type: ignore[misc]  # llama_cpp comes without type
     ) -> Iterator[dict[str, Any]]:
         chunks = complete()
         while True:
-            self._recorder = recorder  # others may have generated since
+            self._recorder = recorder  # other generations may have run since
             try:
                 chunk = next(chunks, None)
             finally:
@@ -142,7 +141,7 @@ class WithLogprobs(Llama):  # type: ignore[misc]  # llama_cpp comes without type
     def generate(
         self, tokens: Sequence[int], *args: Any, **kwargs: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As in the parent, with the log probabilities recorded where they are wanted."""
+        """As in the parent, with log probabilities recorded if requested."""
         parent = super().generate(tokens, *args, **kwargs)
         more = None
         try:

@@ -1,4 +1,4 @@
-"""Asking the base model which of a few lines belongs to a prompt: one token is its answer."""
+"""Asks the base model which of a few lines fits a prompt; the answer is one token."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _RAW_END = "\n\nAnswer:"
 
 
 class Menu:
-    """A context of its own, whose keys and values of the list stay for the next prompt.
+    """A separate context that keeps the keys and values of the list for the next prompt.
 
-    Not safe to use from two threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._context = loaded.context("for the list of adapters")
         self._seen: list[int] = []
-        self._empty: dict[tuple[str, ...], FloatArray] = {}  # what an empty request gets
+        self._empty: dict[tuple[str, ...], FloatArray] = {}  # logits for an empty request
 
     def logits(self, lines: Sequence[str], request: str) -> FloatArray:
-        """How much likelier (n,) each of at most 26 `lines` is the answer for `request`, in nats.
+        """The gain (n,) in nats of each of at most 26 `lines` as the answer for `request`.
 
-        Compared with an empty request, since some letters are likelier than others anyway. Costs
-        one pass over the request, and over the list where it is another than before. Raises
-        ContextError where both are longer than the context.
+        Relative to an empty request, because some letters are always likelier than others. Costs
+        one pass over the request, and over the list if it has changed. Raises ContextError if both
+        together are longer than the context.
         """
         key = tuple(lines)
         if key not in self._empty:

@@ -1,8 +1,8 @@
-"""Adapters inside llama.cpp: loading them, bounding their memory, blending them on a context.
+"""Adapters in llama.cpp: loading, memory limit, and mixtures on a context.
 
 A mixture is a list of (adapter, weight). llama.cpp adds, in every adapted module,
-sum_i w_i * scaling_i * B_i A_i x to W x, which is the paper's output mixture exactly: of the
-adapters one by one ("scales"), or of their stack ("stacked"), which costs less.
+sum_i w_i * scaling_i * B_i A_i x to W x, which is exactly the paper's output mixture. It computes
+this from single adapters ("scales"), or from their stack ("stacked"), which is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .stack_buffer import StackBuffer
 
 log = logging.getLogger(__name__)
 
-# An existing buffer is used for a smaller mixture while it takes at most so many times its bytes.
+# A buffer is reused for a smaller mixture if it is at most this many times larger in bytes.
 SLACK = 1.5
 
 Mixture: TypeAlias = Sequence[tuple[AdapterFile, float]]
@@ -39,16 +39,16 @@ MixtureKey: TypeAlias = frozenset[tuple[AdapterFile, float]]
 
 
 def mixture_key(mixture: Mixture) -> MixtureKey:
-    """What cached keys and values belong to: the adapters, as they are on disk, and the weights."""
+    """The cache key for keys and values: the adapters, as on disk, and the weights."""
     return frozenset(mixture)
 
 
 class ResidentAdapters:
-    """The adapters that llama.cpp holds for one model, at most `memory` bytes of them.
+    """The adapters that llama.cpp has loaded for one model, at most `memory` bytes.
 
-    Above the bound the least recently used leave, but never one that a context uses: two contexts
-    with different mixtures may together exceed it. An adapter is known by its `AdapterFile`, so a
-    rewritten file is loaded anew. `reserved` bytes of the bound are somebody else's.
+    Above the limit the least recently used are freed, but never one that a context uses: two
+    contexts with different mixtures may together exceed the limit. The key of an adapter is its
+    `AdapterFile`, so a rewritten file is reloaded. `reserved` bytes of the limit are not available.
     """
 
     def __init__(self, model: Any, memory: int) -> None:
@@ -59,7 +59,7 @@ class ResidentAdapters:
         self._in_use: dict[int, frozenset[AdapterFile]] = {}
 
     def size(self) -> int:
-        """The size of what is resident, in bytes, and of what is reserved."""
+        """The bytes of resident adapters plus the reserved bytes."""
         return self.reserved + sum(adapter.n_bytes for adapter in self._handles)
 
     @property
@@ -68,10 +68,10 @@ class ResidentAdapters:
         return tuple(adapter.name for adapter in self._handles)
 
     def set_on(self, ctx: Any, mixture: Mixture) -> None:
-        """Make `mixture` what the next decode in `ctx` runs under; an empty one is the base.
+        """Set `mixture` for the next decode in `ctx`; an empty one is the base.
 
-        Does not touch the context's keys and values: whoever decodes must not reuse those of
-        another mixture. Raises PoolError when the mixture exceeds the bound by itself.
+        Does not change the context's keys and values: the caller must not reuse those of another
+        mixture. Raises PoolError if the mixture alone exceeds the limit.
         """
         wanted = [adapter for adapter, _ in mixture]
         size = sum(adapter.n_bytes for adapter in wanted)
@@ -81,8 +81,8 @@ class ResidentAdapters:
                 f"{self.memory:,} are allowed",
                 hint="raise --adapter-memory, or lower --top-k",
             )
-        # Unset first: an adapter that a context still uses must not be freed, and llama.cpp
-        # would take a new adapter at a freed one's address for the old one.
+        # Unset first: an adapter in use must not be freed, and llama.cpp would mistake a new
+        # adapter at a freed one's address for the old one.
         if not set(wanted) >= self._in_use.get(ctx, frozenset()):
             set_adapters(ctx, [], [])
         self._in_use[ctx] = frozenset(wanted)
@@ -91,7 +91,7 @@ class ResidentAdapters:
         set_adapters(ctx, handles, [weight for _, weight in mixture])
 
     def make_room(self, n_bytes: int) -> None:
-        """Let adapters that no context uses leave until so many bytes more are within the bound."""
+        """Free adapters that no context uses until `n_bytes` more fit within the limit."""
         used = frozenset[AdapterFile]().union(*self._in_use.values())
         for old in [old for old in self._handles if old not in used]:
             if self.size() + n_bytes <= self.memory:
@@ -100,7 +100,7 @@ class ResidentAdapters:
 
     def _load(self, adapter: AdapterFile) -> Any:
         if adapter not in self._handles:
-            adapter.check_unchanged()  # llama.cpp must not see what was not checked
+            adapter.check_unchanged()  # llama.cpp must only load checked files
             handle = load_adapter(self._model, adapter.path)
             if not handle:
                 raise AdapterError(
@@ -112,7 +112,7 @@ class ResidentAdapters:
         return self._handles[adapter]
 
     def forget(self, ctx: Any) -> None:
-        """Take all adapters off `ctx`, which is about to be freed."""
+        """Remove all adapters from `ctx`, which is about to be freed."""
         if self._in_use.pop(ctx, None):
             set_adapters(ctx, [], [])
 
@@ -124,7 +124,7 @@ class ResidentAdapters:
 
 
 def set_adapters(ctx: Any, handles: Sequence[Any], weights: Sequence[float]) -> None:
-    """Make these loaded adapters, by llama.cpp's handles, all that `ctx` has."""
+    """Replace all adapters of `ctx` by these, given as llama.cpp's handles."""
     n = len(handles)
     array = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*handles)
     if llama_cpp.llama_set_adapters_lora(ctx, array, n, (ctypes.c_float * n)(*weights)) != 0:
@@ -134,11 +134,11 @@ def set_adapters(ctx: Any, handles: Sequence[Any], weights: Sequence[float]) -> 
 
 
 class Mixer:
-    """Sets mixtures on the context that generates, in one of two ways.
+    """Sets mixtures on the generating context, in one of two ways.
 
-    `way` is "scales", "stacked", or "auto", which is stacked wherever that is possible; a buffer
-    stores what the adapters store, or rounds it to Q8_0 with `stored_as` "q8_0". Buffers count
-    within the residents' bound, and the least recently used leave.
+    `way` is "scales", "stacked", or "auto", which uses "stacked" if possible. A buffer has the
+    dtype of the adapters, or Q8_0 with `stored_as` "q8_0". Buffers count towards the residents'
+    limit; the least recently used are freed.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class Mixer:
         self.way, self._stored_as = way, stored_as
         self._buffers: list[StackBuffer] = []  # least recently used first
         self._on: tuple[StackBuffer, MixtureKey] | None = (
-            None  # the buffer on the context, and its content
+            None  # the buffer set on the context, and its content
         )
 
     def way_of(self, adapters: Sequence[AdapterFile]) -> str:
-        """How a mixture of `adapters` is or will be made: "none", "scales" or "stacked"."""
+        """The way used for a mixture of `adapters`: "none", "scales" or "stacked"."""
         if not adapters:
             return "none"
         if self.way != "auto":
@@ -167,15 +167,15 @@ class Mixer:
         return "stacked" if size <= self._residents.memory else "scales"
 
     def set(self, mixture: Mixture) -> str:
-        """Make `mixture` what the next decode runs under; returns the way, as `way_of` does.
+        """Set `mixture` for the next decode; returns the way, like `way_of`.
 
-        The context's keys and values stay as they are. Should this fail, the context has the base
-        alone. Raises PoolError when the mixture exceeds the bound by itself, AdapterError for a
-        file that has changed since it was checked.
+        The context's keys and values do not change. On an error, the context has no adapters.
+        Raises PoolError if the mixture alone exceeds the limit, AdapterError for a file that has
+        changed since it was checked.
         """
         try:
             for adapter, _ in mixture:
-                adapter.check_unchanged()  # what is loaded too: the user has another in mind
+                adapter.check_unchanged()  # also if loaded: the user may have replaced it
         except AdapterError:
             self._take_off()
             raise
@@ -210,7 +210,7 @@ class Mixer:
         key = mixture_key(mixture)
         if self._on is not None and self._on[1] == key:
             return
-        # By name, so that the same set is stacked alike whatever its weights.
+        # By name, so that the same set has the same stack for any weights.
         ordered = sorted(mixture, key=lambda pair: pair[0].name)
         buffer = self._buffer_for([adapter for adapter, _ in ordered])
         try:
@@ -224,7 +224,7 @@ class Mixer:
         self._on = (buffer, key)
 
     def _buffer_for(self, adapters: Sequence[AdapterFile]) -> StackBuffer:
-        """A buffer that these adapters fit in without much waste, made if there is none."""
+        """A buffer that fits these adapters without much waste, created if there is none."""
         need, dtype = stacked_modules(adapters), self._type_of(adapters)
         size = total_bytes(need, dtype)
         fitting = [
@@ -257,19 +257,19 @@ class Mixer:
         return buffer
 
     def _take_off(self) -> None:
-        """Leave the base alone on the context, so that any buffer may go or be written to."""
+        """Remove all adapters from the context, so that buffers can be freed or written to."""
         set_adapters(self._ctx, [], [])
         self._residents.forget(self._ctx)
         self._on = None
 
     def _close_buffers(self, n_bytes: int) -> None:
-        """Let buffers go, the least recently used first, until they take at most `n_bytes`."""
+        """Free buffers, the least recently used first, until they take at most `n_bytes`."""
         while self._buffers and self._residents.reserved > n_bytes:
             buffer = self._buffers.pop(0)
             self._residents.reserved -= buffer.n_bytes
             buffer.close()
 
     def close(self) -> None:
-        """Free all buffers, while the context and the model are still there."""
+        """Free all buffers; call it before the context and the model are freed."""
         self._take_off()
         self._close_buffers(-1)

@@ -1,8 +1,8 @@
-"""A model that llama_cpp has loaded: its tokens, its parameters, and every context made of it.
+"""A model loaded by llama_cpp: its tokens, its parameters, and its contexts.
 
-`LoadedModel` owns the contexts that look at prompts, sample and embed; the generating context is
-llama_cpp's own. Tokens of messages come from llama_cpp's own chat handlers, so that what is routed
-is what generation reads.
+`LoadedModel` owns the contexts that probe, sample and embed; the generating context belongs to
+llama_cpp. Messages are tokenised by llama_cpp's own chat handlers, so that routing and generation
+read the same tokens.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
 
 
 class Context:
-    """One llama.cpp context beside the generating one; `LoadedModel.context` makes it.
+    """A llama.cpp context besides the generating one; created by `LoadedModel.context`.
 
-    `ctx` is llama.cpp's pointer, `n_batch` the tokens of one decode. Not safe to use from two
-    threads at once.
+    `ctx` is llama.cpp's pointer, `n_batch` the tokens of one decode. Not thread-safe.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Context:
         self._callback, self._forget = callback, forget
 
     def forget_after(self, n_tokens: int) -> bool:
-        """Drop the keys and values behind the first `n_tokens`; False if that is not possible."""
+        """Drop the keys and values after the first `n_tokens`; False if that is not possible."""
         if n_tokens <= llama_cpp.llama_memory_seq_pos_max(self._memory, 0) and not can_go_back(
             self.ctx
         ):
@@ -60,15 +59,15 @@ class Context:
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def decode(self, tokens: Sequence[int]) -> None:
-        """Evaluate `tokens`, at most `n_batch` of them, behind those already there.
+        """Evaluate `tokens`, at most `n_batch`, after those already in the context.
 
-        Raises NativeError, or whatever the context's callback raised.
+        Raises NativeError, or the error of the context's callback.
         """
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
         self.decode_batch(llama_cpp.llama_batch_get_one(array, len(tokens)))
 
     def decode_batch(self, batch: Any) -> None:
-        """Evaluate one of llama.cpp's own batches; raises as `decode` does."""
+        """Evaluate one of llama.cpp's own batches; raises like `decode`."""
         if self._callback is not None:
             self._callback.start()
         with interrupts_held(), stoppable(self.ctx, batch.n_tokens):
@@ -87,7 +86,7 @@ class Context:
             yield tokens[start : start + self.n_batch]
 
     def copy_to(self, ctx: Any) -> bool:
-        """Give another context of the same model these keys and values; False if it refuses."""
+        """Copy the keys and values to another context of the same model; False if refused."""
         size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
         state = (ctypes.c_uint8 * size)()
         n = llama_cpp.llama_state_seq_get_data(self.ctx, state, size, 0)
@@ -102,12 +101,12 @@ class Context:
 
 
 class LoadedModel:
-    """What a `llama_cpp.Llama` has loaded, without keeping it alive.
+    """The model of a `llama_cpp.Llama`, which is not kept alive.
 
     `pointer` is llama.cpp's model, `params` the parameters of the generating context. With
-    `escape_special` control tokens that are written in messages are text; `template_kwargs` are
-    given to the chat template of every conversation. `close` frees every context that is still
-    open, and must come before the model is freed.
+    `escape_special`, control tokens in messages are treated as text. `template_kwargs` are passed
+    to the chat template of every conversation. `close` frees all open contexts; call it before the
+    model is freed.
     """
 
     def __init__(
@@ -126,21 +125,21 @@ class LoadedModel:
         self._open: list[Context] = []
         self._escape_special = escape_special
         self._template_kwargs = dict(template_kwargs or {})
-        self._reads_prompt = False  # whether what is tokenised now must fit the context
+        self._reads_prompt = False  # whether text being tokenised must fit the context
 
     @property
     def llama(self) -> Llama:
-        """The llama_cpp object, which is there: it is what calls."""
+        """The llama_cpp object; it exists, because it is the caller."""
         llama = self._llama()
         assert llama is not None
         return llama
 
     @cached_property
     def can_cut(self) -> bool:
-        """Whether a copied state of a text can go on from any earlier place in it.
+        """Whether a copied state of a text can be continued from any earlier position.
 
-        Recurrent models have one state of all that they read, and of a sliding window llama.cpp
-        copies only what the next token sees.
+        Recurrent models have a single state for the whole text, and with a sliding window llama.cpp
+        copies only the part that the next token attends to.
         """
         return not (
             llama_cpp.llama_model_is_recurrent(self.pointer)
@@ -153,10 +152,10 @@ class LoadedModel:
     def context(
         self, purpose: str, *, callback: EvalCallback | None = None, **changes: Any
     ) -> Context:
-        """A context of its own, with the generating context's parameters but for `changes`.
+        """A new context with the generating context's parameters, except for `changes`.
 
-        One decode is one micro-batch, since a callback stops the whole of one. `purpose` is said in
-        the NativeError where llama.cpp cannot make it.
+        One decode is one micro-batch, because a callback stops a whole micro-batch. `purpose` is
+        part of the NativeError if llama.cpp cannot create the context.
         """
         own = type(self.params).from_buffer_copy(self.params)
         own.n_batch = own.n_ubatch = min(self.params.n_batch, self.params.n_ubatch)
@@ -183,11 +182,11 @@ class LoadedModel:
     def is_finite(self) -> bool:
         """Whether the generating context's last logits are numbers."""
         logits = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
-        return not logits or math.isfinite(logits[0])  # one is NaN where all are
+        return not logits or math.isfinite(logits[0])  # if one is NaN, all are
 
     def check_embedding(self) -> None:
-        """Raise SettingsError where the generating context makes no vectors of texts."""
-        self.llama.n_ctx()  # of a closed engine a PromptError
+        """Raise SettingsError if the generating context does not compute embeddings."""
+        self.llama.n_ctx()  # raises PromptError for a closed engine
         if not self.params.embeddings:
             raise SettingsError(
                 "this engine was opened without embedding=True, which embed and create_embedding "
@@ -196,9 +195,9 @@ class LoadedModel:
             )
 
     def forget_generated(self) -> None:
-        """Drop the generating context's keys and values.
+        """Drop the generating context's keys and values, including the data in memory.
 
-        Those that are not finite, too: where they are hidden they still count as 0 times NaN.
+        Masked values that are NaN would still spread, because 0 times NaN is NaN.
         """
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.llama.ctx), True)
 
@@ -206,9 +205,9 @@ class LoadedModel:
 
     @contextmanager
     def template_settings(self, settings: Mapping[str, Any] | None) -> Iterator[None]:
-        """Within this block the model's chat template knows these names beside the engine's own.
+        """Pass these variables to the model's chat template, in addition to the engine's own.
 
-        PromptError where the model brings no template.
+        Raises PromptError if the model has no template.
         """
         llama = self.llama
         before = llama.chat_handler, self._template_kwargs
@@ -221,7 +220,7 @@ class LoadedModel:
             llama.chat_handler, self._template_kwargs = before
 
     def to_send(self, messages: Any) -> Any:
-        """`messages` as the template gets them: with `escape_special`, without control tokens."""
+        """`messages` for the template; with `escape_special`, without control tokens."""
         tokens = self._control_tokens if self._escape_special else None
         return messages if tokens is None else escaped(messages, tokens)
 
@@ -231,7 +230,7 @@ class LoadedModel:
 
     @contextmanager
     def reading_prompt(self) -> Iterator[None]:
-        """Within this block texts must fit the context, and llama_cpp's errors are PromptErrors."""
+        """Require texts to fit the context, and translate llama_cpp's errors to PromptErrors."""
         before, self._reads_prompt = self._reads_prompt, True
         try:
             with prompt_errors():
@@ -240,10 +239,10 @@ class LoadedModel:
             self._reads_prompt = before
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """The tokens of a string, of chat messages or of token ids, as generation would see them.
+        """The tokens of a string, of chat messages or of token ids, as generation reads them.
 
-        Raises PromptError where they are more than the context holds, or where the chat template
-        refuses the messages.
+        Raises PromptError if they do not fit the context, or if the chat template rejects the
+        messages.
         """
         with self.reading_prompt():
             if isinstance(prompt, str):
@@ -261,13 +260,13 @@ class LoadedModel:
         return tokens
 
     def check_size(self, text: bytes) -> None:
-        """Raise ContextError for a prompt of more bytes than the tokens of the context can hold.
+        """Raise ContextError for a prompt with more bytes than the context's tokens can represent.
 
-        Some tokenizers take a time that grows with the square of the length, and nothing can end
-        them: 160 KB without spaces take half a minute.
+        Some tokenizers take quadratic time and cannot be interrupted: 160 KB without spaces take
+        half a minute.
         """
         n_ctx: int = self.llama.n_ctx()
-        if not self._reads_prompt or len(text) <= 4 * n_ctx:  # no need to look at the vocabulary
+        if not self._reads_prompt or len(text) <= 4 * n_ctx:  # no need to read the vocabulary
             return
         n_bytes = n_ctx * self.longest_token
         if len(text) > n_bytes and self._keeps_text:
@@ -279,7 +278,7 @@ class LoadedModel:
 
     @cached_property
     def _keeps_text(self) -> bool:
-        """Whether tokens hold all of a text; some tokenizers drop white space."""
+        """Whether tokens preserve all text; some tokenizers drop white space."""
         return llama_cpp.llama_vocab_type(self._vocab) in (
             llama_cpp.LLAMA_VOCAB_TYPE_SPM,
             llama_cpp.LLAMA_VOCAB_TYPE_BPE,
@@ -287,31 +286,31 @@ class LoadedModel:
 
     @cached_property
     def longest_token(self) -> int:
-        """The bytes of the longest token's text. Takes some 0.2 s for 250,000 tokens, once."""
+        """The length of the longest token's text in bytes. Takes about 0.2 s for 250,000 tokens."""
         lengths = (len(llama_cpp.llama_vocab_get_text(self._vocab, i)) for i in range(self.n_vocab))
         return max(lengths, default=1)
 
     def tokens_of_text(self, text: str) -> list[int]:
-        """The tokens of a text as a chat message, or as it is where no template takes it."""
+        """The tokens of a text as a chat message, or as plain text if no template accepts it."""
         if self.has_template:
             with suppress(PromptError):
                 return self.tokens_of([{"role": "user", "content": text}])
         return self.tokens_of(text)
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without white space around it."""
+        """The text of tokens, with surrounding white space stripped."""
         text: str = self.llama.detokenize(list(tokens)).decode("utf-8", "replace")
         return text.strip()
 
     def first_token(self) -> int:
-        """A token that a text may begin with where there is nothing else to begin with."""
+        """A token that can start an empty text."""
         llama = self.llama
         candidates = (llama.token_bos(), llama.token_eos(), llama.token_nl())
         return int(next((token for token in candidates if token >= 0), 0))
 
     def _tokens_of_string(self, prompt: str) -> list[int]:
-        """As `Llama.create_completion` does it: the tokens around a text that the model asks for,
-        and the text itself without any.
+        """As in `Llama.create_completion`: the text is tokenised without BOS, then the tokens that
+        the model requires are added around it.
         """
         llama, model = self.llama, self.llama._model
         cls, sep, bos = model.token_cls(), model.token_sep(), llama.token_bos()
@@ -322,7 +321,7 @@ class LoadedModel:
         return [*before, *text, *after]
 
     def _tokens_of_messages(self, messages: Sequence[Message]) -> list[int]:
-        """By llama_cpp's own chat handler, which is given something else to complete with."""
+        """Uses llama_cpp's own chat handler with a stand-in that captures the prompt."""
         llama = self.llama
         keeper = _PromptKeeper(llama)
         with self.template_settings(None):
@@ -336,32 +335,31 @@ class LoadedModel:
         return self._tokens_of_string(prompt) if isinstance(prompt, str) else list(prompt or [])
 
     def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
-        """The tokens to route for `prompt`, one after the other until an adapter fits.
+        """The token lists to route for `prompt`, to be tried in order until an adapter fits.
 
-        Of a conversation first the user's last message, as if it were the only one; then all that
-        was said. Earlier messages, and what the system message says, hide what the last message is
-        about. Any other prompt is routed as it is, and so is a conversation of which the chat
-        template refuses a part.
+        For a conversation: first the user's last message alone, because other messages hide its
+        topic; then all messages but the system's. Any other prompt is routed unchanged, and so is
+        a conversation if the chat template rejects one of these parts.
         """
         parts = conversation_parts(prompt)
         try:
             for part in parts:
                 yield self.tokens_of(part)
-        except (PromptError, TypeError, TemplateError):  # it wants a system message, for instance
+        except (PromptError, TypeError, TemplateError):  # it may require a system message
             yield self.tokens_of(prompt)
         if not parts:
             yield self.tokens_of(prompt)
 
 
 class _PromptKeeper:
-    """Stands in for the `Llama` that a chat handler completes with; keeps the first prompt."""
+    """Replaces the `Llama` of a chat handler; stores the first prompt."""
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
         self.prompt: str | list[int] | None = None
 
     def create_completion(self, prompt: str | list[int], **_options: Any) -> dict[str, Any]:
-        """Keep `prompt`, and answer nothing."""
+        """Store `prompt`, and return an empty answer."""
         self.prompt = prompt if self.prompt is None else self.prompt
         choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -372,10 +370,10 @@ class _PromptKeeper:
 
 
 def can_go_back(ctx: Any) -> bool:
-    """Whether a context can go on from any earlier place in what it holds.
+    """Whether a context can be continued from any earlier position.
 
-    Not for recurrent models, nor where all but the end of a sliding window is gone: llama.cpp
-    drops the end there, too, and does not say that what is left is incomplete.
+    False for recurrent models, and if a sliding window has dropped all but its end: llama.cpp
+    then truncates the context without reporting that the rest is incomplete.
     """
     memory = llama_cpp.llama_get_memory(ctx)
     return bool(llama_cpp.llama_memory_seq_pos_min(memory, 0) <= 0)
@@ -387,9 +385,9 @@ def are_messages(prompt: Any) -> bool:
 
 
 def conversation_parts(prompt: Any) -> list[Sequence[Message]]:
-    """What is routed instead of a conversation: its last user message, then all but the system's.
+    """The parts of a conversation to route: the last user message, then all but the system's.
 
-    Empty for anything else, and for a conversation in which nobody asks.
+    Empty for other prompts, and for a conversation without a user message.
     """
     if not are_messages(prompt) or len(prompt) < 2:
         return []

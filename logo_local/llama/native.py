@@ -1,10 +1,9 @@
-"""The only module with ctypes beyond llama_cpp's own API: llama.cpp's tensors, read and written.
+"""Reads and writes llama.cpp's tensors; the only module with ctypes beyond llama_cpp's own API.
 
-llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight there, or to
-find where an adapter's own tensors lie, the node's sources must be followed, and those are
-reachable only through the layout of the C struct `ggml_tensor` (ggml.h of the llama.cpp that
-llama-cpp-python 0.3.36 carries). `check_layout` compares that layout with what the library itself
-says, before anything is read through it.
+llama.cpp calls `cb_eval` for every node of its graph. To read the input of a weight, or to find an
+adapter's tensors, the node's sources must be followed. They are only reachable through the layout
+of the C struct `ggml_tensor` (ggml.h of the llama.cpp in llama-cpp-python 0.3.36). `check_layout`
+validates this layout against the library before it is used.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from .interrupts import interrupted, interrupts_held
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32, TYPE_Q8_0 = 0, 8
 NORMALISATIONS = ("RMS_NORM", "NORM")
-# What may lie between a norm and the projection: its gain, its bias, another shape.
+# Operations allowed between a norm and the projection: gain, bias, reshaping.
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
 
 _logger_lock = threading.Lock()
 
 
 class GgmlTensor(ctypes.Structure):
-    """`struct ggml_tensor`, as far as the name; what follows the name is not read."""
+    """`struct ggml_tensor` up to the field `name`; later fields are not read."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -63,7 +62,7 @@ class _InitParams(ctypes.Structure):
 
 @cache
 def _ggml() -> ctypes.CDLL:
-    """libggml-base, which lies beside libllama, with the few functions used here declared."""
+    """libggml-base, from the folder of libllama, with the functions used here declared."""
     lib: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
     p, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
     i32 = ctypes.c_int
@@ -89,8 +88,8 @@ def _ggml() -> ctypes.CDLL:
 def check_layout() -> None:
     """Compare `GgmlTensor` with the library: raises NativeError, naming the version, if it differs.
 
-    Builds one product of two matrices without data and looks for the known values in the struct.
-    Costs well under a millisecond, once per process.
+    Builds one matrix product without data and looks for the known values in the struct. Takes well
+    under a millisecond, once per process.
     """
     lib = _ggml()
     arena = lib.ggml_init(_InitParams(mem_size=1 << 16, mem_buffer=None, no_alloc=True))
@@ -126,8 +125,8 @@ def check_layout() -> None:
 class Tensor:
     """A view of one live `ggml_tensor`.
 
-    One of the graph is valid only while the callback that got it runs, a weight as long as what
-    it was loaded with.
+    A graph tensor is only valid during the callback that received it, a weight as long as its
+    model or adapter is loaded.
     """
 
     __slots__ = ("address", "struct")
@@ -138,13 +137,13 @@ class Tensor:
 
     @property
     def name(self) -> str:
-        """The tensor's name; of a copy on another backend ("CUDA0#name#0") the original's."""
+        """The tensor's name; for a copy on another backend ("CUDA0#name#0"), the original's."""
         text = bytes(self.struct.name).decode("utf-8", "replace")
         return text.split("#")[1] if text.count("#") >= 2 else text
 
     @property
     def op(self) -> str:
-        """The operation that makes this tensor, by ggml's own name, for instance MUL_MAT."""
+        """ggml's name of the operation that computes this tensor, for example MUL_MAT."""
         description: bytes = _ggml().ggml_op_desc(self.address)
         return description.decode()
 
@@ -154,12 +153,12 @@ class Tensor:
         return None if address is None else Tensor(address)
 
     def before_norm(self) -> Tensor | None:
-        """What was normalised to make this tensor; None where it is not the output of a norm."""
+        """The input of the norm that produced this tensor; None if it is not a norm's output."""
         node: Tensor | None = self
         while node is not None:
             if node.op in NORMALISATIONS:
                 return node.source(0)
-            # A sum with another activation, as a residual is, is not the norm's bias.
+            # A sum with another activation is a residual, not the norm's bias.
             other = node.source(1)
             added = node.op == "ADD" and other is not None and other.op != "NONE"
             if node.op not in AFTER_NORM or added:
@@ -168,7 +167,7 @@ class Tensor:
         return None
 
     def memory(self) -> npt.NDArray[np.uint8] | None:
-        """The bytes of a weight themselves, writable; None where they are not in main memory."""
+        """A writable view of a weight's bytes; None if they are not in main memory."""
         buffer = self.struct.buffer
         if not buffer or not _ggml().ggml_backend_buffer_is_host(buffer):
             return None
@@ -176,9 +175,9 @@ class Tensor:
         return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self.struct.data))
 
     def write(self, values: npt.NDArray[np.generic]) -> None:
-        """Overwrite a weight with the bytes of `values`, wherever it is.
+        """Overwrite a weight with the bytes of `values`, on any backend.
 
-        Raises NativeError unless it has as many.
+        Raises NativeError if the sizes differ.
         """
         n_bytes = _ggml().ggml_nbytes(self.address)
         if values.nbytes != n_bytes or not values.flags.c_contiguous:
@@ -186,9 +185,9 @@ class Tensor:
         _ggml().ggml_backend_tensor_set(self.address, values.ctypes.data, 0, n_bytes)
 
     def rows(self) -> npt.NDArray[np.float32]:
-        """All rows (n_tokens, d) of a float32 activation, one a token.
+        """All rows (n_tokens, d) of a float32 activation, one per token.
 
-        Copies from whatever backend holds it. Raises NativeError for another type or shape.
+        Copies from any backend. Raises NativeError for another type or shape.
         """
         width, tokens, *rest = self.struct.ne
         step = self.struct.nb[1]
@@ -208,29 +207,29 @@ class Tensor:
 
 
 class EvalCallback:
-    """What llama.cpp calls for every node of its graph, in the contexts it was attached to.
+    """A callback that llama.cpp calls for every graph node, in the contexts it is attached to.
 
-    Whoever inherits says in `_look` what is done: asked, whether the node's data is wanted; told,
-    whether the pass is to go on. What is raised there ends the pass and is kept for `check`.
+    Subclasses implement `_look`. With `ask`, it returns whether the node's data is needed, else
+    whether the pass continues. An exception in it ends the pass and is stored for `check`.
     """
 
     def __init__(self) -> None:
         check_layout()
         self._error: BaseException | None = None
-        # Kept on the object: llama.cpp holds only the bare pointer.
+        # Stored on the object, because llama.cpp holds only the raw pointer.
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
 
     def attach(self, params: Any) -> None:
-        """Name this in `llama_context_params`; it must outlive the context made from them."""
+        """Set this in `llama_context_params`; it must outlive the context created from them."""
         params.cb_eval = self.callback
         params.cb_eval_user_data = None
 
     def start(self) -> None:
-        """Forget the decode before; to be called before each."""
+        """Reset; call before each decode."""
         self._error = None
 
     def check(self) -> None:
-        """Raise what was raised while llama.cpp computed."""
+        """Raise the exception that was stored while llama.cpp computed."""
         if self._error is not None:
             raise self._error
 
@@ -239,20 +238,20 @@ class EvalCallback:
 
     def _on_node(self, address: int, ask: bool, _user_data: object) -> bool:
         if self._error is None and not interrupted():
-            # An exception must not reach C: it would be printed and lost.
+            # An exception must not propagate into C: it would be printed and lost.
             try:
                 return self._look(Tensor(address), ask=ask)
             except BaseException as error:
                 self._error = error
-        return ask  # every node is asked for, so that the pass ends at the next
+        return ask  # request every node, so that the pass ends at the next one
 
 
 def load_adapter(model: Any, path: Path) -> Any:
-    """llama.cpp's handle of a GGUF LoRA file; None where it is refused. Free it before the model.
+    """llama.cpp's handle of a GGUF LoRA file; None if rejected. Free it before the model.
 
-    llama_cpp prints what llama.cpp logs, which for a quantised base is a line for every tensor.
-    Its logger is off meanwhile; the level belongs to the process, so one adapter is loaded at a
-    time. Raises KeyboardInterrupt after the load where Ctrl+C came during it.
+    llama_cpp prints llama.cpp's log, which has a line for every tensor if the base is quantised.
+    Its logger is disabled during the load. The log level is global, so one adapter is loaded at a
+    time. Raises KeyboardInterrupt after the load if Ctrl+C was pressed during it.
     """
     logger = logging.getLogger("llama-cpp-python")
     handle = None
@@ -273,9 +272,9 @@ def load_adapter(model: Any, path: Path) -> Any:
 
 @cache
 def _cpu() -> ctypes.CDLL | None:
-    """libggml-cpu, whose conversions of numbers use the processor's vectors, where it is one file.
+    """libggml-cpu, for its vectorised number conversions; None if it is not a single file.
 
-    They are ten to twenty times as fast as numpy's of float16, and as ggml's own in libggml-base.
+    They are 10 to 20 times faster for float16 than those of numpy and libggml-base.
     """
     p, i64, folder = ctypes.c_void_p, ctypes.c_int64, Path(llama_cpp.__file__).parent / "lib"
     try:
@@ -290,7 +289,7 @@ def _cpu() -> ctypes.CDLL | None:
 
 
 def widened(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """`values`, float16, as float32."""
+    """Convert `values` from float16 to float32."""
     cpu, source = _cpu(), np.ascontiguousarray(values)
     if cpu is None:
         return values.astype(np.float32)
@@ -300,7 +299,7 @@ def widened(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 
 
 def scaled_f16(values: npt.NDArray[np.generic], factor: float) -> npt.NDArray[np.float16] | None:
-    """factor * values, float16, rounded once from float32; None where numpy would do it faster."""
+    """factor * values, float16, rounded once from float32; None if numpy would be faster."""
     cpu = _cpu()
     if cpu is None:
         return None
@@ -311,9 +310,9 @@ def scaled_f16(values: npt.NDArray[np.generic], factor: float) -> npt.NDArray[np
 
 
 def quantized_q8_0(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """`rows` (..., n) float32, n a multiple of 32, as ggml stores them in Q8_0: flat bytes.
+    """`rows` (..., n) float32, n a multiple of 32, in ggml's Q8_0 format, as flat bytes.
 
-    On some processors a number that lies half-way is rounded otherwise than by gguf.
+    On some processors, ties are rounded differently than in gguf.
     """
     n, cpu = rows.shape[-1], _cpu()
     out = np.empty(rows.size // 32 * 34, np.uint8)

@@ -1,6 +1,6 @@
-"""What llama_cpp's completions take, as types: for editors, and for mypy.
+"""Types of the options of llama_cpp's completions, for editors and mypy.
 
-A test compares them with llama_cpp's own signatures.
+A test compares them with llama_cpp's signatures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
-    """What both kinds of completion take; `top_k` counts tokens."""
+    """Options of both kinds of completion; `top_k` counts tokens."""
 
     max_tokens: int | None
     temperature: float
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
 
 
 class CompletionOptions(Options, total=False):
-    """What `create_completion` takes beside the prompt."""
+    """Options of `create_completion`."""
 
     suffix: str | None
     logprobs: int | None
@@ -56,7 +56,7 @@ class CompletionOptions(Options, total=False):
 
 
 class ChatOptions(Options, total=False):
-    """What `create_chat_completion` takes beside the messages."""
+    """Options of `create_chat_completion`."""
 
     functions: list[ChatCompletionFunction] | None
     function_call: ChatCompletionRequestFunctionCall | None
@@ -68,9 +68,9 @@ class ChatOptions(Options, total=False):
 
 
 def like(parent: Callable[..., Any]) -> Callable[[F], F]:
-    """Show the signature of the decorated method as `parent`'s, all by keyword, and its own ones.
+    """Add the parameters of `parent`, as keywords, to the signature of the decorated method.
 
-    For help(), and for editors that look at live objects.
+    For help(), and for editors that inspect live objects.
     """
 
     def show(function: F) -> F:

@@ -1,8 +1,8 @@
-"""Looking at a prompt before answering it: contexts that share the model's weights.
+"""Probes that evaluate a prompt before generation, in contexts that share the model's weights.
 
-`HiddenProbe` runs the base model once and stops behind the last block that is read (the paper's
-way). `EachProbe` evaluates the prompt once with each adapter (always possible, N times the cost).
-Neither touches the generating context, which therefore carries no callback.
+`HiddenProbe` runs the base model once and stops after the last block that is read (as in the
+paper). `EachProbe` evaluates the prompt once with each adapter (always possible, N times the cost).
+Neither uses the generating context, which therefore has no callback.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .model import LoadedModel
 from .state_cache import Found, StateCache
 from .taps import Tap
 
-# States of shorter prompts are not kept: they are soon read again, and examples are read by dozens.
+# States of shorter prompts are not cached: they are fast to evaluate, and examples are numerous.
 LEAST_KEPT = 256
-KEY = "probe"  # of states that the base made up to the last place
+KEY = "probe"  # cache key of states of the base, valid up to the last place
 
 NOT_FINITE = "the base model makes numbers that are not finite"
 DAMAGED = "its weights may be damaged: compare the file's sha256 with its source"
@@ -40,31 +40,31 @@ def _checked(tokens: Sequence[int], n_ctx: int) -> list[int]:
 
 
 class _Rows:
-    """What is kept of the rows at one place, so that a prompt with the same start can go on.
+    """The cached rows at one place, so that a prompt with the same prefix can be continued.
 
-    At most MOST_ROWS rows, those of both ends of the text, and as many sums: of a prompt of 4,096
-    tokens a few MB instead of 64 MB, at a width of 4,096.
+    At most MOST_ROWS rows, from both ends of the text, and as many sums. For a prompt of 4,096
+    tokens at a width of 4,096, this takes a few MB instead of 64 MB.
     """
 
     def __init__(self) -> None:
         self.rows: dict[int, FloatArray] = {}  # by position, each (d,)
-        # The sum (d,) float64 of all rows before a position, and their number. Of the last block
-        # llama.cpp computes only the last token behind attention: there are fewer rows then.
+        # The sum (d,) float64 of all rows before a position, and their number. After attention in
+        # the last block, llama.cpp computes only the last token, so there are fewer rows.
         self.sums: dict[int, tuple[Any, int]] = {}
 
     def copy(self) -> _Rows:
-        """The same, which stays as it is when this goes on."""
+        """A copy that later changes do not affect."""
         copied = _Rows()
         copied.rows, copied.sums = dict(self.rows), dict(self.sums)
         return copied
 
     def cut(self, position: int) -> None:
-        """Forget all that is behind `position`."""
+        """Drop everything after `position`."""
         self.rows = {at: row for at, row in self.rows.items() if at < position}
         self.sums = {at: total for at, total in self.sums.items() if at <= position}
 
     def add(self, start: int, end: int, rows: FloatArray, wanted: Sequence[int]) -> None:
-        """Add the `rows` (n, d) of the last n tokens from `start` to `end`; keep those `wanted`."""
+        """Add the `rows` (n, d) of the last n tokens of `start` to `end`; store those `wanted`."""
         total, count = self.sums.get(start, (0.0, 0))
         first = end - len(rows)
         inside = [at for at in wanted if first <= at < end]
@@ -77,7 +77,7 @@ class _Rows:
         self.rows |= {at: rows[at - first].copy() for at in inside}
 
     def hidden(self, prompt: Framed, wanted: Sequence[int]) -> Hidden:
-        """What a signal gets of a prompt, and nothing kept that it does not need."""
+        """The data of a prompt that is passed to signals."""
         n_tokens = len(prompt.tokens)
         self.rows = {at: self.rows[at] for at in wanted if at in self.rows}
         kept = {*wanted, n_tokens}
@@ -88,8 +88,8 @@ class _Rows:
         return Hidden((total / count).astype(np.float32), np.stack(spread), first, last)
 
     def _mean_of(self, positions: Sequence[int]) -> FloatArray:
-        """The mean (d,) over these positions; over the last token where none of them was read, as
-        behind the attention of the last block.
+        """The mean (d,) over these positions; the last token's row if none of them was read, as
+        after attention in the last block.
         """
         there = [self.rows[at] for at in positions if at in self.rows]
         total = np.sum(there or [self.rows[max(self.rows)]], axis=0, dtype=np.float64)  # (d,)
@@ -97,12 +97,12 @@ class _Rows:
 
 
 class HiddenProbe:
-    """One pass of the base model over a prompt: yields what the weights at some places receive.
+    """One pass of the base model over a prompt, which reads the inputs of weights at some places.
 
-    Keys and values stay, so that a longer version of the same prompt costs only its new tokens;
-    those of a conversation also in `states` while shorter prompts are read, such as its last
-    message alone. The pass ends behind the last of the places; `whole` ones go through all blocks,
-    so that their keys and values are of use to others.
+    Keys and values are kept, so an extended prompt costs only its new tokens. Those of a
+    conversation are also cached in `states` while shorter prompts are read, such as its last
+    message alone. The pass ends after the last of the places; with `whole` it goes through all
+    blocks, so that its keys and values can be reused for generation.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class HiddenProbe:
         self._reading: dict[Place, Hidden] = {}
 
     def read(self, prompt: Framed | Sequence[int], places: Sequence[Place]) -> Reading:
-        """What is needed of the hidden vectors of all tokens of `prompt`, by place.
+        """The hidden vectors of `prompt` that signals need, by place.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
         framed = prompt if isinstance(prompt, Framed) else Framed.of(prompt)
         tokens = _checked(framed.tokens, self._context.n_ctx)
         if framed == self._seen and set(places) <= set(self._reading):
-            # Not evaluated again: another kernel would round otherwise, and the same prompt
+            # Not evaluated again: another kernel may round differently, and the same prompt
             # must have the same route.
             return self._reading
         wanted = _wanted(framed)
@@ -151,7 +151,7 @@ class HiddenProbe:
     def _go_back(
         self, prompt: Sequence[int], places: Sequence[Place], wanted: Sequence[int]
     ) -> int:
-        """Where the pass has to begin; after going back to an earlier prompt if that saves more."""
+        """The position where the pass starts; restores a cached prompt if that saves more."""
         seen, kept = self._seen, self._kept
         start = 0 if seen is None else _start(prompt, seen, kept, places, wanted)
         if seen is not None and len(seen.tokens) >= LEAST_KEPT and 2 * start < len(seen.tokens):
@@ -164,14 +164,14 @@ class HiddenProbe:
         better = _start(prompt, seen, known, places, wanted)
         if better <= start:
             return start
-        self._seen, self._reading = None, {}  # should it fail half-way
+        self._seen, self._reading = None, {}  # in case the pass fails
         if not self._states.restore(self._context.ctx, Found(found.state, better)):
             return 0
         self._kept = {place: rows.copy() for place, rows in known.items()}
         return better
 
     def copy_to(self, ctx: Any, tokens: Sequence[int]) -> bool:
-        """Give `ctx` the keys and values of `tokens`; False unless these were read last, whole."""
+        """Copy the keys and values of `tokens` to `ctx`; False unless read last, with `whole`."""
         seen = None if self._seen is None else list(self._seen.tokens)
         return self.whole and list(tokens) == seen and self._context.copy_to(ctx)
 
@@ -181,7 +181,7 @@ class HiddenProbe:
 
 
 class EachProbe:
-    """The prompt's next-token logits, under whatever adapters are set on its context `ctx`."""
+    """The prompt's next-token logits under the adapters that are set on its context `ctx`."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._context = loaded.context("for the probe")
@@ -193,13 +193,13 @@ class EachProbe:
         return self._context.ctx
 
     def logits(self, tokens: Sequence[int]) -> FloatArray:
-        """The logits (n_vocab,) float32 behind the last of `tokens`, evaluated from scratch."""
+        """The logits (n_vocab,) float32 after the last of `tokens`, evaluated from scratch."""
         prompt = _checked(tokens, self._context.n_ctx)
         self._context.clear()
         for piece in self._context.pieces(prompt):
             self._context.decode(piece)
         pointer = llama_cpp.llama_get_logits_ith(self._context.ctx, -1)
-        # Copied: llama.cpp's own memory is overwritten by the next decode.
+        # Copied, because the next decode overwrites llama.cpp's memory.
         logits: FloatArray = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,)).copy()
         return logits
 
@@ -209,9 +209,9 @@ class EachProbe:
 
 
 def _wanted(prompt: Framed) -> list[int]:
-    """The positions of the rows that are kept, in order.
+    """The positions of the rows to store, in order.
 
-    The end of the text is one, so that a prompt that goes on there costs only what is new.
+    Includes the end of the text, so that a prompt that extends it costs only the new tokens.
     """
     first, last = prompt.positions()
     end = [prompt.end] if prompt.end < len(prompt.tokens) else []
@@ -225,16 +225,16 @@ def _start(
     places: Sequence[Place],
     wanted: Sequence[int],
 ) -> int:
-    """Where a pass over `prompt` has to begin: behind what is known of `seen` at all `places`.
+    """The start of a pass over `prompt`: the end of the prefix known from `seen` at all `places`.
 
-    Keys and values of blocks behind the last place were not made, so that a place that was not
-    read before needs a new pass. The last token is always evaluated.
+    Keys and values of blocks after the last place were not computed, so a place that was not read
+    before needs a new pass. The last token is always evaluated.
     """
     if not set(places) <= set(kept):
         return 0
     common = min(common_prefix(seen.tokens, prompt), len(prompt) - 1)
     rows = [kept[place] for place in places]
-    # Of the earlier part this prompt may need rows that were not kept; they are read again.
+    # The prompt may need earlier rows that were not stored; they are read again.
     missing = (at for at in wanted if at < common and any(at not in k.rows for k in rows))
     common = min(missing, default=common)
     known = set.intersection(*(set(k.sums) for k in rows))

@@ -1,7 +1,7 @@
-"""Everything that routing asks the model for, behind one object: `routing.reader.Reader`.
+"""The implementation of `routing.reader.Reader` on llama.cpp.
 
-Hidden states of one pass of the base, logits and likelihoods under single adapters, and texts that
-an adapter writes. Contexts are made when they are first needed.
+Provides hidden states of one pass of the base, logits and likelihoods under single adapters, and
+texts generated with an adapter. Contexts are created on first use.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from .probe import EachProbe, HiddenProbe
 from .sampling import BatchContext
 from .state_cache import StateCache
 
-# The texts that an adapter is made to write for its self-profile: so many rounds of so many side by
-# side, at most so many tokens each, with the prompt template's head.
+# Texts sampled for a self-profile: the number of rounds, of texts in parallel, and of tokens per
+# text at most. Each starts with the prompt template's head.
 ROUNDS, SIDE_BY_SIDE, SAMPLE_LENGTH = 3, 8, 64
 SEED = 2511
-# Decoded behind a raw prompt, so that its last token says what kind of answer is due.
+# Appended to a raw prompt, so that its last token represents the expected kind of answer.
 RAW_SUFFIX = "\n\nAnswer:"
-LEAST_LENGTH = 256  # tokens that the context for likelihoods has at least
+LEAST_LENGTH = 256  # minimum size of the context for likelihoods, in tokens
 
 
 class PromptReader:
-    """Reads prompts for one engine. With `whole`, one pass goes through all blocks of the base.
+    """Reads prompts for one engine. With `whole`, a pass goes through all blocks of the base.
 
-    Conversations that were read are kept in `states`.
-
-    Not safe to use from two threads at once.
+    Conversations are cached in `states`. Not thread-safe.
     """
 
     def __init__(
@@ -56,15 +54,15 @@ class PromptReader:
         self._embedder: Embedder | None = None  # closed with the model's other contexts
 
     def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
-        """As `LoadedModel.prompts_to_route`; all of a prompt that is read `whole` anyway."""
+        """As `LoadedModel.prompts_to_route`; with `whole`, only the complete prompt."""
         if self._whole:
             return iter([self._loaded.tokens_of(prompt)])
         return self._loaded.prompts_to_route(prompt)
 
     def frame(self, tokens: Sequence[int]) -> Framed:
-        """A prompt with what the user wrote told from what the chat template puts around it.
+        """A prompt split into the user's text and the chat template around it.
 
-        A prompt without the template around it is a raw one.
+        A prompt without the template is a raw prompt.
         """
         n, loaded = len(tokens), self._loaded
         if self._template_works:
@@ -79,14 +77,14 @@ class PromptReader:
         return Framed((*tokens, *suffix), start, n, "raw")
 
     def frame_text(self, text: str, form: str) -> Framed:
-        """A text as the only chat message, or as a raw prompt where no template takes it."""
+        """A text as the only chat message, or as a raw prompt if no template accepts it."""
         of_chat = form == "chat" and self._template_works
         tokens = self._loaded.tokens_of([{"role": "user", "content": text}] if of_chat else text)
         return self.frame(tokens)
 
     @cached_property
     def _template_works(self) -> bool:
-        """Whether the model has a chat template that takes a user's message alone."""
+        """Whether the model has a chat template that accepts a single user message."""
         try:
             return bool(
                 self._loaded.has_template
@@ -96,7 +94,7 @@ class PromptReader:
             return False
 
     def _template_tokens(self) -> tuple[list[int], list[int]]:
-        """The tokens that the template puts before and behind the only message of a chat."""
+        """The tokens that the template puts before and after a single message."""
         if self._around is None:
             one, other = (self._loaded.tokens_of_text(text) for text in ("a", "7"))
             tail = common_prefix(one[::-1], other[::-1])
@@ -104,7 +102,7 @@ class PromptReader:
         return self._around
 
     def read(self, prompt: Framed | Sequence[int], places: Sequence[Place]) -> Reading:
-        """What the weights at `places` receive in one pass of the base over a prompt.
+        """The inputs of the weights at `places` in one pass of the base over a prompt.
 
         Raises PromptError for an empty prompt or one longer than the context.
         """
@@ -113,9 +111,9 @@ class PromptReader:
         return self._hidden.read(prompt, places)
 
     def copy_prompt(self, tokens: Sequence[int]) -> bool:
-        """Give the generating context the base's keys and values of the prompt read last.
+        """Copy the base's keys and values of the prompt read last to the generating context.
 
-        False where another one was, or its pass did not go through all blocks.
+        False if `tokens` is another prompt, or its pass did not go through all blocks.
         """
         ctx = self._loaded.llama.ctx
         return self._hidden is not None and self._hidden.copy_to(ctx, tokens)
@@ -134,7 +132,7 @@ class PromptReader:
             self._residents.forget(self._each.ctx)
 
     def gains(self, tokens: Sequence[int], adapters: Sequence[AdapterFile]) -> list[float]:
-        """By how many nats each adapter makes a prompt likelier than the base does."""
+        """The prompt's log-likelihood gain over the base, in nats, for each adapter."""
         texts = self._texts
         if texts is None or texts.length < len(tokens):
             if texts is not None:
@@ -151,7 +149,7 @@ class PromptReader:
         return found
 
     def menu_logits(self, tokens: Sequence[int], lines: Sequence[str]) -> FloatArray:
-        """How much likelier (n,) the base finds each of `lines` for a prompt than for none."""
+        """How much likelier (n,) the base finds each of `lines` with a prompt than without."""
         if self._menu is None:
             self._menu = Menu(self._loaded)
         framed = self.frame(tokens)
@@ -159,10 +157,7 @@ class PromptReader:
         return self._menu.logits(lines, request)
 
     def written_by(self, adapter: AdapterFile) -> tuple[list[str], float]:
-        """Texts that the model writes with this adapter, and their gain over the base.
-
-        The gain is in nats a token.
-        """
+        """Texts generated with this adapter, and their gain over the base in nats per token."""
         head = self._head()
         context = BatchContext(self._loaded, SIDE_BY_SIDE, SAMPLE_LENGTH)
         try:
@@ -180,7 +175,7 @@ class PromptReader:
         return [text for text in texts if text], gain
 
     def embeddings(self, texts: Sequence[str], n_embd: int) -> tuple[list[FloatArray], int]:
-        """One vector (n_embd,) for each text, see `Embedder`, and the number of tokens in all."""
+        """One vector (n_embd,) for each text (see `Embedder`), and the total number of tokens."""
         loaded = self._loaded
         with loaded.reading_prompt():
             tokens = [loaded.llama.tokenize(text.encode()) for text in texts]
@@ -190,11 +185,11 @@ class PromptReader:
         return [self._embedder.embed(text) for text in tokens], sum(map(len, tokens))
 
     def _head(self) -> list[int]:
-        """What every prompt begins with: the template's head, or a text's first token."""
+        """The start of every prompt: the template's head, or a text's first token."""
         return self._template_tokens()[0] or [self._loaded.first_token()]
 
     def close(self) -> None:
-        """Free the contexts, before the adapters and the model go."""
+        """Free the contexts; call it before the adapters and the model are freed."""
         for context in (self._hidden, self._each, self._texts, self._menu):
             if context is not None:
                 context.close()

@@ -1,7 +1,7 @@
-"""Letting a model write by itself: several texts at once, seeded, and how likely texts are.
+"""Samples several texts in parallel with a seed, and computes the likelihood of texts.
 
-Asked of base + adapter, the texts show what the adapter was trained on; see `profiles`. A context
-of its own; the sampled distribution is llama.cpp's, at a temperature, without any other filter.
+Texts sampled from base + adapter show what the adapter was trained on; see `profiles`. Uses a
+separate context. Sampling applies a temperature to llama.cpp's logits and no other filter.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from ..hidden_states import FloatArray
 from .model import LoadedModel
 
-BATCH = 128  # tokens in one decode: the logits of all of them are held, n_vocab floats each
+BATCH = 128  # tokens in one decode; their logits are all in memory, n_vocab floats each
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sampled text: its tokens, without the prefix and without an end of generation.
 
-    `log_likelihood` is the sum of the natural logarithms of their probabilities at temperature 1
-    under what they were sampled from.
+    `log_likelihood` is the sum of the tokens' log probabilities, in nats, at temperature 1, under
+    the model and adapter that they were sampled from.
     """
 
     tokens: tuple[int, ...]
@@ -32,7 +32,7 @@ class Sample:
 
 
 class BatchContext:
-    """A llama.cpp context for `n` texts side by side, of at most `length` tokens each."""
+    """A llama.cpp context for `n` texts in parallel, of at most `length` tokens each."""
 
     def __init__(self, loaded: LoadedModel, n: int, length: int) -> None:
         self.n, self.length, self._n_vocab = n, length, loaded.n_vocab
@@ -41,7 +41,7 @@ class BatchContext:
         self._context = loaded.context(
             "for texts side by side",
             n_seq_max=n,
-            kv_unified=True,  # the texts share n * length places
+            kv_unified=True,  # the texts share n * length cells
             n_ctx=n * length,
             n_batch=batch,
             n_ubatch=batch,
@@ -54,9 +54,9 @@ class BatchContext:
         return self._context.ctx
 
     def decode(self, tokens: Sequence[tuple[int, int, int]]) -> Iterator[FloatArray]:
-        """Evaluate (token, position, text) triples; yields the logits (n, n_vocab) piece by piece.
+        """Evaluate (token, position, text) triples; yields logits (n, n_vocab) batch by batch.
 
-        Each row is a copy, the logits behind one token, in the order of `tokens`.
+        Each row is a copy of the logits after one token, in the order of `tokens`.
         """
         for start in range(0, len(tokens), self._context.n_batch):
             piece = tokens[start : start + self._context.n_batch]
@@ -70,7 +70,7 @@ class BatchContext:
             yield np.ctypeslib.as_array(pointer, shape=(len(piece), self._n_vocab)).copy()
 
     def sample(self, prefix: Sequence[int], seed: int, temperature: float = 0.8) -> list[Sample]:
-        """`n` texts behind `prefix`, each until an end of generation or until it is full.
+        """Sample `n` texts after `prefix`, each up to an end of generation or `length` tokens.
 
         The same seed gives the same texts on the same machine and build.
         """
@@ -99,9 +99,9 @@ class BatchContext:
         return [Sample(tuple(t), li) for t, li in zip(texts, likelihoods, strict=True)]
 
     def log_likelihood(self, tokens: Sequence[int], n_given: int = 1) -> float:
-        """The log-likelihood in nats of `tokens` behind the first `n_given` of them, summed.
+        """The summed log-likelihood in nats of `tokens` after the first `n_given`.
 
-        Tokens beyond the context's `length` are left out.
+        Tokens beyond the context's `length` are skipped.
         """
         tokens = list(tokens[: self.length])
         self._context.clear()
@@ -124,11 +124,11 @@ class BatchContext:
 
 
 def _draw(logits: FloatArray, rng: np.random.Generator) -> Any:
-    """One index a row (n,) int64, from softmax(logits (n, n_vocab))."""
+    """One index per row, (n,) int64, drawn from softmax(logits (n, n_vocab))."""
     p = np.exp(logits - logits.max(axis=1, keepdims=True))  # (n, n_vocab)
     cumulative = np.cumsum(p, axis=1, dtype=np.float64)  # (n, n_vocab)
     threshold = rng.random(len(logits)) * cumulative[:, -1]  # (n,)
-    # The last index, should rounding leave the threshold at the very end.
+    # At most the last index: by rounding, the threshold may equal the total.
     return np.minimum((cumulative <= threshold[:, None]).sum(axis=1), logits.shape[1] - 1)
 
 

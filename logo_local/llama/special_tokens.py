@@ -1,7 +1,7 @@
-"""Control tokens that are written out in messages, such as <|im_end|>.
+"""Escapes control tokens in the text of messages, such as <|im_end|>.
 
-llama.cpp reads a conversation as one text, in which they count whoever wrote them: a message that
-holds <|im_end|> and <|im_start|>system becomes two, of which one is the system's.
+llama.cpp reads a conversation as one text and interprets control tokens in messages: a message
+with <|im_end|> and <|im_start|>system becomes two messages, the second with the role system.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import llama_cpp
 
 
 def control_tokens(vocab: Any) -> re.Pattern[str] | None:
-    """What finds the texts of the control tokens of a vocabulary; None where there are none.
+    """A pattern that matches the control tokens of a vocabulary; None if there are none.
 
-    Takes some 0.1 s for 250,000 tokens.
+    Takes about 0.1 s for 250,000 tokens.
     """
     texts = [
         llama_cpp.llama_vocab_get_text(vocab, i).decode("utf-8", "replace")
@@ -30,7 +30,7 @@ def control_tokens(vocab: Any) -> re.Pattern[str] | None:
 def escaped(
     messages: Sequence[Mapping[str, Any]], tokens: re.Pattern[str]
 ) -> list[Mapping[str, Any]]:
-    """The messages with a space behind the first character of each control token's text."""
+    """The messages with a space after the first character of each control token's text."""
     return [
         {**message, "content": escaped_text(message["content"], tokens)}
         if isinstance(message.get("content"), str)
@@ -40,7 +40,7 @@ def escaped(
 
 
 def escaped_text(text: str, tokens: re.Pattern[str]) -> str:
-    """The same for one text; again where an escape has made another one."""
+    """The same for one text; repeated if an escape creates another control token."""
     while (done := tokens.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)) != text:
         text = done
     return text

@@ -1,10 +1,10 @@
-"""One adapter inside llama.cpp whose weights are overwritten for every mixture.
+"""A llama.cpp adapter whose weights are overwritten for every mixture.
 
-llama.cpp runs a stack of k adapters about as fast as one (see `stacking`), yet it only takes
-adapters from files. So an empty one of the right shape is loaded once, its tensors are looked
-for in the graph, and from then on a mixture is made by writing into them.
+llama.cpp runs a stack of k adapters about as fast as one (see `stacking`), but it only loads
+adapters from files. So an empty one of the right shape is loaded once, its tensors are located in
+the graph, and each mixture is then written into them.
 
-Source: our own; the tensors of a loaded adapter keep their addresses (llama.cpp, as carried by
+Source: our own; the tensors of a loaded adapter keep their addresses (llama.cpp in
 llama-cpp-python 0.3.36, src/llama-adapter.cpp).
 """
 
@@ -37,12 +37,12 @@ from .taps import WeightFinder
 
 log = logging.getLogger(__name__)
 
-FINDING_CONTEXT = 32  # tokens; the context that looks for the tensors decodes one
+FINDING_CONTEXT = 32  # tokens; the context that locates the tensors decodes one
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One adapter of a mixture, opened; it begins at `starts` in each module's stack."""
+    """An opened adapter of a mixture; it begins at `starts` in each module's stack."""
 
     adapter: AdapterFile
     file: BinaryIO
@@ -56,9 +56,9 @@ _Arrays: TypeAlias = dict[tuple[str, str], "npt.NDArray[Any]"]  # by target and 
 class StackBuffer:
     """A loaded adapter of the shape `modules`, stored as `dtype` ("f16", "f32" or "q8_0").
 
-    `handle` is llama.cpp's; the caller sets it on contexts, and closes the buffer when none has it.
-    Zero until `fill`ed. Raises NativeError when llama.cpp lays its tensors out otherwise than this
-    was written for.
+    `handle` is llama.cpp's; the caller sets it on contexts, and closes the buffer when no context
+    uses it. Zero until `fill` is called. Raises NativeError if llama.cpp's tensor layout is not
+    the expected one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class StackBuffer:
     ) -> None:
         self.modules, self.dtype = dict(modules), dtype
         self.n_bytes = total_bytes(modules, dtype)
-        self._held: list[AdapterFile] = []  # whose B's lie in the buffer, in this order
+        self._held: list[AdapterFile] = []  # whose B's are in the buffer, in this order
         self._n_threads = max(1, loaded.params.n_threads_batch) if CAN_SHARE_FILES else 1
         self.handle: Any = None
         try:
@@ -105,10 +105,10 @@ class StackBuffer:
             raise
 
     def fill(self, mixture: Sequence[tuple[AdapterFile, float]]) -> float:
-        """Make the buffer the blend of `mixture`; returns the scale to set it with.
+        """Write `mixture` into the buffer; returns the scale to set it with.
 
-        Where it holds the same adapters, only what the weights are in is written. Should reading
-        them fail, the buffer holds no mixture, and must be filled again before it is used. Raises
+        For the same adapters as before, only the tensors that depend on the weights are written.
+        If reading fails, the buffer is invalid and must be filled again before use. Raises
         AdapterError for a file that has changed since it was checked or cannot be read.
         """
         adapters = [adapter for adapter, _ in mixture]
@@ -128,7 +128,7 @@ class StackBuffer:
                     starts[target] += module.rank
             workers = stack.enter_context(ThreadPoolExecutor(self._n_threads))
             if self._in_place:
-                # By adapter: the table that its numbers are scaled by stays in the cache.
+                # By adapter, so that its scaling table stays in the CPU cache.
                 arrays = self._arrays(self.modules, scaled_only=same)
                 work = [workers.submit(self._add, source, arrays) for source in sources]
             else:
@@ -155,7 +155,7 @@ class StackBuffer:
             self._tensors[_name(target, side)].write(stored)
 
     def _add(self, source: _Source, arrays: _Arrays) -> None:
-        """Write what is one adapter's into `arrays`."""
+        """Write one adapter's part into `arrays`."""
         adapter = source.adapter
         for (target, side), array in arrays.items():
             if target not in adapter.modules:
@@ -177,7 +177,7 @@ class StackBuffer:
                 put_a(array, module.a_axis, start, values, factor)
 
     def _end(self, target: str, arrays: _Arrays, start: int) -> None:
-        # What is left of B is multiplied with this; it is finite, whatever was there before.
+        # Unused values of B are multiplied by these zeros, and are always finite.
         array = arrays.get((target, "a"))
         if array is not None:
             left = (
@@ -186,12 +186,12 @@ class StackBuffer:
             left[...] = 0
 
     def _arrays(self, targets: Iterable[str], *, scaled_only: bool) -> _Arrays:
-        """Where the numbers are to be written: the tensors' own memory, or zeros to be copied."""
+        """The arrays to write to: the tensors' own memory, or zeros that are copied later."""
         arrays = {}
         for target in targets:
             module = self.modules[target]
             for side, shape in (("a", module.a_shape), ("b", module.b_shape)):
-                # llama.cpp never uses an adapter at a weight that is not in its graph.
+                # llama.cpp does not apply adapters to weights that are not in its graph.
                 tensor = self._tensors.get(_name(target, side))
                 if tensor is not None and not (scaled_only and side != module.scaled):
                     numbers = np.float16 if self.dtype == "f16" else np.float32
@@ -204,7 +204,7 @@ class StackBuffer:
         return arrays
 
     def close(self) -> None:
-        """Free the adapter, which no context may still have."""
+        """Free the adapter; no context may still use it."""
         if self.handle is not None:
             llama_cpp.llama_adapter_lora_free(self.handle)
             self.handle = None
@@ -223,7 +223,7 @@ def _unreadable(adapter: AdapterFile, error: OSError) -> AdapterError:
 def _write_empty(
     path: Path, architecture: str, modules: Mapping[str, StackedModule], dtype: str
 ) -> None:
-    """A GGUF LoRA file of zeros, which takes no array on disks that know sparse files."""
+    """Write a GGUF LoRA file of zeros, as a sparse file if the file system supports it."""
     kind = gguf.GGMLQuantizationType[dtype.upper()]
     n_bytes = 0
     with lora_writer(path, architecture) as writer:
@@ -241,7 +241,7 @@ def _write_empty(
 
 
 def _find_tensors(loaded: LoadedModel, handle: Any) -> dict[str, Tensor]:
-    """Where the graph has the tensors of the adapter `handle`, by name; decodes one token."""
+    """The tensors of the adapter `handle` in the graph, by name; decodes one token."""
     finder = WeightFinder()
     context = loaded.context("to find tensors", callback=finder, n_ctx=FINDING_CONTEXT)
     try:

@@ -1,12 +1,12 @@
-"""States of contexts in memory: keys and values that come back instead of being computed again.
+"""A prompt cache: states of contexts in memory, so that keys and values are not computed again.
 
-What a context holds depends on its tokens and on the adapters that it read them under. Before it
-is overwritten its state is copied, by llama.cpp's own `llama_state_seq_get_data`; when a prompt
-under the same adapters begins with the same tokens, the state is copied back. Copying takes a few
-microseconds a token, reading some milliseconds.
+The state of a context depends on its tokens and on the adapters they were evaluated with. Before
+it is overwritten, it is copied with llama.cpp's `llama_state_seq_get_data`. When a prompt with the
+same adapters begins with the same tokens, it is copied back. Copying takes a few microseconds per
+token, evaluation some milliseconds.
 
-llama.cpp could also keep several sequences in one context. That is not done: attention runs over
-the cells of all of them, and room for all is taken when the context is made.
+llama.cpp can also hold several sequences in one context. We do not use this: attention would run
+over the cells of all of them, and memory for all is allocated when the context is created.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import numpy.typing as npt
 from ..prefix import common_prefix
 from .model import LoadedModel, can_go_back
 
-# Fewer tokens are read again: one batch, which is soon done.
+# Fewer tokens are evaluated again: they are a single, fast batch.
 LEAST_TOKENS = 32
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a context held: its first sequence, made of `tokens` under `key`.
+    """The state of a context's first sequence: `tokens` evaluated under `key`.
 
-    `data` are llama.cpp's own bytes. `extra` is the caller's.
+    `data` are llama.cpp's own bytes. `extra` is the caller's data.
     """
 
     key: Hashable
@@ -41,18 +41,18 @@ class State:
 
 
 class Found(NamedTuple):
-    """A state, and how many of its tokens a prompt can go on from."""
+    """A state, and the number of its tokens that a prompt can reuse."""
 
     state: State
     n_tokens: int
 
 
 class StateCache:
-    """States of contexts of one model, at most `memory` bytes; the least recently used leave.
+    """An LRU cache of context states of one model, at most `memory` bytes.
 
-    With `can_cut` False, as for recurrent models and sliding windows, a state is of use only to
-    prompts that begin with all of its tokens. Not safe to use from two threads at once. An
-    exception or Ctrl+C in any method leaves the cache as it was, or without some of its states.
+    With `can_cut` False, as for recurrent models and sliding windows, a state can only be reused by
+    prompts that begin with all of its tokens. Not thread-safe. An exception or Ctrl+C in any method
+    leaves the cache unchanged, or without some of its states.
     """
 
     def __init__(self, memory: int, *, can_cut: bool = True) -> None:
@@ -68,9 +68,9 @@ class StateCache:
         return len(self._states)
 
     def keep(self, ctx: Any, key: Hashable, tokens: Sequence[int], extra: Any = None) -> None:
-        """Copy the state of `ctx`, which holds `tokens`, unless that is known or does not fit.
+        """Cache the state of `ctx`, which holds `tokens`, unless it is cached or does not fit.
 
-        Drops what `ctx` holds behind them. Keeps nothing where `ctx` holds something else.
+        Drops later tokens from `ctx`. Caches nothing if `ctx` holds other tokens.
         """
         held = list(tokens)
         if not self.memory or len(held) < LEAST_TOKENS:
@@ -94,10 +94,10 @@ class StateCache:
             self._states.append(State(key, held, data, extra))
 
     def find(self, key: Hashable, prompt: Sequence[int], more_than: int = 0) -> Found | None:
-        """The state with the most tokens that `prompt` can go on from under `key`.
+        """The state under `key` with the most tokens that `prompt` can reuse.
 
         At least LEAST_TOKENS more than `more_than`, and always fewer than the prompt has: its last
-        token is read for its logits. The state can be restored even if it leaves the cache before.
+        token is evaluated for its logits. The state can be restored even after it was evicted.
         """
         wanted = list(prompt)
         usable = [
@@ -110,7 +110,7 @@ class StateCache:
         return best
 
     def restore(self, ctx: Any, found: Found) -> bool:
-        """Make `ctx` hold what was found; if llama.cpp refuses, False and an empty context."""
+        """Restore the state in `ctx`; False and an empty context if llama.cpp refuses."""
         state, n_tokens = found
         size = state.data.nbytes
         memory = llama_cpp.llama_get_memory(ctx)
@@ -131,7 +131,7 @@ class StateCache:
         return common if self._can_cut or common == len(state.tokens) else 0
 
     def _covers(self, tokens: list[int], others: list[int]) -> bool:
-        """Whether a state of `tokens` is of use wherever one of `others` is."""
+        """Whether a state of `tokens` can replace a state of `others`."""
         if not self._can_cut:
             return tokens == others
         return tokens[: len(others)] == others
@@ -141,9 +141,9 @@ class StateCache:
 
 
 class Conversations:
-    """Changes what the generating context holds, for a prompt under some adapters.
+    """Switches the generating context to a prompt under some adapters.
 
-    `memory` bytes of states; none are kept with logits_all, whose logits a state does not hold.
+    Caches up to `memory` bytes of states; none with logits_all, because states have no logits.
     """
 
     def __init__(self, loaded: LoadedModel, memory: int) -> None:
@@ -151,9 +151,9 @@ class Conversations:
         self.cache = StateCache(0 if loaded.llama._logits_all else memory, can_cut=loaded.can_cut)
 
     def change(self, before: Hashable | None, key: Hashable, prompt: Sequence[int]) -> None:
-        """Let the context hold as much of `prompt` under `key` as is known, and nothing else.
+        """Make the context hold as much of `prompt` under `key` as is cached, and nothing else.
 
-        `before` is what its tokens were read under; None where that is not known.
+        `before` is the key of its current tokens; None if unknown.
         """
         llama = self._loaded.llama
         held, wanted = llama._input_ids.tolist(), list(prompt)
@@ -161,20 +161,20 @@ class Conversations:
         if common < len(held) and not can_go_back(llama.ctx):
             common = 0
         found = self.cache.find(key, wanted, more_than=common)
-        # An answer that is only generated again is not worth a copy.
+        # If the same prompt is only answered again, its state is not copied.
         if before is not None and (found or 2 * common < len(held)):
             self.cache.keep(llama.ctx, before, held)
         if common == 0 or found:
-            llama.reset()  # what is not restored is read again
+            llama.reset()  # what is not restored is evaluated again
         if found is None:
             return
         if self.cache.restore(llama.ctx, found):
             llama.input_ids[: found.n_tokens] = found.state.tokens[: found.n_tokens]
-            llama.n_tokens = found.n_tokens  # the logits are another prompt's: see `reset`
+            llama.n_tokens = found.n_tokens  # the logits belong to another prompt; see `reset`
 
 
 def _is_cut(ctx: Any, n_tokens: int) -> bool:
-    """Drop what `ctx` holds behind its first tokens; whether it then holds exactly so many."""
+    """Truncate `ctx` to its first `n_tokens`; returns whether it then holds exactly these."""
     memory = llama_cpp.llama_get_memory(ctx)
     return bool(
         llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1)

@@ -1,4 +1,4 @@
-"""What is looked for in llama.cpp's graph: the inputs of weights, and the tensors of adapters."""
+"""Callbacks that find the inputs of weights and the tensors of adapters in llama.cpp's graph."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LORA_SIDES = (".lora_a", ".lora_b")
 
 
 class Tap(EvalCallback):
-    """Copies what several weights receive, then stops the pass.
+    """Copies the inputs of several weights, then stops the pass.
 
     Set `places` before a decode. Between `start` and `take` there must be one `llama_decode` of a
-    single micro-batch. Stopping means: what comes after the last place is not computed, nor is the
-    output head, and the decode still returns 0. With `whole` all is computed.
+    single micro-batch. After the last place nothing more is computed, not even the output head,
+    and the decode still returns 0. With `whole`, everything is computed.
     """
 
     def __init__(self, *, whole: bool = False) -> None:
@@ -32,7 +32,7 @@ class Tap(EvalCallback):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """What the next decode reads."""
+        """The places that the next decode reads."""
         return self._places
 
     @places.setter
@@ -42,12 +42,12 @@ class Tap(EvalCallback):
             self._wanted.setdefault(place.target, []).append(place)
 
     def start(self) -> None:
-        """Forget what was read; to be called before each decode."""
+        """Reset; call before each decode."""
         super().start()
         self._rows = {}
 
     def take(self) -> dict[Place, npt.NDArray[np.float32]]:
-        """What the last decode read, (n_tokens, d) float32 a place; NativeError if any lacks."""
+        """The inputs (n_tokens, d) float32 by place; NativeError if any is missing."""
         self.check()
         missing = [place.target for place in self.places if place not in self._rows]
         if missing:
@@ -60,8 +60,8 @@ class Tap(EvalCallback):
     def _look(self, node: Tensor, *, ask: bool) -> bool:
         done = len(self._rows) == len(self.places)
         if ask:
-            # After the last hit every node is asked for, so that what is left of the pass ends at
-            # its first node, on every backend.
+            # After the last place every node is requested, so that the pass ends at the next node
+            # on every backend.
             return not self._whole if done else self._target_of(node) is not None
         if not done:
             self._read(node)
@@ -78,7 +78,7 @@ class Tap(EvalCallback):
     def _read(self, product: Tensor) -> None:
         target = self._target_of(product)
         x = product.source(1)
-        assert target is not None  # asked for as such
+        assert target is not None  # only such nodes are requested
         assert x is not None
         for place in self._wanted[target]:
             source = x.before_norm() if place.residual else x
@@ -91,10 +91,10 @@ class Tap(EvalCallback):
 
 
 class WeightFinder(EvalCallback):
-    """Notes the tensors of adapters as the graph uses them.
+    """Records the tensors of adapters that the graph uses.
 
-    `found` is filled by the next decode in a context made with the params it was attached to, by
-    name ("blk.0.attn_q.weight.lora_a"). Nothing is read, and the whole graph is computed.
+    The next decode in a context with this callback fills `found`, by name
+    ("blk.0.attn_q.weight.lora_a"). No data is read, and the whole graph is computed.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class WeightFinder(EvalCallback):
 
     def _look(self, node: Tensor, *, ask: bool) -> bool:
         weight = node.source(0)
-        # Not by `name`: a copy on another backend is not the weight itself.
+        # Not `name`: a copy on another backend is not the weight itself.
         name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
         if weight is not None and name.endswith(LORA_SIDES):
             self.found[name] = weight

@@ -1,1 +1,1 @@
-"""From a prompt's tokens to its route: probes, signals, scores, and what is kept to make them."""
+"""From a prompt's tokens to its route: probes, signals, scores, and their caches."""

@@ -1,8 +1,7 @@
-"""What the adapters of a pool are for: profiles from prompts that people gave, and from texts that
-the adapters wrote themselves.
+"""Profiles of a pool's adapters, from example prompts and from texts that the adapters generate.
 
-The one are read beside the adapter and from the user's data folder, the other sampled once for
-each adapter and kept by its content.
+Example prompts are read from a file next to the adapter and from the user's data folder. Generated
+texts are sampled once for each adapter and cached by the adapter's content.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-LONGEST_LINE = 120  # characters on an adapter in a list of several
+LONGEST_LINE = 120  # characters for each adapter in a list
 
-# What `progress` is told.
+# Reported through `progress`.
 WRITING = "writing example prompts"
 READING = "reading example prompts"
 
 
 def general_requests() -> list[str]:
-    """Requests that no adapter in particular is made for; they come with the package."""
+    """Requests that no specific adapter is trained for; shipped with the package."""
     text = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
     return text.splitlines()
 
 
 def format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """What is around every example of the pool; nothing where only one adapter has examples."""
+    """The text around every example of the pool; empty if only one adapter has examples."""
     if len(examples) < 2:
         return "", ""
     return shared_lines([prompt for of_one in examples for prompt in of_one])
 
 
 def examples_of(pool: Pool, taught: TaughtPrompts) -> dict[str, list[str]]:
-    """The example prompts of each adapter in `pool`: those beside it, and those `taught`."""
+    """The example prompts of each adapter in `pool`: those next to its file, and `taught`."""
     known = bool(taught)
     return {
         name: [
@@ -64,9 +63,9 @@ def examples_of(pool: Pool, taught: TaughtPrompts) -> dict[str, list[str]]:
 
 
 def remarks(pool: Pool, store: ProfileStore) -> list[str]:
-    """What is worth saying about the examples of a pool, a line each; reads no prompt.
+    """Remarks about the examples of a pool, one line each; evaluates no prompt.
 
-    Twins are found once all examples were read, by whatever process.
+    Twins are found only after all examples have been read, by this or another process.
     """
     examples = {n: g for n, g in examples_of(pool, taught_prompts()).items() if g}
     found = [
@@ -86,15 +85,14 @@ def remarks(pool: Pool, store: ProfileStore) -> list[str]:
 
 
 def taught_prompts() -> TaughtPrompts:
-    """What the user gave, in the user's own folder."""
+    """The example prompts in the user's data folder."""
     return TaughtPrompts(config.data_dir() / "prompts")
 
 
 class AdapterProfiles:
     """The profiles of one pool's adapters.
 
-    `embed` makes the vector of a text; `reader` lets adapters write. Not safe to use from two
-    threads at once.
+    `embed` computes the vector of a text; `reader` generates texts with adapters. Not thread-safe.
     """
 
     def __init__(
@@ -103,23 +101,23 @@ class AdapterProfiles:
         self._pool, self._reader, self._store = pool, reader, store
         self._embed, self._progress = embed, progress
         self._keys: dict[AdapterFile, str] = {}
-        self._done = self._all = 0  # texts that are read while `progress` is told
+        self._done = self._all = 0  # texts counted for `progress`
         self._taught = taught_prompts()
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
-        """Remember example prompts of an adapter for good; how many of them are new."""
+        """Store example prompts of an adapter; returns how many are new."""
         return self._taught.add(self._key(self._pool.adapters[name]), prompts)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
-        """Forget what was taught of an adapter, or the `last` prompt; how many went."""
+        """Delete the stored prompts of an adapter, or only the `last`; returns how many."""
         return self._taught.forget(self._key(self._pool.adapters[name]), last=last)
 
     def examples(self, name: str) -> list[str]:
-        """The example prompts of an adapter, those beside it first."""
+        """The example prompts of an adapter, those next to its file first."""
         return self._given(name, self._pool.adapters[name])
 
     def about(self) -> dict[str, str]:
-        """A line on each adapter: its description, else its first example, else nothing."""
+        """One line for each adapter: its description, else its first example, else empty."""
         found = {}
         for name, adapter in self._pool.adapters.items():
             said = self._description(name) or " ".join(
@@ -129,7 +127,7 @@ class AdapterProfiles:
         return found
 
     def without_any(self) -> list[str]:
-        """The adapters with neither example prompts, texts of their own, nor a description."""
+        """The adapters without example prompts, generated texts, and description."""
         return [
             name
             for name, adapter in self._pool.adapters.items()
@@ -137,7 +135,7 @@ class AdapterProfiles:
         ]
 
     def has_written(self, name: str) -> bool:
-        """Whether this adapter wrote its texts before, for whatever process."""
+        """Whether this adapter's generated texts are in the cache."""
         return self._store.has_samples(self._key(self._pool.adapters[name]))
 
     def of_prompts(
@@ -146,8 +144,8 @@ class AdapterProfiles:
         """The profiles of all adapters with example prompts, the vectors (G, F) of general
         requests, and the vectors (n, F) for the descriptions of adapters without examples.
 
-        Texts that were never read in this `form` are read now, and kept; nothing is read, not
-        even general requests, where no adapter has examples or a description.
+        Texts that are not cached in this `form` are read now and cached. If no adapter has examples
+        or a description, nothing is read, not even the general requests.
         """
         texts = {n: self._given(n, adapter) for n, adapter in self._pool.adapters.items()}
         described = {name: given for name, given in texts.items() if given}
@@ -178,14 +176,14 @@ class AdapterProfiles:
         return found, vectors, sayings
 
     def general(self, form: str) -> FloatArray:
-        """The vectors (G, F) of general requests, for a pool in which no adapter has examples."""
+        """The vectors (G, F) of general requests, for a pool without any examples."""
         texts = general_requests()
         with self._reading([texts], form):
             return self._store.vectors(texts, self._embed_one, form)
 
     @contextmanager
     def _reading(self, texts: Sequence[Sequence[str]], form: str) -> Iterator[None]:
-        """Within this block progress is told, if any of these texts was never read."""
+        """Report progress within this block if any of these texts is not cached."""
         new = [given for given in texts if not self._store.has_vectors(given, form)]
         self._done, self._all = 0, sum(map(len, new))
         if new:
@@ -202,7 +200,7 @@ class AdapterProfiles:
         return vector
 
     def of_samples(self, names: Sequence[str], form: str) -> dict[str, Profile]:
-        """The self-profiles of these adapters; one that wrote nothing at all has none."""
+        """The self-profiles of these adapters; adapters that generated no text are absent."""
         found = {}
         new = [name for name in names if not self.has_written(name)]
         if new:

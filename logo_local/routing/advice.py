@@ -1,6 +1,6 @@
-"""What is worth telling about the examples of a pool: a single wording, and twins.
+"""Problems in the examples of a pool: examples in one wording, and adapters with like examples.
 
-Plain functions of texts and vectors, without I/O.
+Pure functions of texts and vectors, without I/O.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ..prefix import common_prefix
 from .profiles import Profile
 from .whitening import Whitening
 
-FEWEST = 3  # examples of which one wording is worth a word
-WORDS = 2  # at the start or at the end, which make a wording
-# Of two adapters' examples this share lies nearer to the other's: twins. Half is chance.
+FEWEST = 3  # examples from which a single wording is reported
+WORDS = 2  # shared at the start or at the end
+# Two adapters are twins if this share of their examples is nearer to the other's. 1/2 is chance.
 TWIN_SHARE = 1 / 3
 FOLDS = 4
 
 
 def one_wording(examples: Sequence[str]) -> str:
-    """What all examples begin or end with, as 'begin with "Sort the"'; "" where they differ."""
+    """How all examples begin or end, as 'begin with "Sort the"'; "" if they differ."""
     if len(examples) < FEWEST:
         return ""
     words = [example.split() for example in examples]
@@ -35,11 +35,11 @@ def one_wording(examples: Sequence[str]) -> str:
 
 
 def twins(profiles: Mapping[str, Profile]) -> list[tuple[str, str]]:
-    """The pairs of adapters, by name, whose examples cannot be told apart by their vectors.
+    """The pairs of adapters, by name, whose examples cannot be distinguished by vector.
 
-    Each example is compared with the mean of its own adapter's others and with that of the adapter
-    whose examples are nearest. The whitening comes from other adapters: it would shrink the very
-    differences between examples that it has seen. Costs up to ten whitenings.
+    Each example is compared with the mean of its adapter's other examples and with the mean of the
+    nearest adapter. The whitening is fitted on other adapters, because it shrinks the differences
+    between the examples it was fitted on. Costs up to ten whitenings.
     """
     names, vectors = list(profiles), [profile.vectors for profile in profiles.values()]
     if len(names) < 2:
@@ -63,11 +63,11 @@ def twins(profiles: Mapping[str, Profile]) -> list[tuple[str, str]]:
 
 
 def _confused(a: FloatArray, b: FloatArray) -> float:
-    """The share of two adapters' texts (n, F) that lie nearer to the other's mean."""
+    """The share of two adapters' texts (n, F) that are nearer to the other's mean."""
     found: list[bool] = []
     for own, other in ((a, b), (b, a)):
         n, centre = len(own), own.mean(axis=0)
-        # From the mean of all to that of the others, without the text itself.
+        # Corrects for the mean including the text itself.
         scale = n / (n - 1) if n > 1 else 1.0
         to_own = scale * np.linalg.norm(own - centre, axis=1)
         to_other = np.linalg.norm(own - other.mean(axis=0), axis=1)

@@ -1,10 +1,9 @@
-"""What texts did to each adapter: running means of a few numbers, kept locally.
+"""Running statistics of each adapter's log norms, kept locally.
 
-The z-norm asks whether an adapter does more to a prompt than to others. Others are best the
-prompts that the same user asks; before there are enough of them, the generic ones that come with
-the package. Of both only this is kept: for each adapter and module how many log norms there were,
-their mean, and their sum of squared differences from it (Welford's method); no prompt, and no
-vector of one.
+The z-norm compares an adapter's effect on a prompt with its effect on other prompts: the user's
+past prompts, or the generic prompts of the package until there are enough past ones. For each
+adapter and module, only the count, the mean and the sum of squared differences of the log norms
+are stored (Welford's method). Prompts and their vectors are not.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ Moments = npt.NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 32  # texts; 54 past prompts do as well as 540 (docs/quality.md), fewer were not tried
+ENOUGH = 32  # texts; 54 past prompts work as well as 540 (docs/quality.md); fewer were not tested
 SAVE_EVERY = 8  # prompts
 
 
 class Baselines:
-    """Running statistics of log norms, by a key for each adapter, in the file `path`, if any.
+    """Running statistics of log norms, keyed by adapter, in the file `path` if one is given.
 
-    The file is read at once, and written after every few prompts and by `save`. One that is
-    damaged is begun anew. Two processes at once: the one that saves last wins.
+    The file is read on creation and written after every few prompts and by `save`. A damaged file
+    is replaced. If two processes save, the last one wins.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -43,7 +42,7 @@ class Baselines:
         self._unsaved = 0
 
     def add(self, norms: Mapping[str, FloatArray]) -> None:
-        """Count one more text: the log norms (n_modules,) of each adapter's modules."""
+        """Add one text: the log norms (n_modules,) of each adapter's modules."""
         for key, values in norms.items():
             kept = self._moments.get(key)
             if kept is None or kept.shape[1] != len(values):
@@ -58,7 +57,7 @@ class Baselines:
             self.save()
 
     def take(self, other: Baselines) -> None:
-        """Replace what is known of the adapters that `other` knows, and save."""
+        """Replace the statistics of the adapters that are in `other`, and save."""
         self._moments |= other._moments
         self._unsaved += 1
         self.save()
@@ -66,7 +65,7 @@ class Baselines:
     def moments(self, key: str, n_modules: int) -> tuple[FloatArray, FloatArray] | None:
         """Mean and standard deviation (n_modules,) of an adapter's log norms over all texts.
 
-        None before there are `ENOUGH` of them.
+        None if there are fewer than `ENOUGH`.
         """
         kept = self._moments.get(key)
         if kept is None or kept.shape[1] != n_modules or kept[0, 0] < ENOUGH:
@@ -75,14 +74,14 @@ class Baselines:
         return mean.astype(np.float32), np.sqrt(squares / count).astype(np.float32)
 
     def save(self) -> None:
-        """Write what is new. A disk that takes nothing costs only the memory of these prompts."""
+        """Write unsaved statistics. If writing fails, only these statistics are lost."""
         if not self._unsaved or self.path is None:
             return
         self._unsaved = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(self.path) as unfinished, unfinished.open("wb") as stream:
-                # The keys are values, not names in the archive: they may hold any character.
+                # Keys are stored as values, not as archive names: they may contain any character.
                 arrays: dict[str, Any] = {"keys": list(self._moments)}
                 arrays |= {f"m{i}": m.astype("f4") for i, m in enumerate(self._moments.values())}
                 np.savez(stream, **arrays)

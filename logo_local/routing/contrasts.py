@@ -1,8 +1,8 @@
-"""Prompts that an adapter is not made for, from its own examples: its inputs under other requests.
+"""Contrast prompts for an adapter: the inputs of its examples with other requests.
 
-"Rewrite in the passive voice: The dog bit the man." has an input, "The dog bit the man.", that
-somebody may ask something else about. What the base makes of such prompts is a reference that a
-prompt must be further from than from the adapter's examples. Plain text in, plain text out.
+"Rewrite in the passive voice: The dog bit the man." has the input "The dog bit the man.",
+which can occur with other requests. The hidden states of such prompts are a reference: a prompt
+must be nearer to the adapter's examples than to them. Plain text in, plain text out.
 
 Source: our own; measured in docs/quality.md.
 """
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from ..prefix import common_prefix
 
-# Requests that are made of any text, about the words that only one example has, and about all that
-# is not in the wording. None of them is what an adapter is usually trained for.
+# Requests that apply to any text: about the words that only one example has, and about everything
+# outside the wording. Adapters are rarely trained for any of them.
 REQUESTS = (
     "How many words are in the following text?\n{input}",
     "Rewrite this politely: {input}",
@@ -30,14 +30,14 @@ WHOLE_REQUESTS = (
     "Who would say something like this?\n{input}",
     "Make this longer: {input}",
 )
-MOST_SHARED = 4  # words of an input that other examples of the adapter have, too
-LEAST_WORDING = 2  # words that two examples begin and end with, if they have the same wording
+MOST_SHARED = 4  # words of an input that also occur in other examples of the adapter
+LEAST_WORDING = 2  # words that two examples of the same wording begin and end with
 
 
 def contrast_prompts(examples: Sequence[str]) -> list[list[str]]:
     """A prompt for each of REQUESTS, and for each of WHOLE_REQUESTS, about inputs in turn.
 
-    Empty for a single example: what of it is its input cannot be told.
+    Empty for a single example, because its input cannot be determined.
     """
     kinds = ((REQUESTS, own_words(examples)), (WHOLE_REQUESTS, whole_inputs(examples)))
     found = []
@@ -57,7 +57,7 @@ def contrast_prompts(examples: Sequence[str]) -> list[list[str]]:
 def shared_lines(prompts: Sequence[str]) -> tuple[str, str]:
     """The lines that all prompts begin and end with, such as "### Response:"; "" for none.
 
-    Of prompts of several adapters that is a format, not a request.
+    If the prompts belong to several adapters, these lines are a format, not a request.
     """
     head = _common_start(prompts)
     tail = _common_start([prompt[::-1] for prompt in prompts])[::-1]
@@ -70,10 +70,10 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def whole_inputs(examples: Sequence[str]) -> list[str]:
-    """The input of each example: what is left between the words that it shares with another.
+    """The input of each example: the text between the words it shares with another example.
 
-    That is the example with the most words in common at the start and the end. Its own words, as
-    `own_words` finds them, where no other example has the same wording. Empty for a single example.
+    That other example is the one with the most words in common at the start and the end. Where no
+    other example has the same wording, `own_words` is used. Empty for a single example.
     """
     words = [re.findall(r"\S+\s*", example) for example in examples]
     bare = [[word.strip() for word in of_one] for of_one in words]
@@ -87,7 +87,7 @@ def whole_inputs(examples: Sequence[str]) -> list[str]:
 
 
 def n_wordings(examples: Sequence[str]) -> int:
-    """In how many wordings the examples are: those with LEAST_WORDING words around are in one."""
+    """The number of wordings; examples that share LEAST_WORDING outer words have the same one."""
     words = [example.split() for example in examples]
     group = list(range(len(words)))
     for i, one in enumerate(words):
@@ -98,16 +98,16 @@ def n_wordings(examples: Sequence[str]) -> int:
 
 
 def _around(one: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
-    """How many words two examples begin with, and how many of the others they end with."""
+    """How many words two examples share at the start, and how many of the rest at the end."""
     head = common_prefix(one, other)
     return head, common_prefix(one[head:][::-1], other[head:][::-1])
 
 
 def own_words(examples: Sequence[str]) -> list[str]:
-    """The input of each example: the run of words with the most that no other example has.
+    """The input of each example: the run with the most words that no other example has.
 
-    Up to MOST_SHARED words inside it may be in other examples. Empty where there is none, and for
-    a single example.
+    Up to MOST_SHARED words inside it may occur in other examples. Empty if there is no such run,
+    and for a single example.
     """
     words = [example.split() for example in examples]
     if len(words) < 2:
@@ -120,7 +120,7 @@ def own_words(examples: Sequence[str]) -> list[str]:
 
 
 def _longest_run(words: Sequence[str], others: set[str]) -> Sequence[str]:
-    """In one pass: a window with at most MOST_SHARED shared words, without any at its ends."""
+    """In one pass: a window with at most MOST_SHARED shared words, none of them at its ends."""
     shared = [word in others for word in words]
     best, most = (0, 0), 0
     start = n_shared = n_own = 0

@@ -1,9 +1,9 @@
-"""What an adapter's description says about prompts: less than examples, and often enough.
+"""Matching prompts with adapter descriptions: less precise than examples.
 
-A sentence such as "Rewrites a sentence in the passive voice." lies far from every prompt. Together
-with a few inputs it lies nearer to prompts of its own adapter than to those of others, if there is
-anything near at all. So a prompt matches the nearest description only if the next one, and every
-general request, is clearly further away. Plain numpy without I/O.
+The vector of "Rewrites a sentence in the passive voice." is far from every prompt. Combined with
+a few inputs, it is nearer to prompts of its own adapter than to those of other adapters. A prompt
+matches the nearest description only if the second nearest, and every general request, is clearly
+further away. Plain numpy without I/O.
 
 Source: our own; measured in docs/research.md.
 """
@@ -19,19 +19,19 @@ from ..hidden_states import FloatArray
 from .whitening import Whitening
 
 FRAMES = ("{description}\n\n{input}", "{input}\n\n{description}")
-# Texts that an adapter may be given: sentences, a word, a question. They cancel out.
+# Typical inputs of adapters: sentences, a word, a question. Their effects cancel out.
 INPUTS = (
     "The old bridge was closed for repairs last week.",
     "seven",
     "Is it cold outside?",
     "My sister works in a hospital near the station.",
 )
-# By this share the second nearest has to be further away. Chosen on the choosing set.
+# The second nearest must be further away by this share. Chosen on the choosing set.
 LEAST_MARGIN = 0.05
 
 
 def description_prompts(description: str) -> list[str]:
-    """The texts that stand for a description."""
+    """The texts that represent a description."""
     return [
         frame.replace("{description}", description).replace("{input}", text)
         for frame in FRAMES
@@ -41,10 +41,10 @@ def description_prompts(description: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Descriptions:
-    """The descriptions of several adapters; made by `fit`.
+    """The descriptions of several adapters; created by `fit`.
 
     `names` (N,) belong to the rows of `centres` (N, F), whitened means; `general` (G, F) are
-    whitened vectors of requests that no adapter is made for.
+    whitened vectors of requests that no adapter is trained for.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Descriptions:
 
     @classmethod
     def fit(cls, vectors: Mapping[str, FloatArray], general: FloatArray) -> Descriptions:
-        """From the vectors (n, F) of each adapter's `description_prompts`, for one or more."""
+        """From the vectors (n, F) of the `description_prompts` of one or more adapters."""
         groups = [*vectors.values()]
         whitening = Whitening.fit(groups)
         centres = np.stack([rows.mean(axis=0) for rows in groups])
@@ -64,7 +64,7 @@ class Descriptions:
         """The adapter whose description is nearest to a text's vector (F,), and the margin.
 
         The margin is how much further away the second nearest is, description or general request,
-        as a share of the distance; below 0 where a general request is nearer.
+        as a share of the distance; below 0 if a general request is nearer.
         """
         z = self.whitening(x)  # (F,)
         distances = np.linalg.norm(z - self.centres, axis=1)  # (N,)

@@ -1,10 +1,10 @@
-"""Example prompts of adapters: what people say an adapter is for, without answers.
+"""Example prompts of adapters, without answers.
 
-They come from a text file beside the adapter (`NAME.prompts.txt`, or `prompts.txt` in a PEFT
-folder: one prompt a line), from `examples` or `widget` in the head of the card in a PEFT folder
-(README.md), and from the user: `logo-local profile`, or a pin in a chat. The user's lie in the
-user's own folder by the adapter's content, so that a renamed file keeps them; nothing is written
-beside an adapter.
+They come from a text file next to the adapter (`NAME.prompts.txt`, or `prompts.txt` in a PEFT
+folder: one prompt per line), from `examples` or `widget` in the metadata of the README.md in a
+PEFT folder, and from the user: `logo-local profile`, or a pin in a chat. The user's prompts are
+stored in the user's data folder by the adapter's content, so a renamed file keeps them. Adapter
+folders are never written to.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..files.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
-_writing = threading.Lock()  # engines in several threads may be taught at once
+_writing = threading.Lock()  # engines in several threads may add prompts at once
 
-MOST = 1 << 20  # bytes of a file that are read; examples beyond are left out with a warning
+MOST = 1 << 20  # bytes read from a file; later examples are skipped with a warning
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in `path`: one a line, or, in a .jsonl file, the `context` of each line.
+    """The prompts in `path`: one per line, or the `context` of each line of a .jsonl file.
 
-    Empty lines, and lines of a text file that start with #, are passed over. Raises PromptError,
-    with every bad line, for a file that cannot be read.
+    Skips empty lines, and lines of a text file that start with #. Raises PromptError, listing
+    every invalid line, if the file cannot be read.
     """
     try:
         raw = read_start(path, MOST + 1)
@@ -61,9 +61,9 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _contexts(text: str) -> tuple[list[str], list[str]]:
-    """The prompts in JSON lines, and what is wrong with the others."""
+    """The prompts in JSON lines, and the errors of invalid lines."""
     prompts, problems = [], []
-    # Only line feeds end a line here: a JSON string may hold other separators as they are.
+    # Only line feeds end a line: a JSON string may contain other separators unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -79,7 +79,7 @@ def _contexts(text: str) -> tuple[list[str], list[str]]:
 
 
 def _whole_lines(path: Path, raw: bytes) -> bytes:
-    """`raw` up to the last line that ends within `MOST` bytes; a warning says what is left out."""
+    """`raw` up to the last line that ends within `MOST` bytes; warns if lines are skipped."""
     if len(raw) <= MOST:
         return raw
     whole = raw[: raw.rfind(b"\n", 0, MOST) + 1]
@@ -91,9 +91,9 @@ def _whole_lines(path: Path, raw: bytes) -> bytes:
 
 
 def prompts_beside(origin: Path) -> list[str]:
-    """The example prompts that lie with the adapter `origin`, a GGUF file or a PEFT folder.
+    """The example prompts next to the adapter `origin`, a GGUF file or a PEFT folder.
 
-    A file that cannot be used is named in the log and passed over: the adapter itself is fine.
+    A file that cannot be used is logged and skipped; the adapter itself stays usable.
     """
     if origin.is_dir():
         files, card = [origin / "prompts.txt", origin / "prompts.jsonl"], origin / CARD
@@ -113,7 +113,7 @@ def prompts_beside(origin: Path) -> list[str]:
 
 
 def _card_examples(card: Path) -> list[str]:
-    """`examples` and `widget` in the YAML head of a model card, as Hugging Face writes them."""
+    """`examples` and `widget` in the YAML metadata of a Hugging Face model card."""
     fields = card_fields(card)
     entries = [*_list(fields.get("examples")), *_list(fields.get("widget"))]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
@@ -125,24 +125,23 @@ def _list(value: Any) -> list[Any]:
 
 
 class TaughtPrompts:
-    """The prompts that the user gave, one .jsonl file an adapter in `folder`."""
+    """The prompts that the user added, one .jsonl file per adapter in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __bool__(self) -> bool:
-        """Whether anything was given for any adapter."""
+        """Whether any adapter has prompts."""
         return self.folder.is_dir() and any(self.folder.iterdir())
 
     def path(self, key: str) -> Path:
-        """The file of the adapter whose content has the sha256 `key`; it need not exist."""
+        """The file of the adapter whose content has the sha256 `key`; it may not exist."""
         return self.folder / f"{key[:32]}.jsonl"
 
     def read(self, key: str) -> list[str]:
-        """What was given for this adapter, oldest first; nothing is an empty list.
+        """The prompts of this adapter, oldest first.
 
-        Lines that are damaged are passed over with a warning, and so is a file that cannot be read:
-        routing goes on without them.
+        Damaged lines and unreadable files are skipped with a warning.
         """
         path = self.path(key)
         try:
@@ -156,7 +155,7 @@ class TaughtPrompts:
         return prompts
 
     def add(self, key: str, prompts: Iterable[str]) -> int:
-        """Remember `prompts` that are not there yet; the number of those that are new."""
+        """Store the `prompts` that are not stored yet; returns how many are new."""
         with _writing:
             known = self.read(key)
             new = [p for p in dict.fromkeys(prompts) if p not in known]
@@ -164,7 +163,7 @@ class TaughtPrompts:
         return len(new)
 
     def forget(self, key: str, *, last: bool = False) -> int:
-        """Remove all that was given for this adapter, or the `last` prompt; how many went."""
+        """Delete all prompts of this adapter, or only the `last`; returns how many."""
         with _writing:
             known = self.read(key)
             kept = known[:-1] if last else []

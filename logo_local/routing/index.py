@@ -1,7 +1,7 @@
-"""The routing matrices of a pool: each adapter's A and B at the one projection that is probed.
+"""The routing matrices of a pool: each adapter's A and B at the probed projection.
 
-Made from checked adapter files, from which `scoring` makes the paper's scores. What takes long to
-make is kept in files that are mapped into memory. Knows nothing of llama.cpp.
+Built from validated adapter files; `scoring` computes the paper's scores from it. Matrices that
+are slow to compute are cached in files. Independent of llama.cpp.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .stack_file import Stack, stacked
 
 log = logging.getLogger(__name__)
 
-# The paper reads q_proj; the fused projection that contains it is the nearest to it.
+# The paper reads q_proj; the fused projection contains it.
 PREFERRED = ("attn_q", "attn_qkv")
 
 
@@ -43,11 +43,11 @@ def block_number(layer: int, base: BaseModel) -> int:
 
 
 def choose_target(adapters: Mapping[str, AdapterFile], base: BaseModel, layer: int = -1) -> str:
-    """The GGUF name of the weight, in block `layer`, whose input is probed.
+    """The GGUF name of the weight in block `layer` whose input is probed.
 
-    That is `attn_q`, as in the paper, unless another projection of the block is adapted by more
-    of the pool. Experts are never probed: a token goes to some of them only. Raises PoolError when
-    no adapter touches anything else of the block.
+    This is `attn_q`, as in the paper, unless more adapters of the pool change another projection
+    of the block. Experts are never probed, because each token uses only some of them. Raises
+    PoolError if no adapter changes any other weight of the block.
     """
     block = block_number(layer, base)
     prefix = f"blk.{block}."
@@ -81,11 +81,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class RoutingIndex:
-    """What is needed to score a pool at one target, made when it is first needed.
+    """The data to score a pool at one target, computed on first use.
 
-    `adapters` is the pool's own mapping, by which the engine sees whether the index is still
-    that of the pool. `names` are those that adapt the target; the others have no score. `folder`
-    is where what is made is kept, or None.
+    `adapters` is the pool's own mapping object, so the engine can check that the index is current.
+    `names` are the adapters that change the target; the others have no score. `folder` is the
+    cache folder, or None.
     """
 
     target: str
@@ -96,7 +96,7 @@ class RoutingIndex:
     def build(
         cls, adapters: Mapping[str, AdapterFile], target: str, folder: Path | None = None
     ) -> RoutingIndex:
-        """The index of `adapters` at `target`; those without it are named in the log."""
+        """The index of `adapters` at `target`; adapters without it are logged."""
         for name, adapter in adapters.items():
             if target not in adapter.modules:
                 log.warning(
@@ -113,7 +113,7 @@ class RoutingIndex:
 
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
-        """A and B at the target by name, about 2 rank d x 4 bytes each, read from the files."""
+        """A and B at the target by name, read from the files; about 2 * rank * d * 4 bytes each."""
         entries = {}
         for name in self.names:
             adapter = self.adapters[name]
@@ -134,7 +134,7 @@ class RoutingIndex:
     def norms(self, h: FloatArray) -> Scores:
         """||o_i||_2 with o_i = scaling_i B_i A_i h for the hidden vector `h` (d_in,), by name.
 
-        By one product with all `reduced` matrices, which are kept in a mapped file.
+        Computed as one product with all `reduced` matrices, which are cached in a file.
         """
         if not self.names:
             return {}
@@ -149,7 +149,7 @@ class RoutingIndex:
 
 
 def stack_of(modules: Sequence[tuple[AdapterFile, str]], name: str, folder: Path | None) -> Stack:
-    """The `reduced` matrices of these adapters' modules, kept in `folder` under `name`."""
+    """The `reduced` matrices of these adapters' modules, cached in `folder` as `name`."""
 
     def make(i: int) -> FloatArray:
         adapter, target = modules[i]

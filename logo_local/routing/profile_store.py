@@ -1,7 +1,7 @@
-"""Texts of adapters turned into profiles, each once: kept in the cache by content.
+"""Computes profiles from texts and caches them by content.
 
-The files hold vectors and sampled texts; the prompts that people gave are only read here. What
-is broken or of another model is made anew.
+Cache files contain vectors and sampled texts, not the example prompts. Damaged files and files of
+another model are replaced.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .profiles import Profile
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of these files and of what `profiles.embed` makes; another number makes them anew
+FORMAT = 3  # of these files and of the vectors of `profiles.embed`; a new number invalidates them
 
-Embed = Callable[[str, str], FloatArray]  # of a text in a form, "chat" or "raw"
+Embed = Callable[[str, str], FloatArray]  # (text, form), with the form "chat" or "raw"
 
 
 def weights_key(path: Path) -> str:
-    """Tells one model file from another, in hex: its size and 64 pieces spread over it.
+    """A fingerprint of a model file, in hex: a hash of its size and of 64 pieces spread over it.
 
-    A model has gigabytes, of which reading 4 MB suffices: files that were quantised otherwise,
-    or trained on, differ everywhere.
+    Reads 4 MB of a file of gigabytes. That is enough: another quantisation or further training
+    changes the whole file.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -44,10 +44,10 @@ def weights_key(path: Path) -> str:
 
 
 class ProfileStore:
-    """The profiles that belong to the base model in the file `model`, kept under `cache`.
+    """The profiles for the base model in the file `model`, stored under `cache`.
 
-    `shape` is all else that a text's vector depends on: the chat template, where hidden states are
-    read, and how. `shipped` is a folder of vectors that come with adapters; it is only read.
+    `shape` is everything else that a text's vector depends on: the chat template, and where and
+    how hidden states are read. `shipped` is a read-only folder of vectors that come with adapters.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class ProfileStore:
         self._folders = [self.folder, *([shipped / self.key] if shipped is not None else [])]
 
     def past_file(self, data: Path) -> Path:
-        """Where the past prompts' statistics for this model lie in the user's folder `data`."""
+        """The file with this model's past prompt statistics in the user's folder `data`."""
         return data / "past" / f"{self.key}.npz"
 
     def of_prompts(
         self, texts: Sequence[str], contrasts: Sequence[Sequence[str]], embed: Embed, form: str
     ) -> Profile:
-        """The profile of given prompts; `embed` makes the vector (F,) of a text in a `form`."""
+        """The profile of given prompts; `embed` computes the vector (F,) of a text in a `form`."""
         against = tuple(self.vectors(kind, embed, form) for kind in contrasts)
         vectors = self.vectors(texts, embed, form)
         return Profile(vectors, "prompts", contrasts=against, wordings=n_wordings(texts))
@@ -75,7 +75,7 @@ class ProfileStore:
     ) -> Profile | None:
         """The self-profile of the adapter with content `key`; `make` samples texts and their gain.
 
-        None where the adapter wrote nothing at all.
+        None if the adapter generated no text.
         """
         path = self._samples(key)
         made = _load_samples(path)
@@ -89,14 +89,14 @@ class ProfileStore:
         return Profile(self.vectors(texts, embed, form), "samples", gain)
 
     def has_samples(self, key: str) -> bool:
-        """Whether the adapter with content `key` was asked before, by whatever process."""
+        """Whether the samples of the adapter with content `key` are cached."""
         return self._samples(key).exists()
 
     def _samples(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.samples.json"
 
     def vectors(self, texts: Sequence[str], embed: Embed, form: str) -> FloatArray:
-        """One vector (F,) for each text, read once and kept."""
+        """One vector (F,) for each text, computed once and cached."""
         known = self.known_vectors(texts, form)
         if known is not None:
             return known
@@ -104,16 +104,16 @@ class ProfileStore:
         stream = BytesIO()
         np.save(stream, made.astype(np.float16))
         keep(self.folder / _vectors_name(texts, form), stream.getvalue())
-        return made.astype(np.float16).astype(np.float32)  # what the next start will read
+        return made.astype(np.float16).astype(np.float32)  # equal to what later runs load
 
     def known_vectors(self, texts: Sequence[str], form: str) -> FloatArray | None:
-        """The vectors (n, F) of texts that were read before, by whatever process; else None."""
+        """The vectors (n, F) of these texts if they are cached, else None."""
         name = _vectors_name(texts, form)
         loaded = (_load_vectors(folder / name, len(texts)) for folder in self._folders)
         return next((vectors for vectors in loaded if vectors is not None), None)
 
     def has_vectors(self, texts: Sequence[str], form: str) -> bool:
-        """Whether these texts were read before, by whatever process."""
+        """Whether the vectors of these texts are cached."""
         return any((folder / _vectors_name(texts, form)).exists() for folder in self._folders)
 
 

@@ -1,14 +1,14 @@
-"""What an adapter is for, as vectors: the base model's hidden state over its example texts.
+"""Adapter profiles: the base model's hidden states over an adapter's example texts.
 
-A profile is made of texts: prompts that somebody gave as examples, or samples that the adapter
-itself was made to write (a self-profile). The nearest profile is found after everything that
-prompts of one adapter differ in anyway has been scaled down (the shrunk within-class covariance of
-Fisher's linear discriminant). Whether it is near enough is a second question: the prompt must also
-lie nearer to the profile than to two references, general requests and the adapter's own inputs
-under other requests (`contrasts`). Plain numpy without I/O; needs no answers and no training.
+The texts are example prompts, or samples that the adapter generated (a self-profile). Vectors are
+whitened before they are compared, which scales down the differences between prompts of the same
+adapter (the shrunk within-class covariance of Fisher's linear discriminant). A prompt matches the
+nearest profile only if it is also nearer to it than to two references: general requests, and the
+adapter's own inputs with other requests (`contrasts`). Plain numpy without I/O; needs no answers
+and no training.
 
-Source: our own; nearest class means are old, "ask the adapter what it was trained on" was found
-in no publication. LORAUTER (arXiv 2601.21795) routes by text embeddings of labelled samples.
+Source: our own, on nearest class means. We found no publication of self-profiles. LORAUTER
+(arXiv 2601.21795) routes by text embeddings of labelled samples.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ import numpy as np
 from ..hidden_states import FloatArray
 from .whitening import SHRINKAGE, IntArray, Whitening
 
-# In nats a token: below the one, an adapter's samples are no other than the base's, and above the
-# other they are no language any more, as an adapter writes that never saw a prompt in its loss.
+# In nats per token. Below the minimum, an adapter's samples are like the base model's. Above the
+# maximum they are not language: the adapter was trained without a loss on prompts.
 LEAST_GAIN, MOST_GAIN = 0.05, 3.0
-# A prompt matches an adapter from this share of the way on: 0 is a reference, 1 the centre of the
-# examples. Those in few wordings have a centre further away from new wordings, so that w of them
-# need w / (w + FEW) of it; more than MOST_WORDINGS need no more. Chosen on the choosing set.
+# A prompt matches an adapter from this position on: 0 is a reference, 1 the centre of the examples.
+# Examples in few wordings have a centre further away from new wordings, so w wordings need only
+# w / (w + FEW) of it, constant above MOST_WORDINGS. Chosen on the choosing set.
 LEAST_MATCH, FEW, MOST_WORDINGS = 0.57, 2, 4
-# Further away than this, in typical distances, a prompt matches nothing: it may lie between the
-# references and a profile only because it has to do with neither.
+# Beyond this, in typical distances, a prompt matches nothing: it may be between the references
+# and a profile without being related to either.
 FARTHEST = 1.5
 FOLDS = 4
-MOST_TYPICAL = 64  # profiles that the typical distance is measured on
+MOST_TYPICAL = 64  # profiles used to measure the typical distance
 
 
 def embed(parts: Sequence[FloatArray]) -> FloatArray:
-    """One vector (sum of the widths,) for one text: each part (d,) of length 1, one after another.
+    """One vector (sum of the widths,) for one text: the parts (d,), each scaled to length 1.
 
-    Parts are hidden states, or means of them; each counts the same, whatever its scale.
+    Parts are hidden states or means of them; each has equal weight, regardless of its scale.
     """
     return np.concatenate([part / max(float(np.linalg.norm(part)), 1e-12) for part in parts])
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The texts of one adapter as vectors (n, F) float32, each made by `embed`.
+    """The texts of one adapter as vectors (n, F) float32, each computed by `embed`.
 
-    `source` is "prompts" or "samples". `contrasts` are its inputs under other requests, for each
-    kind of input one array (m, F) with a row a request; empty where there are none. `gain` is how
-    many nats a token the adapter's own samples are likelier under it than under the base: near zero
-    says that the samples are the base's. None for given prompts. `wordings` is in how many wordings
-    the texts are, 0 for as many as there are texts.
+    `source` is "prompts" or "samples". `contrasts` are its inputs with other requests: one array
+    (m, F) per kind of input, one row per request; may be empty. `gain` is the mean log-likelihood
+    gain of the samples under the adapter over the base, in nats per token; near zero means that
+    the base would generate the same. None for example prompts. `wordings` is the number of wordings
+    of the texts; 0 means one per text.
     """
 
     vectors: FloatArray = field(repr=False)
@@ -63,22 +63,22 @@ class Profile:
 
     @property
     def least_match(self) -> float:
-        """The match from which on a prompt fits."""
+        """The lowest match at which a prompt fits."""
         wordings = min(self.wordings or len(self.vectors), MOST_WORDINGS)
         return LEAST_MATCH * wordings / (wordings + FEW)
 
     @property
     def is_informative(self) -> bool:
-        """Whether the texts say anything about the adapter."""
+        """Whether the texts are specific to the adapter."""
         return self.gain is None or LEAST_GAIN <= self.gain <= MOST_GAIN
 
 
 @dataclass(frozen=True)
 class Points:
-    """Whitened points as they are compared with texts that are not whitened.
+    """Whitened points, prepared for comparison with vectors that are not whitened.
 
-    `towards` (N, F) are the points whitened once more, `squares` (N,) their squared lengths: the
-    distance of a whitened text is made of these and of its own length, at the cost of one product.
+    `towards` (N, F) are the points whitened twice, `squares` (N,) the squared lengths of those
+    whitened once. With the length of a whitened text, one product gives its distances.
     """
 
     towards: FloatArray = field(repr=False)
@@ -96,9 +96,9 @@ class Points:
 
 
 class Lying(NamedTuple):
-    """How a text lies to each profile: `distances` (N,), and that of the nearest general request.
+    """The `distances` (N,) of a text from each profile, and from the nearest general request.
 
-    The latter is infinity where there are no general requests.
+    The latter is infinity if there are no general requests.
     """
 
     distances: FloatArray
@@ -107,12 +107,12 @@ class Lying(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """How a text lies to each of several profiles; made by `fit`.
+    """Measures distances and matches of a text to several profiles; created by `fit`.
 
     `names` (N,) belong to the rows of `centres`, the profiles' whitened means. `typical` is the
-    mean distance of a profile's own texts when they have no part in the measure: the unit in which
-    "near" is meant. `least` (N,) is the match from which on a text fits. A text costs one product
-    with up to MOST_DEVIATIONS vectors, one with the centres, and some with references.
+    mean distance of a profile's own held-out texts: the unit of nearness. `least` (N,) is the
+    lowest match at which a text fits. Each text costs one product with up to MOST_DEVIATIONS
+    vectors, one with the centres, and some with references.
     """
 
     names: tuple[str, ...]
@@ -133,7 +133,7 @@ class Measure:
     ) -> Measure:
         """The measure for one profile or more, each of at least one text.
 
-        `general` (G, F) are vectors of requests that no adapter is made for. Without them every
+        `general` (G, F) are vectors of requests that no adapter is trained for. Without them, every
         text matches.
         """
         vectors = [profile.vectors for profile in profiles.values()]  # each (n_i, F)
@@ -154,7 +154,7 @@ class Measure:
         )
 
     def lying(self, x: FloatArray) -> Lying:
-        """How a text's vector (F,) lies to the profiles and to the general requests."""
+        """The distances of a text's vector (F,) from the profiles and the general requests."""
         square = self._whitening.square(x)
         general = (
             float("inf") if self._general is None else self._general.distances(x, square).min()
@@ -171,12 +171,12 @@ class Measure:
         which: Sequence[int] | IntArray | None = None,
         lying: Lying | None = None,
     ) -> FloatArray:
-        """How far a text's vector (F,) lies on the way from the references to each profile.
+        """The position (N,) of a text's vector (F,) between the references and each profile.
 
-        0 and less are a reference, 1 is the profile's centre. At most 0 where the profile is
-        further away than FARTHEST, or than one of the general requests. The scale is the same for
-        every model and pool. 1 where there is no reference. (N,), or for the profiles at the
-        positions `which` alone, in this order. `lying` is made anew unless it is given.
+        0 or less is a reference, 1 is the profile's centre. At most 0 if the profile is further
+        away than FARTHEST or than one of the general requests. The scale is the same for every
+        model and pool. 1 if there are no references. `which` restricts the result to the profiles
+        at these positions, in this order. `lying` is computed if it is not given.
         """
         chosen = np.arange(len(self.names)) if which is None else np.asarray(which, dtype=int)
         if self._references is None:
@@ -187,7 +187,7 @@ class Measure:
         return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
     def gap(self, x: FloatArray, lying: Lying | None = None) -> float:
-        """How much further away than the nearest profile the nearest general request is.
+        """The distance of the nearest general request minus that of the nearest profile.
 
         In typical distances; infinity without general requests.
         """
@@ -197,20 +197,20 @@ class Measure:
         return (general - float(distances.min())) / self.typical
 
     def nearness(self, x: FloatArray, lying: Lying | None = None) -> FloatArray:
-        """-distance / typical distance (N,): about -1 for a text like the profile's own."""
+        """-distance / typical distance (N,): about -1 for a text like the profile's texts."""
         near: FloatArray = -(lying or self.lying(x)).distances / np.float32(self.typical)  # (N,)
         return near
 
 
 @dataclass(frozen=True)
 class References:
-    """What a prompt must be further from than from an adapter's profile.
+    """References for each adapter: a matching prompt must be nearer to its profile than to these.
 
-    These are general requests, and the adapter's contrasts of each kind. `ways` (1 + K, N, F) lead
-    from each reference to the adapter's centre, whitened twice and divided by their squared
-    lengths: a text's product with one, less its `starts` (1 + K, N), is the share of the way that
-    the text lies at. The whitening has also seen what differs between inputs of one and
-    the same request, so that what counts is the request.
+    They are general requests, and the adapter's contrasts of each kind. `ways` (1 + K, N, F) are
+    the vectors from each reference to the adapter's centre, whitened twice and divided by their
+    squared lengths. A text's product with one, minus its `starts` (1 + K, N), is the text's
+    position on it. The whitening is also fitted on different inputs of the same request, so the
+    position depends on the request.
     """
 
     ways: FloatArray = field(repr=False)
@@ -220,7 +220,7 @@ class References:
     def fit(
         cls, profiles: Sequence[Profile], general: FloatArray, shrinkage: float = SHRINKAGE
     ) -> References:
-        """Those of profiles; `general` (G, F) are vectors of general requests."""
+        """The references of profiles; `general` (G, F) are vectors of general requests."""
         n_kinds = max((len(profile.contrasts) for profile in profiles), default=0)
         groups = [profile.vectors for profile in profiles]
         for kind in range(n_kinds):
@@ -244,9 +244,9 @@ class References:
         return cls(np.stack(ways), np.stack(starts))
 
     def positions(self, x: FloatArray, which: IntArray) -> FloatArray:
-        """Where a text's vector (F,) lies between references, 0, and the centres `which`, 1: (n,).
+        """The position (n,) of a text's vector (F,) between references, 0, and centres `which`, 1.
 
-        The mean over the kinds of contrasts, or the position from the general requests where that
+        The mean over the kinds of contrasts, or the position from the general requests if that
         is smaller.
         """
         found = self.ways[:, which] @ x - self.starts[:, which]  # (1 + K, n)
@@ -258,11 +258,10 @@ class References:
 def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: float) -> float:
     """The mean distance of texts from the centre of their profile's other texts, in folds.
 
-    The whitening must not have seen the texts it is applied to, since it shrinks just the
-    directions in which those differ: it is fitted on other profiles, or, of a lone one, on its
-    other texts.
-    Where there is nothing to leave out, half the distance between two profiles stands for it, or,
-    for a lone one, infinity: anything may be near.
+    The whitening shrinks the directions in which its training texts differ, so it is fitted on
+    other profiles than the measured one; for a single profile, on that profile's other texts.
+    If no texts can be held out, the result is half the distance between two profiles, or infinity
+    for a single profile: anything may be near.
     """
     several = [of_one for of_one in vectors if len(of_one) > 1]
     if len(several) > MOST_TYPICAL:
@@ -275,7 +274,7 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
             others = others or several
             whitening = Whitening.fit(others, shrinkage)
             for v in held_out:
-                alone = len(v) / (len(v) - 1)  # from the mean of all to that of the others
+                alone = len(v) / (len(v) - 1)  # corrects for the mean including the text itself
                 deviations = whitening(v) - whitening(v.mean(axis=0))  # (n, F)
                 found += (alone * np.linalg.norm(deviations, axis=1)).tolist()
         elif several and len(several[0]) > 2:
@@ -288,5 +287,5 @@ def _typical(vectors: Sequence[FloatArray], centres: FloatArray, shrinkage: floa
     if found:
         return max(float(np.mean(found)), 1e-6)
     apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)  # (N - 1,)
-    # Profiles of one and the same text say no more than a lone one.
+    # Profiles of the same text give no more information than a single one.
     return float(apart.mean()) / 2 if apart.any() else float("inf")

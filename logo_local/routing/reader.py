@@ -1,6 +1,6 @@
-"""What routing asks of the model: the one connection between numbers and llama.cpp.
+"""The interface of routing to the model.
 
-`llama.reader.PromptReader` is the implementation; tests have others.
+`llama.reader.PromptReader` implements it on llama.cpp; tests have other implementations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..hidden_states import FloatArray, Framed, Place, Reading
 
 
 class Reader(Protocol):
-    """Reads prompts; what each method does is said at `llama.reader.PromptReader`."""
+    """Reads prompts; see `llama.reader.PromptReader` for the methods."""
 
     def prompts_to_route(self, prompt: Any) -> Iterator[list[int]]: ...  # noqa: D102
     def frame(self, tokens: Sequence[int]) -> Framed: ...  # noqa: D102

@@ -1,8 +1,8 @@
-"""Every signal by its name: what it needs, where it comes from, and the function that computes it.
+"""The registry of signals: name, needs, source, and the function that computes the scores.
 
-A signal is one function in a module of `scorers`, decorated with `signal`. The command line's
-choices, the checks and the table in the documentation are made from this registry, so that a new
-signal is one file and nothing else.
+A signal is one function in a module of `scorers`, decorated with `signal`. The choices of the
+command line, the checks and the table in the documentation are generated from this registry, so a
+new signal needs only one file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .signals import Scores
 
-AUTO = "auto"  # the name that stands for DEFAULT
-DEFAULT = "mixed"  # the best as measured (docs/quality.md)
+AUTO = "auto"  # an alias of DEFAULT
+DEFAULT = "mixed"  # the best in our measurements (docs/quality.md)
 
 
 class Confidence(Enum):
-    """How sure a signal is of a message before it has seen the conversation around it."""
+    """How certain a signal is about a message without the rest of the conversation."""
 
     SURE = "the message alone decides, if an adapter fits"
     UNSURE = "the conversation decides"
@@ -31,9 +31,9 @@ class Confidence(Enum):
 
 
 class Fit(NamedTuple):
-    """Scores >= 0 by adapter; absent are those about which a signal can say nothing.
+    """Scores >= 0 by adapter; adapters that the signal cannot score are absent.
 
-    `reason` says in a sentence why these adapters, or none, where a signal can say it.
+    `reason` explains in one sentence why these adapters, or none, were chosen; may be empty.
     """
 
     scores: Scores
@@ -46,7 +46,7 @@ Function: TypeAlias = Callable[[Any, Any], "Scores | Fit"]
 
 
 class Need(Enum):
-    """What a signal needs beside the adapters."""
+    """What a signal needs besides the adapters."""
 
     LAST_TOKEN = "one pass, to the probed block"
     PROMPT = "one pass, to 0.9 of the depth or less"
@@ -60,8 +60,8 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class Signal:
-    """One way to score adapters. `everywhere` says that it is a choice of all commands; the others
-    are for research: choices of `logo-local eval` and of the Python API.
+    """One way to score adapters. With `everywhere` it is available in all commands, else only in
+    `logo-local eval` and the Python API.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Signal:
 
     @property
     def probe(self) -> str:
-        """ "one-pass", or "each" where the prompt is only evaluated with each adapter."""
+        """ "one-pass", or "each" if the prompt is only evaluated with each adapter."""
         return "each" if self.needs == {Need.EACH} else "one-pass"
 
 
@@ -85,9 +85,9 @@ def signal(
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the signal `name`.
 
-    It is called with the `Scorer` of the pool and a `Prompt`, and returns the scores >= 0 by
-    adapter, or a `Fit`. Adapters that it can say nothing about are absent. `summary` completes
-    "An adapter's score is ...". Raises ValueError for a name that is taken.
+    The function takes the `Scorer` of the pool and a `Prompt`, and returns the scores >= 0 by
+    adapter, or a `Fit`. Adapters that it cannot score are absent. `summary` completes "An adapter's
+    score is ...". Raises ValueError if the name is taken.
     """
 
     def register(function: Function) -> Function:
@@ -101,7 +101,7 @@ def signal(
 
 @cache
 def signals() -> Mapping[str, Signal]:
-    """All registered signals by name: those of all commands first, each part sorted."""
+    """All registered signals by name: `everywhere` signals first, each part sorted."""
     from . import scorers
 
     for module in sorted(found.name for found in iter_modules(scorers.__path__)):
@@ -111,10 +111,10 @@ def signals() -> Mapping[str, Signal]:
 
 
 def find(name: str) -> Signal:
-    """The signal `name`, or the one that "auto" stands for. Raises KeyError for any other name."""
+    """The signal `name`, or DEFAULT for "auto". Raises KeyError for unknown names."""
     return signals()[DEFAULT if name == AUTO else name]
 
 
 def names(*, everywhere: bool = False) -> tuple[str, ...]:
-    """ "auto" and all signals, or only those that every command has."""
+    """ "auto" and all signals, or only those available in every command."""
     return (AUTO, *(s.name for s in signals().values() if s.everywhere or not everywhere))

@@ -1,6 +1,6 @@
-"""From scores to a route: which adapters, and how much of each.
+"""From scores to a route: the selected adapters and their weights.
 
-Plain arithmetic without I/O. A `Route` is a value: it can be kept, compared, and shown.
+Plain arithmetic without I/O. A `Route` is an immutable value.
 Source: LoGo, arXiv 2511.07129: the top k adapters, weighted w_i = s_i / sum_j s_j.
 """
 
@@ -17,11 +17,11 @@ class Route:
     """The adapters selected for one prompt, with their scores and weights.
 
     `names`, `scores` and `weights` belong together, by descending weight; the weights sum to 1.
-    `all_scores` holds every adapter that took part, selected or not. A route without names means
-    that the base model answers alone. `signal` and `probe` say how the scores were made, `target`
-    which weight's input was read (None when the adapters were evaluated one by one), `mixture` how
-    llama.cpp blends them, which whoever makes a route does not know yet; `reason` says in a
-    sentence why these adapters, or none, where the signal can.
+    `all_scores` holds every scored adapter, selected or not. A route without names means that the
+    base model answers alone. `signal` and `probe` say how the scores were computed, `target` which
+    weight's input was read (None if the adapters were evaluated one by one). `mixture` says how
+    llama.cpp blends them; it is set later, by the engine. `reason` explains the choice in one
+    sentence; may be empty.
     """
 
     names: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Route:
 
     @property
     def applied(self) -> dict[str, float]:
-        """What generation runs under: each selected adapter's weight by its name."""
+        """The weights used in generation, by adapter name."""
         return dict(zip(self.names, self.weights, strict=True))
 
     @property
@@ -61,10 +61,10 @@ class Route:
 
 
 def fixed(weights: Mapping[str, float]) -> Route:
-    """The route that somebody else decided: `weights` as they are, whatever they sum to.
+    """A route with given `weights`, which need not sum to 1.
 
-    Nothing was scored, so the weights stand for the scores and `all_scores` is empty; no weights
-    at all are the base alone.
+    Nothing is scored: the weights are also used as scores, and `all_scores` is empty. No weights
+    mean the base model alone.
     """
     ordered = sorted(weights.items(), key=lambda item: -item[1])
     values = tuple(weight for _, weight in ordered)
@@ -84,12 +84,11 @@ def select(
     target: str | None = None,
     reason: str = "",
 ) -> Route:
-    """Take the `top_k` highest `scores` and share the weight among them, w_i = s_i / sum_j s_j.
+    """Select the `top_k` highest `scores`, with the weights w_i = s_i / sum_j s_j.
 
-    Fewer than `top_k` adapters are all taken; equal scores are ordered by name, so that a route
-    never depends on the order of a folder. When no adapter has a score above zero, the route has
-    no names: none of them would change a thing. Raises ValueError for top_k < 1, and for a score
-    that is negative or not finite, which no signal may produce.
+    Fewer than `top_k` adapters are all selected. Equal scores are ordered by name, so a route
+    never depends on the order of a folder. If no score is above zero, the route has no names.
+    Raises ValueError for top_k < 1, and for scores that are negative or not finite.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
@@ -98,7 +97,7 @@ def select(
         raise ValueError(f"scores must be finite and not negative: {bad}")
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:top_k]
     chosen = [(name, score) for name, score in ranked if score > 0]
-    # Divided by the largest first, so that a sum of huge scores cannot overflow.
+    # Divided by the largest first, so that the sum of large scores cannot overflow.
     shares = [score / chosen[0][1] for _, score in chosen]
     total = math.fsum(shares)
     return Route(
@@ -114,10 +113,10 @@ def select(
 
 
 def kept(route: Route, last: Route | None, tolerance: float) -> Route:
-    """`route`, with the weights of `last` where it has the same adapters and none of what is
-    applied differs by more than `tolerance` >= 0; with 0 always `route`.
+    """`route`, but with the weights of `last` if these are nearly the same.
 
-    Compared with what a conversation runs under, not with the route before: weights cannot drift.
+    That is, for the same adapters and no weight that differs by more than `tolerance` >= 0; 0
+    always returns `route`. `last` has the weights in use, so small changes cannot accumulate.
     """
     if last is None or tolerance <= 0 or set(last.names) != set(route.names):
         return route

@@ -1,7 +1,6 @@
-"""A prompt's way from tokens to its route.
+"""Routes a prompt: reads what the signal needs, scores the adapters, selects the route.
 
-`Router` lets the reader read what a signal needs, keeps the scorer of the pool as it is now, and
-hands the scores to `route`. Nothing here knows of llama.cpp.
+`Router` also caches the scorer of the current pool. Independent of llama.cpp.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-CALIBRATING = "reading generic prompts"  # what `progress` is told
+CALIBRATING = "reading generic prompts"  # reported through `progress`
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores >= 0 by adapter, how they were made, and why; the words are those of `Route`."""
+    """Scores >= 0 by adapter, with the same fields as `Route` for how they were computed."""
 
     signal: str
     probe: str
@@ -55,8 +54,8 @@ class Scored:
 class Router:
     """Routes for the prompts of one engine, among the candidates of `pool`.
 
-    `reader` reads prompts, `settings` say what is read and how, `progress` is told what takes long.
-    `timings_ms` has what the last route took. Not safe to use from two threads at once.
+    `reader` reads prompts, `settings` say what is read and how, `progress` reports slow steps.
+    `timings_ms` has the times of the last route. Not thread-safe.
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class Router:
     def route(self, prompt: Any, signal: str, top_k: int) -> Route:
         """The route for a prompt: a text, messages or tokens.
 
-        In a conversation the last message decides if the signal is sure of it; otherwise all that
-        was said does, or the last message where nothing fits that. Raises NativeError where an
-        adapter makes of a prompt something that is not finite.
+        In a conversation, the last message is used if the signal is certain about it; otherwise the
+        whole conversation, or the last message if nothing fits the whole. Raises NativeError if
+        an adapter produces values that are not finite.
         """
         self.timings_ms.update(probe=0.0, score=0.0)
         routes = []
@@ -93,7 +92,7 @@ class Router:
         return (fitting or routes or [Route()])[-1]
 
     def _selected(self, scored: Scored, top_k: int) -> Route:
-        """The route by the scores of a prompt."""
+        """The route for a prompt's scores."""
         bad = [name for name, score in scored.scores.items() if not math.isfinite(score)]
         if bad:
             raise NativeError(
@@ -101,7 +100,7 @@ class Router:
                 hint="leave them out of the folder, or choose another --signal",
             )
         scores, reason = scored.scores, scored.reason
-        # Whoever pins an adapter wants it, whether or not it fits.
+        # A pinned adapter is used even if it does not fit.
         if self._pool.pinned and not any(score > 0 for score in scores.values()):
             scores, reason = dict.fromkeys(self._pool.candidates, 1.0), "pinned"
         return select(
@@ -114,9 +113,9 @@ class Router:
         )
 
     def scores(self, tokens: list[int], signal: str) -> Scored:
-        """How the pool's candidates score for a prompt.
+        """The scores of the pool's candidates for a prompt.
 
-        Scores of adapters about which the signal can say nothing are absent.
+        Adapters that the signal cannot score are absent.
         """
         signal = self.settings.resolved(signal)
         about = find(signal)
@@ -143,10 +142,10 @@ class Router:
         return Scored(signal, about.probe, target, wanted, fit.reason, fit.confidence)
 
     def part(self, tokens: list[int], names: Collection[str]) -> Callable[[], object]:
-        """What scores only these adapters for a prompt: to measure what a smaller pool costs.
+        """A function that scores only these adapters, to measure the cost of a smaller pool.
 
-        By the settings' signal, which must be one of one pass. The prompt is read now, unless it
-        was read last.
+        Uses the settings' signal, which must be a one-pass signal. The prompt is read now, unless
+        it was the last one read.
         """
         signal = self.settings.resolved()
         framed = self._framed(tokens, signal)
@@ -155,12 +154,12 @@ class Router:
         return partial(scorer.part(names).fit, signal, reading)
 
     def remember(self) -> None:
-        """Count the prompt that was scored last among the user's own (see `baselines`)."""
+        """Add the last scored prompt to the user's past prompts (see `baselines`)."""
         if self._last_scorer is not None:
             self._last_scorer.z_norms.remember()
 
     def read_ahead(self, tokens: list[int]) -> None:
-        """Let the pass read a prompt that the next one will begin with."""
+        """Read a prompt in advance that is the prefix of the next one."""
         if not self._pool.adapters:
             return
         signal = self.settings.resolved()
@@ -169,14 +168,14 @@ class Router:
             self._reader.read(framed, places)
 
     def _framed(self, tokens: Sequence[int], signal: str) -> Framed:
-        """A prompt as `signal` reads it: the paper's signals read the last token as it is."""
+        """A prompt as `signal` reads it: the paper's signals read the prompt's own last token."""
         whole = Need.PROMPT in find(signal).needs
         return self._reader.frame(tokens) if whole else Framed.of(tokens)
 
-    # What is made once for a state of the pool
+    # Cached for the current state of the pool
 
     def _scorer_for(self, signal: str, form: str) -> Scorer:
-        """The scorer of the pool as it is now, with what `signal` needs for prompts of a `form`."""
+        """The scorer of the current pool, with the data that `signal` needs for this `form`."""
         needs = find(signal).needs
         scorer = self._scorers.get(form)
         if scorer is None or scorer.adapters is not self._pool.adapters:
@@ -196,7 +195,7 @@ class Router:
     def _new_scorer(self, signal: str) -> Scorer:
         pool, settings = self._pool, self.settings
         known = next((s for s in self._scorers.values() if s.adapters is pool.adapters), None)
-        if known is not None:  # of another form; all but the profiles is the same
+        if known is not None:  # of another form; only the profiles differ
             return Scorer(pool.adapters, pool.base, known.index, known.place, known.z_norms)
         self._index = current_index(self._index, pool, settings.layer, signal)
         place = Place(self._index.target, residual=settings.tap == "residual")
@@ -206,7 +205,7 @@ class Router:
         return Scorer(pool.adapters, pool.base, self._index, place, z_norms)
 
     def _add_samples(self, scorer: Scorer, signal: str, form: str) -> None:
-        """The self-profiles that `signal` wants, as far as the settings allow to make them."""
+        """Add the self-profiles that `signal` needs, if the settings allow creating them."""
         if not self.settings.self_profile:
             return
         wanted = [name for name in scorer.wants_samples(signal) if name not in scorer.sampled]
@@ -224,7 +223,7 @@ class Router:
         return profile_vector(self._reader.read(framed, profile_places(base)), base)
 
     def _generic_readings(self) -> Iterator[Reading]:
-        """The pass over each of the generic prompts that come with the package."""
+        """Read each of the generic prompts that come with the package."""
         lines = general_requests()
         places = read_places(self._pool.base)
         log.info("reading %d generic prompts, once for this model", len(lines))
@@ -236,12 +235,12 @@ class Router:
     # Example prompts
 
     def teach(self, name: str, prompts: Sequence[str]) -> int:
-        """Remember example prompts of an adapter for good; how many of them are new."""
-        self._scorers.clear()  # profiles are made again; all but the new one are in the cache
+        """Store example prompts of an adapter; returns how many are new."""
+        self._scorers.clear()  # profiles are built again; all but the new one are cached
         return self._profiles.teach(name, prompts)
 
     def unteach(self, name: str, *, last: bool = False) -> int:
-        """Forget what was taught of an adapter, or the `last` prompt; how many went."""
+        """Delete the stored prompts of an adapter, or only the `last`; returns how many."""
         self._scorers.clear()
         return self._profiles.unteach(name, last=last)
 
@@ -250,9 +249,9 @@ class Router:
         return self._profiles.examples(name)
 
     def without_profile(self) -> list[str]:
-        """The adapters with neither example prompts, texts of their own, nor a description.
+        """The adapters without example prompts, generated texts, and description.
 
-        None of them where the settings leave self-profiles out, or the signal has no use for them.
+        Empty if the settings disable self-profiles or the signal does not use them.
         """
         needs = find(self.settings.resolved()).needs
         if not self.settings.self_profile or Need.SAMPLES not in needs:
@@ -260,21 +259,21 @@ class Router:
         return self._profiles.without_any()
 
     def make_self_profiles(self) -> None:
-        """Let all adapters `without_profile` write texts, and keep them for every process."""
+        """Generate texts with all adapters `without_profile` and cache them on disk."""
         self._profiles.of_samples(self.without_profile(), "chat")
 
     def close(self) -> None:
-        """Keep what was remembered."""
+        """Save the statistics of past prompts."""
         if self._past is not None:
             self._past.save()
         self._pool.save()
 
 
 def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: str) -> RoutingIndex:
-    """The index of the pool as it is now; `index` itself unless the pool has changed since.
+    """The index of the current pool; `index` itself if the pool has not changed.
 
-    A block that no adapter can be read at stands in the way of signals of one place only: without
-    their need the index has no target then, and no line about adapters that it leaves out.
+    If no adapter can be read at the configured block, only signals that read the target fail. For
+    the others the index then has no target and logs no skipped adapters.
     """
     if index is not None and index.adapters is pool.adapters:
         return index
@@ -289,13 +288,13 @@ def current_index(index: RoutingIndex | None, pool: Pool, layer: int, signal: st
 
 
 def profile_store(base: BaseModel) -> ProfileStore:
-    """Where the profiles for a base model are kept; needs no weights."""
+    """The profile store for a base model; does not load weights."""
     shape = f"{base.chat_template} {profile_places(base)} {WINDOW}"
     shipped = config.demo_folder() / "profiles"
     return ProfileStore(config.cache_dir(), base.path, shape, shipped)
 
 
 def check_target(pool: Pool, settings: RoutingSettings) -> None:
-    """Raise PoolError where the settings' signal reads a block that no adapter can be read at."""
+    """Raise PoolError if the settings' signal reads a block that no adapter changes."""
     if pool.adapters and Need.LAST_TOKEN in find(settings.resolved()).needs:
         choose_target(pool.adapters, pool.base, settings.layer)

@@ -1,8 +1,8 @@
-"""What the signals compute with: everything that is made once of a pool's adapters, and a prompt.
+"""The inputs of the signals: data computed once for a pool's adapters, and the prompt.
 
-A `Scorer` belongs to one state of the pool. It says which places of the pass a signal wants read,
-and holds what is made of the adapters (factors, norms, profiles). The signals are in `scorers`,
-their formulas in `signals` and `profiles`.
+A `Scorer` belongs to one state of the pool. It determines which places of the forward pass a
+signal reads, and holds the adapters' data (factors, norms, profiles). The signals are in
+`scorers`, their formulas in `signals` and `profiles`.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from .registry import Fit, Need, find
 from .signals import Scores
 from .z_norms import ZNorms
 
-# Profiles and z-norm read so many blocks, from the first to this share of the depth: later ones are
-# about the answer. Profiles read there the last token of the prompt, where the answer begins.
-# Chosen on the choosing set (docs/quality.md).
+# Profiles and z-norms read this many blocks, from the first to this share of the depth. Later
+# blocks represent the answer: there, profiles read only the last token of the prompt. Chosen on
+# the choosing set (docs/quality.md).
 READ_BLOCKS, READ_DEPTH = 4, 0.6
 ANSWER_DEPTHS = (0.83, 0.9)
-# So many of the nearest adapters are compared with their references; no route holds one beyond.
+# Number of nearest adapters that are compared with their references; routes use only these.
 MOST_MATCHED = 32
 
 
 def read_places(base: BaseModel) -> tuple[Place, ...]:
-    """Where profiles and z-norm read: the input of attention in a few evenly spaced blocks."""
+    """Places that profiles and z-norms read: the attention input in evenly spaced blocks."""
     last = round(READ_DEPTH * (base.n_blocks - 1))
     return _places(base, [round(i * last / (READ_BLOCKS - 1)) for i in range(READ_BLOCKS)])
 
 
 def answer_places(base: BaseModel) -> tuple[Place, ...]:
-    """Where profiles read the last token: the input of attention in late blocks."""
+    """Places where profiles read the last token: the attention input in late blocks."""
     return _places(base, [round(depth * (base.n_blocks - 1)) for depth in ANSWER_DEPTHS])
 
 
 def profile_places(base: BaseModel) -> tuple[Place, ...]:
-    """All that `profile_vector` needs to be read."""
+    """All places that `profile_vector` uses."""
     return (*read_places(base), *answer_places(base))
 
 
 def profile_vector(reading: Reading, base: BaseModel) -> FloatArray:
-    """A text's vector for profiles: whole, start and end in early blocks, and the last token."""
+    """A text's profile vector: whole, start and end in early blocks, and the last token."""
     early = [reading[place] for place in read_places(base)]
     return embed(
         [
@@ -73,9 +73,9 @@ def _places(base: BaseModel, blocks: Sequence[int]) -> tuple[Place, ...]:
 
 
 class EachAdapter:
-    """Evaluations of one prompt with single adapters; `ms` is what they have taken so far.
+    """Evaluations of one prompt with single adapters; `ms` is their total time so far.
 
-    `names` are the candidates. An evaluation takes as long as the base needs for the prompt.
+    `names` are the candidates. Each evaluation costs one pass of the model over the prompt.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class EachAdapter:
         self.ms += 1000 * (time.perf_counter() - started)
 
     def menu(self, lines: Sequence[str]) -> FloatArray:
-        """How much likelier (n,) the base names each of `lines` for the prompt than for none."""
+        """How much likelier (n,) the base names each of `lines` with the prompt than without."""
         started = time.perf_counter()
         found = self._reader.menu_logits(self._tokens, lines)
         self.ms += 1000 * (time.perf_counter() - started)
         return found
 
     def gains(self, names: Sequence[str]) -> Scores:
-        """By how many nats each of `names` makes the prompt likelier than the base does."""
+        """The prompt's log-likelihood gain over the base, in nats, for each of `names`."""
         started = time.perf_counter()
         found = self._reader.gains(self._tokens, [self._adapters[name] for name in names])
         self.ms += 1000 * (time.perf_counter() - started)
@@ -112,9 +112,9 @@ class EachAdapter:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as a signal sees it: what was read in one pass, and evaluations with adapters.
+    """One prompt as input of a signal: the reading of one pass, and evaluations with adapters.
 
-    `reading` has the places that the signal's needs name.
+    `reading` has the places for the signal's needs.
     """
 
     reading: Reading = field(default_factory=dict)
@@ -128,10 +128,10 @@ class Prompt:
 
 
 class Compared(NamedTuple):
-    """How a prompt lies to one adapter's profile.
+    """A prompt compared with one adapter's profile.
 
-    `nearness` is as `Measure.nearness`; the prompt fits where `match` is at least `least`. `match`
-    is 0 beyond the nearest MOST_MATCHED adapters. `gap` is as `Measure.gap`, of the text.
+    `nearness` is as in `Measure.nearness`; the prompt fits if `match` is at least `least`. `match`
+    is 0 beyond the nearest MOST_MATCHED adapters. `gap` is as in `Measure.gap`.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Compared(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the prompt is one for this adapter."""
+        """Whether the prompt fits this adapter."""
         return self.match >= self.least
 
 
@@ -150,11 +150,10 @@ class Compared(NamedTuple):
 class Scorer:
     """All signals for one pool.
 
-    `index` has the factors at the target that the paper's signals read, at `place`. `prompts`
-    are the profiles of adapters for which somebody gave examples, None until they are needed, and
-    `samples` those from texts that the adapters wrote; `descriptions` are of adapters without
-    examples; `general` (G, F) are vectors of requests that no adapter is made for. `z_norms` are
-    at `read_places`.
+    `index` has the factors at the target, `place`, that the paper's signals read. `prompts` are
+    the profiles of adapters with example prompts, None until they are needed; `samples` those from
+    generated texts; `descriptions` belong to adapters without examples. `general` (G, F) are
+    vectors of requests that no adapter is trained for. `z_norms` are at `read_places`.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -166,14 +165,14 @@ class Scorer:
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     general: FloatArray | None = field(default=None, repr=False)
     descriptions: Descriptions | None = field(default=None, repr=False)
-    about: Mapping[str, str] = field(default_factory=dict, repr=False)  # a line each, if needed
-    sampled: set[str] = field(default_factory=set, repr=False)  # those that wrote nothing, too
+    about: Mapping[str, str] = field(default_factory=dict, repr=False)  # one line each, if needed
+    sampled: set[str] = field(default_factory=set, repr=False)  # even if no text was generated
     _measures: dict[str, Measure | None] = field(default_factory=dict, repr=False)
 
     def fit(self, signal: str, prompt: Prompt | Reading) -> Fit:
-        """The scores by adapter for a signal, and the reason for them.
+        """The scores by adapter for a signal, and the reason.
 
-        A reading alone is enough for signals that evaluate no adapter.
+        A reading is enough for signals that do not evaluate adapters.
         """
         given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         found = find(signal).score(self, given)
@@ -185,7 +184,7 @@ class Scorer:
         return {name: found[name] for name in prompt.each.names if name in found}
 
     def part(self, names: Collection[str]) -> Scorer:
-        """The scorer of a smaller pool, with what is known of it."""
+        """The scorer of a smaller pool, with the data of this one."""
         adapters = {name: self.adapters[name] for name in names}
         return replace(
             self,
@@ -197,12 +196,12 @@ class Scorer:
             _measures={},
         )
 
-    # What a signal's needs come to for this pool
+    # The needs of a signal for this pool
 
     def places(self, signal: str) -> tuple[Place, ...]:
-        """Where the pass has to be read for `signal`; nowhere for one that needs no pass.
+        """The places of the pass that `signal` reads; empty if it needs no pass.
 
-        Nor where it would compare the prompt with profiles of which there are none.
+        Also empty if it compares the prompt with profiles and there are none.
         """
         needs = find(signal).needs
         here = (self.place,) if Need.LAST_TOKEN in needs else ()
@@ -216,7 +215,7 @@ class Scorer:
         return (*wanted, *answer_places(self.base)) if profiles else wanted
 
     def wants_samples(self, signal: str) -> list[str]:
-        """The adapters whose self-profile `signal` wants: all, or those without example prompts."""
+        """Adapters whose self-profile `signal` needs: all, or those without example prompts."""
         needs = find(signal).needs
         if Need.SAMPLES not in needs:
             return []
@@ -224,7 +223,7 @@ class Scorer:
         return [name for name in self.adapters if name not in given]
 
     def wants_generic(self, signal: str) -> bool:
-        """Whether `signal` wants the baseline norms; with the samples that are there now."""
+        """Whether `signal` needs the baseline norms, given the current samples."""
         needs = find(signal).needs
         if Need.BASELINES not in needs:
             return False
@@ -233,16 +232,16 @@ class Scorer:
         return bool(self.without_profile("any" if Need.EXAMPLES in needs else "samples"))
 
     def add_samples(self, samples: Mapping[str, Profile]) -> None:
-        """Take over self-profiles that were not there yet."""
+        """Add self-profiles that are new."""
         self.samples = {**self.samples, **samples}
         self._measures = {}
 
     # Profiles
 
     def compared(self, reading: Reading, source: str) -> list[Compared]:
-        """A text beside each profile of a `source`, the nearest first.
+        """A text compared with each profile of a `source`, the nearest first.
 
-        `source` is "prompts", "samples", or "any", where prompts go before samples.
+        `source` is "prompts", "samples", or "any", which prefers prompts over samples.
         """
         measure = self._measure(source)
         if measure is None:

@@ -1,7 +1,7 @@
-"""How routing can be set: each option once, with its default, its values and its help.
+"""The options of routing, each with its default, its values and its help.
 
-The engine's parameters, the command line, the config file, the server and the checks are made from
-`RoutingSettings`.
+The engine's parameters, the command line, the config file, the server and the checks are generated
+from `RoutingSettings`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from . import registry
 
 log = logging.getLogger(__name__)
 
-DEFAULT_N_CTX = 4096  # tokens, or what the model was trained with, if that is less
-EACH = ("each-entropy", "each-likelihood")  # what `probe` "each" can compute
+DEFAULT_N_CTX = 4096  # tokens, or the model's training context if that is smaller
+EACH = ("each-entropy", "each-likelihood")  # the signals for `probe` "each"
 
 
 class Routing(TypedDict, total=False):
-    """How one call is routed; what is left out is as the engine is set.
+    """Routing options of one call; omitted keys use the engine's settings.
 
-    `weights` are by adapter name and used as they are: then nothing is scored, and `signal` and
-    `top_k` cannot be given beside them. No weights at all, {}, are the base model alone.
+    `weights` are by adapter name and used unchanged: nothing is scored, and `signal` and `top_k`
+    cannot be combined with them. Empty weights, {}, mean the base model alone.
     """
 
     signal: str
@@ -35,16 +35,16 @@ class Routing(TypedDict, total=False):
 
 
 def _option(default: Any, help: str, *, choices: tuple[Any, ...] = (), common: bool = False) -> Any:
-    """A field of `RoutingSettings`; `common` ones are options of all commands, the others of eval.
+    """A field of `RoutingSettings`; `common` options are in all commands, the others in eval.
 
-    No `choices` means that the values are checked one by one.
+    Values without `choices` are checked individually.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "common": common})
 
 
 @dataclass(frozen=True)
 class RoutingSettings:
-    """What a caller wants of the routing; the help of each field says what it does."""
+    """The routing options; the help of each field says what it does."""
 
     signal: str = _option("auto", "How the scores of adapters are computed.", common=True)
     top_k: int = _option(3, "Maximum number of adapters to blend.", common=True)
@@ -66,7 +66,7 @@ class RoutingSettings:
     self_profile: bool | str = _option(
         "kept",
         "Let adapters without examples generate some first  [default: use existing ones]",
-        choices=(True, False, "kept"),  # make what is missing, do without, or use what is there
+        choices=(True, False, "kept"),  # create missing ones, use none, or use existing ones
         common=True,
     )
     past: bool = _option(
@@ -103,29 +103,29 @@ class RoutingSettings:
 
     @property
     def memory(self) -> int:
-        """`adapter_memory` in bytes; "auto" is looked up now."""
+        """`adapter_memory` in bytes; "auto" is resolved now."""
         return config.parse_memory(self.adapter_memory)
 
     @property
     def cache_bytes(self) -> int:
-        """`cache_memory` in bytes; "auto" is looked up now.
+        """`cache_memory` in bytes; "auto" is resolved now.
 
-        0 with `prefill` "base", where prompts are under no mixture.
+        0 with `prefill` "base", because prompts are then evaluated without adapters.
         """
         return 0 if self.prefill == "base" else config.parse_cache_memory(self.cache_memory)
 
     def resolved(self, signal: str | None = None) -> str:
-        """The signal's own name, of the settings' or of another; never "auto"."""
+        """The name of `signal`, or of the settings' signal, with "auto" resolved."""
         name = self.signal if signal is None else signal
         if self.probe == "each" and name in (registry.AUTO, "entropy"):
             return "each-entropy"
         return registry.find(name).name
 
     def check(self, other_problems: Sequence[str] = ()) -> None:
-        """Raise one SettingsError with all that is wrong here, and with `other_problems`.
+        """Raise one SettingsError with all problems, including `other_problems`.
 
-        A setting that has no effect beside the others is named in the log. Does not know the
-        model: whether it has the layer is seen later.
+        A setting that has no effect with the others is logged. Whether the model has the layer
+        is checked later.
         """
         problems = _problems(self)
         if self.probe == "each" and self.signal not in (registry.AUTO, "entropy", *EACH):
@@ -146,7 +146,7 @@ class RoutingSettings:
 
 
 def _problems(settings: RoutingSettings) -> list[str]:
-    """What is wrong with the fields by themselves."""
+    """The problems of the individual fields."""
     problems = []
     for option in fields(settings):
         value, choices = getattr(settings, option.name), choices_of(option.name)
@@ -177,7 +177,7 @@ OPTIONS = {option.name: option for option in fields(RoutingSettings)}
 
 
 def choices_of(name: str) -> tuple[Any, ...]:
-    """The values of an option where they are few; () where they are not."""
+    """The values of an option with a fixed set of choices, else ()."""
     if name == "signal":
         return registry.names()
     choices: tuple[Any, ...] = OPTIONS[name].metadata["choices"]
@@ -185,7 +185,7 @@ def choices_of(name: str) -> tuple[Any, ...]:
 
 
 def check_routing(routing: Mapping[str, Any] | None) -> None:
-    """Raise one SettingsError with all that is wrong in the `Routing` of a call."""
+    """Raise one SettingsError with all problems in the `Routing` of a call."""
     given = routing or {}
     problems = [
         f"there is no routing option {n!r}" for n in given if n not in Routing.__annotations__

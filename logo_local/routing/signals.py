@@ -1,8 +1,8 @@
-"""How much an adapter has to say about a prompt: plain functions on numpy arrays.
+"""The formulas of the signals: pure functions on numpy arrays.
 
-A signal turns one adapter's projection output o_i (d_out,) into a score s_i >= 0; the larger,
-the more the adapter matters. Nothing here knows of files, prompts or llama.cpp. `scorers` makes
-signals of these functions.
+A signal turns one adapter's projection output o_i (d_out,) into a score s_i >= 0; a larger score
+means a more relevant adapter. Independent of files, prompts and llama.cpp. `scorers` registers
+signals built on these functions.
 
 Source of norm and entropy: LoGo, arXiv 2511.07129, section 3, and the authors' released code.
 """
@@ -18,13 +18,13 @@ from ..hidden_states import FloatArray
 
 Scores = dict[str, float]  # by adapter name
 
-# Keeps the inverse finite for an output that names one dimension with certainty (released code).
+# Keeps the inverse finite for a one-hot output (released code).
 ENTROPY_EPSILON = 1e-6
 LEAST_SHARE = 0.01
 
 
 def projection_output(h: FloatArray, a: FloatArray, b: FloatArray, scaling: float) -> FloatArray:
-    """What one adapter adds to its projection: o = scaling * B (A h).
+    """The output that one adapter adds to its projection: o = scaling * B (A h).
 
     `h` (d_in,) is the hidden vector, `a` (rank, d_in), `b` (d_out, rank), `scaling` the adapter's
     alpha/rank (or alpha/sqrt(rank)). Returns o (d_out,) float32. B A is never formed.
@@ -42,8 +42,8 @@ def norm(o: FloatArray) -> float:
 def entropy(o: FloatArray) -> float:
     """The inverse entropy 1 / (H(softmax(o)) + 1e-6) of an output or of logits (d_out,).
 
-    H is in nats. The result lies between 1 / (ln d_out + 1e-6), for an output that prefers
-    nothing, and 1e6, for one that names a single dimension.
+    H is in nats. The result is between 1 / (ln d_out + 1e-6), for a uniform distribution, and
+    1e6, for a one-hot distribution.
     """
     shifted = o.astype(np.float64) - float(o.max())  # (d_out,)
     p = np.exp(shifted)
@@ -54,9 +54,9 @@ def entropy(o: FloatArray) -> float:
 
 
 def relative_norm(o: FloatArray, h: FloatArray, product_norm: float) -> float:
-    """||o||_2 / (||scaling B A||_F ||h||_2), in [0, 1]: the norm without the adapter's loudness.
+    """||o||_2 / (||scaling B A||_F ||h||_2), in [0, 1]: the norm independent of the adapter's size.
 
-    `product_norm` is `frobenius_norm` of the adapter. 0 where that or h is 0.
+    `product_norm` is `frobenius_norm` of the adapter. 0 if that or h is 0.
     """
     most = product_norm * float(np.linalg.norm(h))
     return norm(o) / most if most > 0 else 0.0
@@ -74,16 +74,16 @@ def frobenius_norm(a: FloatArray, b: FloatArray, scaling: float) -> float:
 def spectr(h: FloatArray, a: FloatArray, b: FloatArray) -> float:
     """||S V^T h||_2 with the SVD B A = U S V^T, which is ||B A h||_2: the norm without scaling.
 
-    Source: SpectR, arXiv 2504.03454. It scores every layer by itself; here it is one block.
+    Source: SpectR, arXiv 2504.03454. It scores every layer separately; here only one block.
     """
     return float(np.linalg.norm(b @ (a @ h)))
 
 
 def arrow(h: FloatArray, direction: FloatArray) -> float:
-    """|v . h|, the hidden vector's part along the adapter's own `principal_direction` v (d_in,).
+    """|v . h|, the hidden vector's component along the adapter's `principal_direction` v (d_in,).
 
-    Source: Arrow, arXiv 2405.11157 (PEFT has it since 0.18). It routes every token and layer by
-    itself; here it is the last token at one block.
+    Source: Arrow, arXiv 2405.11157 (in PEFT since 0.18). It routes every token and layer
+    separately; here only the last token at one block.
     """
     return abs(float(direction @ h))
 
@@ -91,7 +91,7 @@ def arrow(h: FloatArray, direction: FloatArray) -> float:
 def principal_direction(a: FloatArray, b: FloatArray) -> FloatArray:
     """The unit right singular vector (d_in,) of B A with the largest singular value.
 
-    By the SVD of the small product R_B A Q, not of B A itself. Its sign is arbitrary.
+    Uses the QR decomposition of B, so B A is never formed. The sign is arbitrary.
     """
     r = np.linalg.qr(b, mode="r")  # (rank, rank): B = Q r, so B A has the singular values of r A
     _, _, right = np.linalg.svd(r @ a, full_matrices=False)  # (rank, d_in)
@@ -102,7 +102,7 @@ def principal_direction(a: FloatArray, b: FloatArray) -> FloatArray:
 def reduced(a: FloatArray, b: FloatArray, scaling: float) -> FloatArray:
     """A matrix M (rank, d_in) with ||M h|| = ||scaling B A h|| for every h.
 
-    With the QR decomposition B = Q R it is scaling R A: Q turns and does not stretch.
+    With the QR decomposition B = Q R, M is scaling R A: Q preserves lengths.
     `a` (rank, d_in), `b` (d_out, rank).
     """
     r = np.linalg.qr(b, mode="r")  # (min(rank, d_out), rank)
@@ -114,7 +114,7 @@ def log_rms_norms(rows: FloatArray, stacked: FloatArray, starts: Sequence[int]) 
     """For each of several adapters, ln of the root mean square over tokens of ||M h_t||_2.
 
     `rows` (n_tokens, d_in) are the hidden vectors h_t, `stacked` (sum of ranks, d_in) the
-    adapters' `reduced` matrices one below the other, beginning at the rows `starts`. An adapter
+    adapters' `reduced` matrices stacked vertically, beginning at the rows `starts`. An adapter
     that adds nothing gives ln 1e-12.
     """
     squares = ((rows @ stacked.T) ** 2).mean(axis=0)  # (sum of ranks,)
@@ -124,8 +124,8 @@ def log_rms_norms(rows: FloatArray, stacked: FloatArray, starts: Sequence[int]) 
 
 
 def softmax(values: FloatArray, temperature: float = 1.0) -> FloatArray:
-    """Scores (n,) > 0 that sum to 1 from `values` (n,) of any sign; the lower the `temperature`,
-    the more the largest takes.
+    """Scores (n,) > 0 that sum to 1, from `values` (n,) of any sign; a lower `temperature` gives
+    the largest a greater share.
     """
     shifted = (values - values.max()) / temperature  # (n,)
     p: FloatArray = np.exp(shifted)
@@ -134,9 +134,9 @@ def softmax(values: FloatArray, temperature: float = 1.0) -> FloatArray:
 
 
 def sharpened(values: Scores, temperature: float) -> Scores:
-    """Shares of 1 by softmax(values / temperature), which prefer the largest.
+    """Shares of 1 by softmax(values / temperature).
 
-    A share below LEAST_SHARE is none: it would cost time in every token and change nothing.
+    Shares below LEAST_SHARE become 0: they would cost time for every token with almost no effect.
     """
     if not values:
         return {}

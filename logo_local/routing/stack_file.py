@@ -1,10 +1,10 @@
-"""Matrices of many adapters, one below the other, kept in a file.
+"""A cache file with the vertically stacked matrices of many adapters.
 
-Scoring a thousand adapters uses a hundred megabytes that are costly to make and the same at each
-start. The file begins with a header that describes its content; when the adapters have changed it
-is written again, with the matrices that are still right taken over. Two processes may do so at
-once: each keeps what it has read, and the last file stays. The file is read, not mapped: another
-program that truncates a mapped file ends the process.
+Scoring a thousand adapters uses a hundred megabytes that are slow to compute and the same at each
+start. The file starts with a header that describes its content. When adapters change, the file is
+rewritten and valid matrices are reused. Two processes may do so at once: each uses the data it has
+read, and the last file wins. The file is read, not memory-mapped, because truncating a mapped file
+crashes the process.
 
     b"LOGOSTK2", uint64: length of the header, header: JSON, float32 numbers, uint32: CRC-32 of
     everything before it
@@ -32,7 +32,7 @@ MAGIC = b"LOGOSTK2"
 
 
 class Stack(NamedTuple):
-    """`matrix` (sum of ranks, d_in) float32, and the row where each of its parts begins."""
+    """`matrix` (sum of ranks, d_in) float32, and the first row of each part."""
 
     matrix: FloatArray
     starts: list[int]
@@ -46,11 +46,11 @@ class Stack(NamedTuple):
 def stacked(
     path: Path | None, ids: Sequence[str], d_in: int, make: Callable[[int], FloatArray]
 ) -> Stack:
-    """The parts `ids`, in this order, from the file at `path`, which is brought up to date.
+    """The parts `ids`, in this order, from the file at `path`, which is updated.
 
-    `make(i)` returns the matrix (rank, d_in) of ids[i]; it is called for those that the file does
-    not have. An id must change when its matrix does. Without a path, or where nothing can be
-    written, all is in memory. `ids` must not be empty.
+    `make(i)` returns the matrix (rank, d_in) of ids[i]; it is called for parts that are not in the
+    file. An id must change when its matrix does. Without a path, or if the file cannot be written,
+    the stack is only in memory. `ids` must not be empty.
     """
     found = None if path is None else _read(path, d_in)
     if found is not None and found[0] == list(ids):
@@ -98,7 +98,7 @@ def _read(path: Path, d_in: int) -> tuple[list[str], Stack] | None:
 
 
 def _checked(content: Any, d_in: int) -> tuple[list[str], list[int], int]:
-    """The names, the first row of each, and the number of rows, from a header."""
+    """The names, the first row of each, and the number of rows, from a validated header."""
     names, starts, n_rows = content["names"], content["starts"], int(content["rows"])
     if content["d_in"] != d_in:
         raise ValueError("its matrices have another width")

@@ -1,7 +1,7 @@
-"""Scaling down what texts of one kind differ in anyway: a shrunk within-class covariance.
+"""Whitening by the shrunk within-class covariance, which scales down variation within a class.
 
 Source: Fisher's linear discriminant, with the covariance shrunk towards a multiple of the identity
-since there are far fewer texts than dimensions. Plain numpy without I/O.
+because there are far fewer texts than dimensions. Plain numpy without I/O.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..hidden_states import FloatArray
 
 IntArray: TypeAlias = npt.NDArray[np.intp]
 
-# How much of the average variance is added to every direction: 8 prompts an adapter say little
-# about any single one. Chosen on the suite's choosing set (docs/quality.md).
+# The multiple of the average variance that is added to every direction: 8 prompts per adapter do
+# not determine single directions. Chosen on the suite's choosing set (docs/quality.md).
 SHRINKAGE = 1.0
-MOST_DEVIATIONS = 1024  # texts that the covariance is estimated from; more cost time, not quality
+MOST_DEVIATIONS = 1024  # texts used to estimate the covariance; more do not improve quality
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> C^(-1/2) x with C = V diag(v) V^T + floor I, of which only V (r, F) is ever formed."""
+    """x -> C^(-1/2) x with C = V diag(v) V^T + floor I, of which only V (r, F) is computed."""
 
     directions: FloatArray
     shrink: FloatArray
@@ -38,14 +38,14 @@ class Whitening:
         return whitened
 
     def square(self, x: FloatArray) -> float:
-        """The squared length of the whitened `x` (F,); half of the cost of whitening it."""
+        """The squared length of the whitened `x` (F,), at half the cost of whitening it."""
         return float(self.twice(x[None], lengths_only=True)[1][0])
 
     def twice(self, x: FloatArray, *, lengths_only: bool = False) -> tuple[FloatArray, FloatArray]:
         """Rows (n, F) whitened twice, and the squared lengths (n,) of those whitened once.
 
-        What a whitened text and a whitened row have as their product is that of the text itself
-        with the row whitened twice.
+        The product of a whitened text and a whitened row equals the product of the raw text and
+        the row whitened twice.
         """
         along = x @ self.directions.T  # (n, r)
         shrunk = along * ((2 - self.shrink) * self.shrink)  # (n, r)
@@ -55,9 +55,9 @@ class Whitening:
 
     @classmethod
     def fit(cls, groups: Sequence[FloatArray], shrinkage: float = SHRINKAGE) -> Whitening:
-        """The whitening by what differs within each of the `groups` (n_i, F)."""
+        """The whitening for the variation within each of the `groups` (n_i, F)."""
         n = sum(len(rows) for rows in groups)
-        share = 1 - len(groups) / n  # what the means leave of the freedom
+        share = 1 - len(groups) / n  # degrees of freedom left after the means
         chosen = np.linspace(0, n - 1, min(n, MOST_DEVIATIONS)).astype(int)
         deviations = _deviations(groups, chosen)  # (m, F)
         freedom = max(len(deviations) * share, 1.0)
@@ -69,7 +69,7 @@ class Whitening:
 
 
 def _deviations(groups: Sequence[FloatArray], chosen: IntArray) -> FloatArray:
-    """The `chosen` rows of all groups (n_i, F), one after another, less the mean of each group."""
+    """The `chosen` rows of all groups (n_i, F), concatenated, minus the mean of each group."""
     starts = np.cumsum([0, *(len(rows) for rows in groups)])  # (N + 1,)
     found = []
     for start, rows in zip(starts, groups, strict=False):
@@ -82,8 +82,8 @@ def _deviations(groups: Sequence[FloatArray], chosen: IntArray) -> FloatArray:
 def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The squared singular values (r,) of `rows` (n, F) and their right vectors (r, F).
 
-    From the small Gram matrix, which is many times faster than an SVD where F is a model's width
-    times the blocks that are read. Directions without weight are left out.
+    Computed from the small Gram matrix, which is many times faster than an SVD when F is a model's
+    width times the number of blocks. Directions with a negligible singular value are dropped.
     """
     wide = rows.shape[0] <= rows.shape[1]
     gram = (rows @ rows.T if wide else rows.T @ rows).astype(np.float64)

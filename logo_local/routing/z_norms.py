@@ -1,8 +1,8 @@
-"""How much more an adapter does to a prompt than to other texts, for a whole pool at once.
+"""Z-norms: each adapter's effect on a prompt relative to other texts, for a whole pool at once.
 
-An adapter's log norm at a module is ln of the root mean square, over tokens of the prompt, of the
-length of what it adds there. A z-norm is the mean over its modules of how many standard deviations
-that lies above its baseline. The formulas are in `signals`, the statistics in `baselines`.
+An adapter's log norm at a module is ln of the root mean square, over the tokens of the prompt, of
+the norm of its output. The z-norm is the mean, over its modules, of the log norm's distance from
+the baseline in standard deviations. Formulas are in `signals`, statistics in `baselines`.
 
 Source: our own; SEQR (arXiv 2509.18093) standardises norms against calibration text.
 """
@@ -24,23 +24,23 @@ from .index import stack_of
 from .signals import Scores, log_rms_norms
 from .stack_file import Stack
 
-# The projections that are compared. All receive what attn_q receives: one reading serves.
+# The projections that are compared. All have the same input as attn_q, so one reading is enough.
 KINDS = ("attn_q", "attn_k", "attn_v")
 
 
 class _Modules(NamedTuple):
-    """All modules at one place, one below the other, and the numbers of their adapters."""
+    """The stacked modules at one place, and the numbers of their adapters."""
 
     owners: list[int]
     stack: Stack
 
 
 class ZNorms:
-    """The z-norms of `adapters` at `places`, whose readings every call is given.
+    """The z-norms of `adapters` at `places`; every call takes the readings at these places.
 
-    `generic` holds the baselines of texts that belong to no adapter; `past` those of the user's own
-    prompts, which count instead once there are enough. What is made of the
-    adapters is made at the first use, and kept in `folder`. Not for two threads at once.
+    `generic` holds the baselines of generic texts; `past` those of the user's own prompts, which
+    replace them once there are enough. Matrices are computed on first use and cached in `folder`.
+    Not thread-safe.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class ZNorms:
         self._latest: dict[str, FloatArray] = {}  # the log norms of the last prompt, by name
 
     def part(self, names: Collection[str]) -> ZNorms:
-        """The same for some of the adapters only; it remembers no past prompts."""
+        """A copy for some of the adapters; it does not store past prompts."""
         adapters = {name: self._adapters[name] for name in names}
         return ZNorms(adapters, self._places, self._generic)
 
     def scores(self, reading: Reading, names: Collection[str] | None = None) -> Scores:
         """The z-norms of all adapters, or of `names`; of any sign, 0 at the baseline.
 
-        Absent are adapters that touch none of the places, and those that are `unmeasured`.
+        Adapters that do not act at the places, and `unmeasured` ones, are absent.
         """
         self._latest = self._norms(reading, names)
         found = {}
@@ -82,14 +82,14 @@ class ZNorms:
         return by_past or self._generic.moments(key, n_modules)
 
     def remember(self) -> None:
-        """Count the prompt that was scored last among the user's own, once."""
+        """Add the last scored prompt to the user's past prompts, once."""
         if self._past is not None and self._latest:
             self._past.add(self._by_key(self._latest))
             self._latest = {}
 
     @cached_property
     def unmeasured(self) -> tuple[str, ...]:
-        """The adapters that act at the places, and of which `generic` says nothing yet."""
+        """The adapters that act at the places and have no baseline in `generic` yet."""
         return tuple(
             name
             for name, modules in self._modules_of.items()
@@ -97,23 +97,23 @@ class ZNorms:
         )
 
     def measure(self, readings: Iterable[Reading]) -> None:
-        """Count generic texts, at least `baselines.ENOUGH`, for all that are `unmeasured`.
+        """Add generic texts, at least `baselines.ENOUGH`, for all `unmeasured` adapters.
 
-        All of them or none: after Ctrl+C in between they would be counted again.
+        All texts or none are added, so an interrupted call does not count texts twice.
         """
         names = self.unmeasured
         measured = Baselines()
         for reading in readings:
             measured.add(self._by_key(self._norms(reading, names)))
         self._generic.take(measured)
-        del self.unmeasured  # it is found again when it is asked for
+        del self.unmeasured  # a cached property: computed again on next access
 
     def _norms(
         self, reading: Reading, names: Collection[str] | None = None
     ) -> dict[str, FloatArray]:
         """The log norms (n_modules,) by name, of all adapters or of `names`."""
         if (names is not None and not names) or not self._stacks:
-            return {}  # nobody is asked for, or nobody touches a place; the former makes nothing
+            return {}  # no adapter is wanted (no stacks are built then), or none acts at a place
         wanted = np.array([names is None or name in names for name in self._adapters])  # (N,)
         norms = np.concatenate(
             [
@@ -139,7 +139,7 @@ class ZNorms:
             for i, adapter in enumerate(self._adapters.values()):
                 targets = [f"{prefix}.{kind}.weight" for kind in KINDS]
                 adapted = [target for target in targets if target in adapter.modules]
-                # An adapter without any of these is judged by what it has at this place.
+                # An adapter without any of these uses its module at this place.
                 for target in adapted or [place.target] * (place.target in adapter.modules):
                     owners.append(i)
                     modules.append((adapter, target))
@@ -161,7 +161,7 @@ class ZNorms:
 
 
 def adapter_key(adapter: AdapterFile) -> str:
-    """What an adapter's statistics are known by: cheap to make, another for a changed file."""
+    """The key of an adapter's statistics: cheap to compute, and different for a changed file."""
     return f"{adapter.name} {adapter.n_bytes} {adapter.mtime_ns}"
 
 

@@ -1,1 +1,1 @@
-"""The signals, one module for each family: see `registry.signal`."""
+"""The signals, one module per family; see `registry.signal`."""

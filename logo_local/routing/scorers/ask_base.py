@@ -1,4 +1,4 @@
-"""The base model itself is asked which adapter helps."""
+"""Asks the base model which adapter fits the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..scoring import Prompt, Scorer
 from ..signals import Scores
 
 NONE = "None of these."
-MOST = 20  # adapters in one list; of more, the likeliest of each list compete once more
+MOST = 20  # adapters in one list; the likeliest of several lists are compared in a second round
 
 
 @signal(
@@ -21,7 +21,7 @@ MOST = 20  # adapters in one list; of more, the likeliest of each list compete o
     source="after Adaptive Minds, arXiv 2510.15416",
 )
 def ask_base(scorer: Scorer, prompt: Prompt) -> Fit:
-    """Shares of 1 among the adapters in the list; none where "none of these" is likelier."""
+    """Shares of 1 among the adapters in the list; all 0 if "none of these" is likelier."""
     names: Sequence[str] = prompt.each.names
     while len(names) > MOST:
         lists = [names[i : i + MOST] for i in range(0, len(names), MOST)]
@@ -37,7 +37,7 @@ def ask_base(scorer: Scorer, prompt: Prompt) -> Fit:
 
 
 def _ask(scorer: Scorer, prompt: Prompt, names: Sequence[str]) -> Scores:
-    """How likely each of `names` is; what is missing to 1 is for none of them."""
+    """The probability of each of `names`; the rest to 1 is the probability of none of them."""
     lines = [*(f"{name}: {scorer.about[name]}".removesuffix(": ") for name in names), NONE]
     logits = prompt.each.menu(lines).astype(np.float64)  # (n + 1,)
     likely = np.exp(logits - logits.max())

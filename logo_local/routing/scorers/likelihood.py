@@ -1,4 +1,4 @@
-"""How likely the prompt itself is under each adapter."""
+"""Signals from the likelihood of the prompt under each adapter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ..scoring import Prompt, Scorer
 from ..signals import Scores, sharpened
 
 SHORTLIST = 5  # adapters that the second stage evaluates one by one
-# Differences of a prompt's log-likelihood are in nats, which are a posterior's own unit; halved,
-# since the tokens of a prompt are not as independent as that takes them to be.
+# Log-likelihood differences in nats give a posterior directly; halved, because the tokens of a
+# prompt are not independent.
 TEMPERATURE = 2.0
 
 
@@ -19,7 +19,7 @@ TEMPERATURE = 2.0
     source="Bayes' rule",
 )
 def likelihood(_scorer: Scorer, prompt: Prompt) -> Scores:
-    """The likelihood of the prompt under all candidates."""
+    """By the likelihood of the prompt under all candidates."""
     return _shares(prompt.each.gains(prompt.each.names))
 
 
@@ -38,6 +38,6 @@ def shortlist(scorer: Scorer, prompt: Prompt) -> Scores:
 
 
 def _shares(gains: Scores) -> Scores:
-    """Shares of 1 by Bayes' rule with equal priors, tempered; 0 where the base is likelier."""
+    """Shares of 1 by Bayes' rule with equal priors, tempered; 0 if the base is likelier."""
     shares = sharpened(gains, TEMPERATURE)
     return {name: share if gains[name] > 0 else 0.0 for name, share in shares.items()}

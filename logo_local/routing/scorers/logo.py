@@ -1,4 +1,4 @@
-"""The signals of the paper: what an adapter adds to one projection, at the prompt's last token."""
+"""The signals of the paper: an adapter's output at one projection, for the last token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SOURCE = "LoGo, arXiv 2511.07129"
     everywhere=True,
 )
 def norm(scorer: Scorer, prompt: Prompt) -> Scores:
-    """||scaling B A h|| with the last token's h, for all adapters by one product."""
+    """||scaling B A h|| with the last token's h, computed for all adapters in one product."""
     return scorer.index.norms(prompt.reading[scorer.place].last)
 
 

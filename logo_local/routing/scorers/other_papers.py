@@ -1,4 +1,4 @@
-"""Other papers' signals at the place that LoGo reads, for comparison."""
+"""Signals of other papers, read at the same place as LoGo's, for comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..signals import spectr as spectr_score
     source="our own",
 )
 def relative(scorer: Scorer, prompt: Prompt) -> Scores:
-    """The norm without the adapter's scale."""
+    """The norm, independent of the adapter's scale."""
     h = prompt.reading[scorer.place].last  # (d_in,)
     return {
         name: relative_norm(

@@ -1,4 +1,4 @@
-"""Signals that compare the prompt with texts of each adapter, and z-norms beside them."""
+"""Signals that compare the prompt with texts of each adapter, and z-norms."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..signals import Scores, sharpened
 # Chosen on the choosing set (docs/quality.md).
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
-# The last message of a conversation is for the base if general requests are as near to it, but for
-# so many typical distances; and it decides alone if its match is so much more than is needed.
+# The last message of a conversation is for the base if its gap is below LEAST_GAP, in typical
+# distances. It decides alone if its match exceeds the required one by CLEARLY.
 LEAST_GAP, CLEARLY = 0.03, 0.1
 
 
@@ -36,7 +36,7 @@ def z_norm(scorer: Scorer, prompt: Prompt) -> Scores:
     everywhere=True,
 )
 def profile(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By the example prompts that somebody gave."""
+    """By example prompts."""
     return by_profiles(scorer, prompt, "prompts")
 
 
@@ -47,7 +47,7 @@ def profile(scorer: Scorer, prompt: Prompt) -> Fit:
     source="our own",
 )
 def self_profile(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By texts that the adapters wrote themselves."""
+    """By texts that the adapters generated."""
     return by_profiles(scorer, prompt, "samples")
 
 
@@ -58,7 +58,7 @@ def self_profile(scorer: Scorer, prompt: Prompt) -> Fit:
     source="our own",
 )
 def combined(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By self-profiles, and by z-norms where none of them is near."""
+    """By self-profiles, or by z-norms if none of them is near."""
     return profiles_then_norms(scorer, prompt, "samples")
 
 
@@ -81,9 +81,9 @@ def description(scorer: Scorer, prompt: Prompt) -> Fit:
     everywhere=True,
 )
 def mixed(scorer: Scorer, prompt: Prompt) -> Fit:
-    """By examples; where none fits, by what an adapter without examples wrote or is said to do.
+    """By examples; if none fits, by generated texts or descriptions of adapters without examples.
 
-    An adapter with neither is never chosen.
+    An adapter with none of these is never chosen.
     """
     fit = by_profiles(scorer, prompt, "any")
     if not any(fit.scores.values()) and scorer.descriptions is not None:
@@ -109,8 +109,8 @@ def by_descriptions(scorer: Scorer, prompt: Prompt) -> Fit:
 def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
     """Shares of 1 by nearness among the adapters that the prompt fits.
 
-    None of them where it does not fit the nearest: what is further away may have looser examples,
-    which is no reason to choose it.
+    All 0 if the prompt does not fit the nearest: a further one that fits may only have more
+    varied examples.
     """
     compared = scorer.compared(prompt.reading, source)
     if not compared:
@@ -132,9 +132,9 @@ def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
 
 
 def profiles_then_norms(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
-    """By profiles; where none fits, the adapters without any by their z-norms."""
+    """By profiles; if none fits, by the z-norms of adapters without a profile."""
     fit = by_profiles(scorer, prompt, source)
-    # Computed for each prompt, so that all count among the past ones.
+    # Computed for every prompt, so that all are added to the past prompts.
     z = scorer.z_norms.scores(prompt.reading, scorer.without_profile(source))
     if any(fit.scores.values()):
         return fit._replace(scores={**fit.scores, **dict.fromkeys(z, 0.0)})
@@ -142,7 +142,7 @@ def profiles_then_norms(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
 
 
 def z_shares(z: Scores) -> Scores:
-    """Shares of 1 by z-norms; an adapter below its baseline has none."""
+    """Shares of 1 by z-norms; 0 for an adapter below its baseline."""
     return _only({name: value > 0 for name, value in z.items()}, sharpened(z, Z_TEMPERATURE))
 
 
