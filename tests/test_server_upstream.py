@@ -276,9 +276,11 @@ def test_too_many_that_wait_are_rejected(behind):
     upstream = FakeUpstream(script=script, slots=1)
     client = behind(upstream, most_waiting=1)
     with ThreadPoolExecutor(4) as threads:
-        running = [threads.submit(client.post, CHAT, json={"messages": HI}) for _ in range(4)]
+        running = []
         try:
-            until(lambda: client.pool.n_waiting == 1 and upstream.at_work == 3)
+            for n in range(1, 5):  # one by one: while they are routed they wait in another queue
+                running.append(threads.submit(client.post, CHAT, json={"messages": HI}))
+                until(lambda n=n: client.pool.n_waiting + upstream.at_work == n)
             health = client.get("/health").json()
             refused = client.post(CHAT, json={"messages": HI})
         finally:
