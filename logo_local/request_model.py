@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .ask import routing_of
+from .completions import routing_of
 from .routing import registry
 from .routing.settings import DEFAULTS, Routing
 

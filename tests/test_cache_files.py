@@ -32,7 +32,7 @@ def test_damage_is_seen(tmp_path, damage, caplog):
     assert kept(path) == content
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert kept(path) is None
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged and will be recreated" in caplog.text
 
 
 def test_what_is_not_there_is_no_damage(tmp_path, caplog):

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from logo_local.ask import Sampling
 from logo_local.chat import chat
 from logo_local.chat.commands import COMMANDS, complete
 from logo_local.chat.session import that_fits
 from logo_local.chat.settings import OPTIONS, shown, stop_texts
+from logo_local.completions import Sampling
 from logo_local.console import terminal
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo

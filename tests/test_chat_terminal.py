@@ -248,8 +248,8 @@ def test_an_unchanged_route_reads_only_what_is_new(monkeypatch):
     from llama_cpp import Llama
 
     from logo_local import LoGo
-    from logo_local.ask import Sampling
     from logo_local.chat import chat
+    from logo_local.completions import Sampling
 
     evaluated, prompts = [], []
     eval_ = Llama.eval

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from logo_local.ask import Sampling
+from logo_local.completions import Sampling
 from logo_local.engine import LoGo
 from logo_local.evaluation.fusion import Fusion, fused_factors, write_fused
 from logo_local.files.adapter_file import read_adapter

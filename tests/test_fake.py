@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from logo_local.ask import Engine
+from logo_local.completions import Engine
 from logo_local.engine import LoGo
 from logo_local.errors import PoolError
 from logo_local.fake import FakeLoGo

@@ -169,7 +169,7 @@ def test_a_changed_byte_in_a_ledger_means_checking_again(opened, tmp_path, at, c
     data[int(at * len(data))] ^= 1
     path.write_bytes(data)
     assert opened()[1] == ALL
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged and will be recreated" in caplog.text
     assert opened()[1] == []
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from logo_local import __version__
-from logo_local.ask import Sampling
+from logo_local.completions import Sampling
 from logo_local.engine import LoGo
 from logo_local.errors import PromptError
 from logo_local.fake import FakeLoGo

@@ -131,7 +131,7 @@ def test_an_activated_lora_is_left_out_with_the_reason_and_not_converted(folder,
     assert "translate" in pool.names
     assert len(converted(folder)) == 1  # of translate
     open_pool(folder)  # and nothing is taken for damaged
-    assert "made anew" not in caplog.text
+    assert "recreated" not in caplog.text
 
 
 def test_without_a_listener_problems_are_logged(folder, caplog):
@@ -383,7 +383,7 @@ def test_a_damaged_cache_file_is_made_anew(folder, conversions, caplog):
     assert conversions == ["translate", "translate"]
     assert file.read_bytes() == whole
     assert "translate" in pool.names
-    assert "made anew" in caplog.text
+    assert "recreated" in caplog.text
 
 
 def test_a_failed_conversion_leaves_nothing(folder):

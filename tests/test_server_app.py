@@ -9,7 +9,7 @@ import pytest
 from serving import serving
 from starlette.testclient import TestClient
 
-from logo_local.ask import Sampling
+from logo_local.completions import Sampling
 from logo_local.errors import (
     AdapterError,
     AdapterMemoryError,

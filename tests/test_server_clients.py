@@ -6,7 +6,7 @@ from random_gguf import write_adapter, write_base
 from starlette.testclient import TestClient
 
 from logo_local import LoGo
-from logo_local.ask import Sampling
+from logo_local.completions import Sampling
 from logo_local.errors import ContextError, PromptError
 from logo_local.fake import FakeLoGo
 from logo_local.server.app import create_app

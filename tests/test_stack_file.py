@@ -107,7 +107,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, damage, caplog):
     stack, made = made_from(path, ["a", "bb"])
     check(stack, ["a", "bb"])
     assert made == ["a", "bb"]
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged and will be recreated" in caplog.text
     assert path.read_bytes() == good
 
 

@@ -3,7 +3,7 @@
 Answers go to standard output, everything else to standard error. `session` has the turns,
 `commands` the slash commands, `settings` the options of /set, `transcript` the files of /save and
 /load, `lines` and `reading` the input, and `editor` the only use of prompt_toolkit. None of them
-uses llama_cpp: they call an engine (`ask.Engine`).
+uses llama_cpp: they call an engine (`completions.Engine`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from ..ask import Engine, Sampling, has_chat_template
+from ..completions import Engine, Sampling, has_chat_template
 from .session import Session
 
 __all__ = ["chat", "is_terminal"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..ask import Engine, Message
+from ..completions import Engine, Message
 from ..console import report
 from ..console.terminal import err_console, note, say
 from ..errors import LogoError

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from threading import Thread
 
-from ..ask import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
+from ..completions import Answer, Engine, Message, Prompt, Sampling, stream, system_messages
 from ..console import report
 from ..console.answers import AnswerStream
 from ..console.terminal import aside, err_console, is_verbose, note, print_error

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..ask import Engine, Sampling
+from ..completions import Engine, Sampling
 from ..console import options
 from ..errors import SettingsError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..ask import Message
+from ..completions import Message
 from ..errors import LogoError
 from ..files.text_file import read_start
 from ..files.whole_file import written_whole

@@ -22,8 +22,8 @@ def _parts() -> list[Part]:
 def cache(ctx: click.Context, as_json: bool) -> None:
     """Show what is cached and how large it is.
 
-    Everything in the cache can be made again. Unused is what belongs to folders of adapters that
-    are gone, or to earlier releases; logo-local cache clear removes it.
+    Everything in the cache can be created again. Entries of deleted adapter folders and of earlier
+    releases are unused; logo-local cache clear removes them.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -39,7 +39,7 @@ def cache(ctx: click.Context, as_json: bool) -> None:
 @cache.command()
 @click.option("--all", "everything", is_flag=True, help="Remove the whole cache.")
 def clear(everything: bool) -> None:
-    """Remove what is unused: of folders of adapters that are gone, and of earlier releases."""
+    """Remove unused entries: those of deleted adapter folders and of earlier releases."""
     parts = _parts()
     n, n_bytes = remove([path for p in parts for path in (p.entries if everything else p.unused)])
     say(f"removed {n} {'entry' if n == 1 else 'entries'}, {report.size_text(n_bytes)}", "dim")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..ask import Engine
+from ..completions import Engine
 from ..console.opening import open_by_options
 from ..console.options import ADAPTERS, ENGINE, FOLDER, JSON, RAW, RESEARCH, Several, options
 from ..console.terminal import ProgressBar, UsageError, say

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from ..ask import Sampling
+from ..completions import Sampling
 from ..console.opening import open_by_options
 from ..console.terminal import UsageError
 from ..errors import LogoError

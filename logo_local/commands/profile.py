@@ -46,7 +46,7 @@ def profile(
 
     The router compares prompts with these examples. Eight prompts in four wordings, without
     answers, are enough; four wordings count more than twelve prompts in one. This command stores
-    them in your data folder. Examples beside the adapter (NAME.prompts.txt, or prompts.txt or the
+    them in your data folder. Files next to the adapter (NAME.prompts.txt, or prompts.txt or the
     model card in a PEFT folder) are found without it.
     """
     if prompts is not None and forget:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import chat, config
-from ..ask import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, ask, stream
+from ..completions import SAMPLED, Answer, Engine, Prompt, Sampling, as_prompt, complete, stream
 from ..console import report
 from ..console.answers import AnswerStream
 from ..console.background import self_profiles_in_background
@@ -89,7 +89,7 @@ def run(ctx: click.Context, /, model: str | None, prompt: str | None, **given: A
     if given["system"] and isinstance(asked, str):
         say("warning: --system has no effect without a chat template", "yellow")
     if given["as_json"]:
-        answer = ask(llm, asked, sampling)
+        answer = complete(llm, asked, sampling)
         print_json(report.run_json(answer.text, answer.logo, answer.usage))
     else:
         _stream(llm, asked, sampling)

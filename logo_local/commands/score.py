@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import chat
-from ..ask import as_prompt
+from ..completions import as_prompt
 from ..console import report
 from ..console.opening import open_by_options
 from ..console.options import MODEL, MODEL_ARGUMENT, PROMPT, QUIET, ROUTING, VERBOSE, options

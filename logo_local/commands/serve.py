@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..ask import SAMPLED, Engine, Sampling
+from ..completions import SAMPLED, Engine, Sampling
 from ..console.background import self_profiles_in_background
 from ..console.opening import open_by_options
 from ..console.options import (

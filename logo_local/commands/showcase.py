@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import config
-from ..ask import Engine, Sampling, as_prompt, ask
+from ..completions import Engine, Sampling, as_prompt, complete
 from ..console import report
 from ..console.opening import open_engine
 from ..console.terminal import ErrorsAsText, out_console, warnings_as_lines
@@ -71,8 +71,8 @@ def results(llm: Engine, examples: Iterable[Example]) -> Iterator[Result]:
     for example in examples:
         prompt = as_prompt(llm, example.context)
         with llm.base_only():
-            base = ask(llm, prompt, _GREEDY).text
-        blend = ask(llm, prompt, _GREEDY).text
+            base = complete(llm, prompt, _GREEDY).text
+        blend = complete(llm, prompt, _GREEDY).text
         yield Result(example, base, blend, llm.last_route or Route())
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..ask import Engine
+from ..completions import Engine
 from .terminal import aside
 
 _NICER = 10

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from .. import config
-from ..ask import Engine
+from ..completions import Engine
 from ..errors import ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings

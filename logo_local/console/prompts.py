@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from .. import config
-from ..ask import Engine
+from ..completions import Engine
 from ..files.text_file import decoded, read_text
 from .terminal import UsageError, aside, check_text, is_piped
 

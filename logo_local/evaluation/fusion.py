@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ask import Engine, Prompt, Sampling, ask
+from ..completions import Engine, Prompt, Sampling, complete
 from ..files.adapter_file import AdapterFile
 from ..files.lora_writer import lora_writer, write_added
 from ..files.stored_values import FloatArray
@@ -91,7 +91,7 @@ class Fusion:
         name = self._put(weights)
         self._llm.pool.rescan()
         with self._llm.under({name: 1.0}):
-            return ask(self._llm, prompt, sampling).text
+            return complete(self._llm, prompt, sampling).text
 
     def _put(self, weights: Weights) -> str:
         """Make the average the only adapter in the folder; returns its name."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..ask import Engine, Prompt, Sampling, as_prompt, ask
+from ..completions import Engine, Prompt, Sampling, as_prompt, complete
 from ..errors import PromptError, SettingsError
 from .data import Example
 from .methods import Method, Weights, planned, singles, usable_ks
@@ -94,7 +94,7 @@ def _one(
                 text = answer_fused(prompt, method.weights, sampling)
             else:
                 with llm.under(method.weights):
-                    text = ask(llm, prompt, sampling).text
+                    text = complete(llm, prompt, sampling).text
             known[key] = first_line(text)
         return known[key]
 

@@ -106,7 +106,7 @@ class Store:
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    hint = "choose another --out, or delete this folder to begin anew"
+    hint = "choose another --out, or delete this folder to start over"
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--out {folder} is not a folder", hint="choose another --out")
     path = folder / _SETTINGS

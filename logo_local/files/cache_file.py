@@ -47,11 +47,11 @@ def kept(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        log.warning("%s cannot be read and is made anew: %s", path, error.strerror)
+        log.warning("%s cannot be read and will be recreated: %s", path, error.strerror)
         return None
     content, trailer = data[:-_LENGTH], data[-_LENGTH:]
     if trailer != _MARK + hashlib.sha256(content).hexdigest().encode():
-        log.warning("%s is damaged and made anew: its checksum is wrong", path)
+        log.warning("%s is damaged and will be recreated: its checksum is wrong", path)
         return None
     return content
 

@@ -78,7 +78,7 @@ def _made(
         try:
             return read_adapter(out, base)
         except AdapterError as error:
-            log.warning("%s is damaged and made anew: %s", out, error)
+            log.warning("%s is damaged and will be recreated: %s", out, error)
             out.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     notes: Iterable[str] = ()

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .. import __version__
-from ..ask import (
+from ..completions import (
     Engine,
     Prompt,
     Sampling,

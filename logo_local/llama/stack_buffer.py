@@ -255,7 +255,7 @@ def _find_tensors(loaded: LoadedModel, handle: Any) -> dict[str, Tensor]:
     alone = [name for name in found if name.rpartition(".")[0] + ".lora_b" not in found]
     if not found or alone:
         raise NativeError(
-            "the tensors of an adapter are not to be found in llama.cpp's graph",
+            "the tensors of an adapter were not found in llama.cpp's graph",
             hint="use --mixture scales",
         )
     return found

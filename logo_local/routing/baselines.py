@@ -98,7 +98,7 @@ def _load(path: Path) -> dict[str, Moments]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        log.warning("%s is damaged and begun anew: %s", path, error)
+        log.warning("%s is damaged and will be recreated: %s", path, error)
         return {}
     return {
         key: kept.astype(np.float64)

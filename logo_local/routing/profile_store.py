@@ -129,11 +129,11 @@ def _load_vectors(path: Path, n_texts: int) -> FloatArray | None:
     try:
         vectors: Any = np.load(BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        log.warning("%s is made anew: %s", path, error)
+        log.warning("%s will be recreated: %s", path, error)
         return None
     if vectors.ndim == 2 and len(vectors) == n_texts and np.isfinite(vectors).all():
         return vectors.astype(np.float32)  # type: ignore[no-any-return]
-    log.warning("%s is damaged and made anew", path)
+    log.warning("%s is damaged and will be recreated", path)
     return None
 
 
@@ -145,6 +145,6 @@ def _load_samples(path: Path) -> tuple[list[str], float] | None:
         content = json.loads(data)
         texts, gain = content["texts"], float(content["gain"])
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged and made anew: %s", path, error)
+        log.warning("%s is damaged and will be recreated: %s", path, error)
         return None
     return [str(text) for text in texts], gain

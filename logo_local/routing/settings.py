@@ -196,7 +196,9 @@ def check_routing(routing: Mapping[str, Any] | None) -> None:
     if given.get("top_k") is not None:
         problems += _number_problems(given["top_k"])
     if weights is not None and (signal is not None or given.get("top_k") is not None):
-        problems.append("weights are the whole route: signal and top_k have no effect beside them")
+        problems.append(
+            "weights define the whole route: signal and top_k cannot be combined with them"
+        )
     for name, weight in (weights or {}).items():
         if (
             isinstance(weight, bool)

@@ -92,7 +92,7 @@ def _read(path: Path, d_in: int) -> tuple[list[str], Stack] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
-        log.warning("%s is damaged and made anew: %s", path, error)
+        log.warning("%s is damaged and will be recreated: %s", path, error)
         return None
     return names, Stack(matrix, starts)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from ..ask import Engine
+from ..completions import Engine
 from ..files.folder import kind_of
 from .handlers import AUTO, BASE, ONE
 from .tool_calls import Holder, call_of, calls_in

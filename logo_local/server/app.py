@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..ask import Engine, Sampling
+from ..completions import Engine, Sampling
 from ..console import report
 from ..errors import LogoError
 from ..request_model import as_lines, problems_of

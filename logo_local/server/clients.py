@@ -31,7 +31,7 @@ async def first_of(items: AsyncIterator[Any], job: Job, request: Request) -> Any
     try:
         await asyncio.wait((item, gone), return_when=asyncio.FIRST_COMPLETED)
         if not item.done():
-            raise RequestError("the client has gone", status=499, code="gone")
+            raise RequestError("the client has disconnected", status=499, code="gone")
         return item.result()
     except Exception as error:
         job.cancel()

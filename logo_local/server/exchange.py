@@ -257,7 +257,7 @@ async def while_there(
         if task.done():
             return task.result()
         if left.done():
-            raise RequestError("the client has gone", status=499, code="gone")
+            raise RequestError("the client has disconnected", status=499, code="gone")
         raise httpx.ReadError("the upstream is out")
     finally:
         for one in (task, *others):

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from ..ask import Engine, has_chat_template
+from ..completions import Engine, has_chat_template
 from ..request_model import RoutingChoice, as_lines, problems_of
 from ..routing.route import kept
 from . import handlers

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ask import Engine, Sampling, has_chat_template
+from ..completions import Engine, Sampling, has_chat_template
 from ..request_model import LORA_WITHOUT_ROUTE, MAX_SEED, RoutingChoice, plain_messages
 from ..routing.settings import Routing
 from .failures import RequestError

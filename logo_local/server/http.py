@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from ..ask import Engine
+from ..completions import Engine
 from .app import create_app
 from .workers import Running
 

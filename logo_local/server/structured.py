@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..ask import Engine
+from ..completions import Engine
 from ..files.text_file import is_encodable
 from .failures import RequestError
 from .patterns import rules_of

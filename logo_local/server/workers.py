@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..ask import Engine
+from ..completions import Engine
 from ..prefix import common_prefix
 from .failures import RequestError
 

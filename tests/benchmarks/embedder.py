@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from logo_local import LoGo
-from logo_local.ask import Sampling, as_prompt, ask
+from logo_local.completions import Sampling, as_prompt, complete
 from logo_local.evaluation.data import read_examples
 from logo_local.evaluation.metrics import first_line, measure
 from logo_local.evaluation.summary import bootstrap
@@ -71,7 +71,7 @@ def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit)
             chosen = names[int((centroids @ embed([example.context])[0]).argmax())]
             with llm.under({chosen: 1.0}):
                 prompt = as_prompt(llm, example.context)
-                text = ask(llm, prompt, Sampling(64, 0.0, stop=("\n",))).text
+                text = complete(llm, prompt, Sampling(64, 0.0, stop=("\n",))).text
             first[example.task].append(float(chosen == example.adapter))
             found = measure(first_line(text), example.answers)
             scores[example.task].append(found[example.metric or "em"])

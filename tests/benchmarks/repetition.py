@@ -18,9 +18,9 @@ from pathlib import Path
 import click
 
 from logo_local import LoGo, config
-from logo_local.ask import Sampling, as_prompt, ask
 from logo_local.commands.showcase import PROMPTS_FILE
 from logo_local.commands.showcase import read_examples as read_demo
+from logo_local.completions import Sampling, as_prompt, complete
 from logo_local.evaluation.data import read_examples
 from logo_local.evaluation.metrics import first_line, measure
 
@@ -73,7 +73,7 @@ def main(data: tuple[Path, ...], more: tuple[Path, ...], limit: int, max_tokens:
         for sampling in SAMPLINGS:
 
             def answer(text: str, n: int, sampling: Sampling = sampling) -> str:
-                return ask(llm, as_prompt(llm, text), replace(sampling, max_tokens=n)).text
+                return complete(llm, as_prompt(llm, text), replace(sampling, max_tokens=n)).text
 
             right = sum(answer(e.context, 64).strip() in e.answers for e in demo)
             scores = [

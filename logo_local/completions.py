@@ -157,7 +157,7 @@ def piece_of(chunk: Mapping[str, Any]) -> str:
     return (choice["text"] if "text" in choice else choice["delta"].get("content")) or ""
 
 
-def ask(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
+def complete(llm: Engine, prompt: Prompt, sampling: Sampling) -> Answer:
     """Return the complete answer."""
     result = create(llm, prompt, {**sampling.options(), "stream": False})
     choice = result["choices"][0]
