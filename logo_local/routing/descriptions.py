@@ -5,7 +5,7 @@ a few inputs, it is nearer to prompts of its own adapter than to those of other 
 matches the nearest description only if the second nearest, and every general request, is clearly
 further away. Plain numpy without I/O.
 
-Source: our own; measured in docs/research.md.
+Source: our own; measured in docs/research/routing.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..hidden_states import FloatArray
+from .profiles import Points
 from .whitening import Whitening
 
 FRAMES = ("{description}\n\n{input}", "{input}\n\n{description}")
@@ -43,22 +44,25 @@ def description_prompts(description: str) -> list[str]:
 class Descriptions:
     """The descriptions of several adapters; created by `fit`.
 
-    `names` (N,) belong to the rows of `centres` (N, F), whitened means; `general` (G, F) are
-    whitened vectors of requests that no adapter is trained for.
+    `names` (N,) belong to the rows of `centres`, whitened means; `general` are whitened vectors of
+    requests that no adapter is trained for.
     """
 
     names: tuple[str, ...]
-    centres: FloatArray = field(repr=False)
-    general: FloatArray = field(repr=False)
+    centres: Points = field(repr=False)
+    general: Points = field(repr=False)
     whitening: Whitening = field(repr=False)
 
     @classmethod
     def fit(cls, vectors: Mapping[str, FloatArray], general: FloatArray) -> Descriptions:
-        """From the vectors (n, F) of the `description_prompts` of one or more adapters."""
+        """From the vectors (n, F) of the `description_prompts` of one or more adapters.
+
+        `general` (G, F) are vectors of general requests.
+        """
         groups = [*vectors.values()]
         whitening = Whitening.fit(groups)
-        centres = np.stack([rows.mean(axis=0) for rows in groups])
-        return cls(tuple(vectors), whitening(centres), whitening(general), whitening)
+        centres = Points.of(np.stack([rows.mean(axis=0) for rows in groups]), whitening)
+        return cls(tuple(vectors), centres, Points.of(general, whitening), whitening)
 
     def nearest(self, x: FloatArray) -> tuple[str, float]:
         """The adapter whose description is nearest to a text's vector (F,), and the margin.
@@ -66,9 +70,9 @@ class Descriptions:
         The margin is how much further away the second nearest is, description or general request,
         as a share of the distance; below 0 if a general request is nearer.
         """
-        z = self.whitening(x)  # (F,)
-        distances = np.linalg.norm(z - self.centres, axis=1)  # (N,)
-        others = np.linalg.norm(z - self.general, axis=1)  # (G,)
+        square = self.whitening.square(x)
+        distances = self.centres.distances(x, square)  # (N,)
+        others = self.general.distances(x, square)  # (G,)
         best = int(distances.argmin())
         second = float(np.concatenate([np.delete(distances, best), others]).min())
         return self.names[best], second / max(float(distances[best]), 1e-12) - 1

@@ -95,13 +95,13 @@ class Points:
         return np.asarray(np.sqrt(np.maximum(found, 0)), dtype=np.float32)
 
 
-class Lying(NamedTuple):
-    """The `distances` (N,) of a text from each profile, and from the nearest general request.
+class Distances(NamedTuple):
+    """The distances (N,) of a text from the `profiles`, and from the nearest `general` request.
 
     The latter is infinity if there are no general requests.
     """
 
-    distances: FloatArray
+    profiles: FloatArray
     general: float
 
 
@@ -153,52 +153,54 @@ class Measure:
             references,
         )
 
-    def lying(self, x: FloatArray) -> Lying:
+    def compare(self, x: FloatArray) -> Distances:
         """The distances of a text's vector (F,) from the profiles and the general requests."""
         square = self._whitening.square(x)
         general = (
             float("inf") if self._general is None else self._general.distances(x, square).min()
         )
-        return Lying(self.centres.distances(x, square), float(general))
+        return Distances(self.centres.distances(x, square), float(general))
 
     def distances(self, x: FloatArray) -> FloatArray:
         """The distances (N,) >= 0 of a text's vector (F,) from the profiles, whitened."""
-        return self.lying(x).distances
+        return self.compare(x).profiles
 
     def matches(
         self,
         x: FloatArray,
         which: Sequence[int] | IntArray | None = None,
-        lying: Lying | None = None,
+        measured: Distances | None = None,
     ) -> FloatArray:
         """The position (N,) of a text's vector (F,) between the references and each profile.
 
         0 or less is a reference, 1 is the profile's centre. At most 0 if the profile is further
         away than FARTHEST or than one of the general requests. The scale is the same for every
         model and pool. 1 if there are no references. `which` restricts the result to the profiles
-        at these positions, in this order. `lying` is computed if it is not given.
+        at these positions, in this order. `measured` is computed if it is not given.
         """
         chosen = np.arange(len(self.names)) if which is None else np.asarray(which, dtype=int)
         if self._references is None:
             return np.ones(len(chosen), dtype=np.float32)
         found = self._references.positions(x, chosen)
-        distances, general = lying or self.lying(x)
+        distances, general = measured or self.compare(x)
         further = distances[chosen] > min(general, FARTHEST * self.typical)
         return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
-    def gap(self, x: FloatArray, lying: Lying | None = None) -> float:
+    def gap(self, x: FloatArray, measured: Distances | None = None) -> float:
         """The distance of the nearest general request minus that of the nearest profile.
 
         In typical distances; infinity without general requests.
         """
-        distances, general = lying or self.lying(x)
+        distances, general = measured or self.compare(x)
         if general == float("inf"):
             return general
         return (general - float(distances.min())) / self.typical
 
-    def nearness(self, x: FloatArray, lying: Lying | None = None) -> FloatArray:
+    def nearness(self, x: FloatArray, measured: Distances | None = None) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's texts."""
-        near: FloatArray = -(lying or self.lying(x)).distances / np.float32(self.typical)  # (N,)
+        near: FloatArray = -(measured or self.compare(x)).profiles / np.float32(
+            self.typical
+        )  # (N,)
         return near
 
 

@@ -247,15 +247,15 @@ class Scorer:
         if measure is None:
             return []
         x = profile_vector(reading, self.base)  # (F,)
-        lying = measure.lying(x)
-        near = measure.nearness(x, lying)  # (N,)
+        measured = measure.compare(x)
+        near = measure.nearness(x, measured)  # (N,)
         order = np.argsort(-near, kind="stable")  # (N,)
         match = np.zeros(len(order), dtype=np.float32)
-        match[:MOST_MATCHED] = measure.matches(x, order[:MOST_MATCHED], lying)
+        match[:MOST_MATCHED] = measure.matches(x, order[:MOST_MATCHED], measured)
         names = [measure.names[i] for i in order]
         columns = (near[order], match, measure.least[order])  # each (N,)
         rows = zip(names, *(column.tolist() for column in columns), strict=True)
-        gap = measure.gap(x, lying)
+        gap = measure.gap(x, measured)
         found = [Compared(a, b, c, d, gap) for a, b, c, d in rows]
         return sorted(found, key=lambda one: (-one.nearness, one.name))
 
