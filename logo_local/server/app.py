@@ -143,7 +143,7 @@ def create_app(
 router = APIRouter(responses=_ERRORS)  # matched in this order: the most frequent come first
 
 
-@router.post("/v1/chat/completions", summary="Go on with a conversation.", response_model=None)
+@router.post("/v1/chat/completions", summary="Create a chat completion.", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:  # noqa: D103
     defaults, known = request.app.state.defaults, _with_known_model(request, body)
     if body.tools is None and body.response_format is None:
@@ -155,44 +155,44 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:  # 
     return await _answer(request, body, work, key, tools, forced)
 
 
-@router.post("/v1/completions", summary="Go on with a text.", response_model=None)
+@router.post("/v1/completions", summary="Create a completion.", response_model=None)
 async def completions(request: Request, body: CompletionRequest) -> Response:  # noqa: D103
     work = handlers.completion(_with_known_model(request, body), request.app.state.defaults)
     return await _answer(request, body, work, str(body.prompt))
 
 
-@router.post("/v1/route", summary="The adapters that a prompt would be answered with, and why.")
+@router.post("/v1/route", summary="Show the route for a prompt without an answer.")
 async def route(request: Request, body: RouteRequest) -> dict[str, Any]:  # noqa: D103
     found, timings = await only(_submit(request, handlers.route(body)), request)
     return report.score_json(found, timings)
 
 
-@router.post("/v1/embeddings", summary="Texts as vectors, by the base model alone.")
+@router.post("/v1/embeddings", summary="Create embeddings with the base model.")
 async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:  # noqa: D103
     vectors, n_tokens = await only(_submit(request, handlers.embedding(body)), request)
     request.app.state.metrics.tokens.labels("prompt").inc(n_tokens)
     return answers.embeddings(vectors, n_tokens, body.model)
 
 
-@router.post("/v1/adapters/rescan", summary="Look at the folder again now.")
+@router.post("/v1/adapters/rescan", summary="Rescan the adapter folder.")
 async def rescan(request: Request) -> dict[str, Any]:  # noqa: D103
     workers: Workers = request.app.state.workers
     found = [await only(job, request) for job in workers.submit_to_all(handlers.rescan)]
     return {**found[0].as_dict(), "n_adapters": len(workers.engines[0].pool.adapters)}
 
 
-@router.get("/v1/adapters", summary="The adapters in the folder, and what was left out.")
+@router.get("/v1/adapters", summary="List the adapters and the files that were skipped.")
 async def adapters(request: Request) -> dict[str, Any]:  # noqa: D103
     return answers.adapters(request.app.state.workers.engines[0])
 
 
-@router.get("/v1/models", summary="What may be given as a request's model.")
+@router.get("/v1/models", summary="List the model names.")
 async def models(request: Request) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
     return answers.models(state.workers.engines[0], state.started)
 
 
-@router.get("/v1/models/{name}", summary="One of them.")
+@router.get("/v1/models/{name}", summary="Get one model name.")
 async def model(request: Request, name: str) -> dict[str, Any]:  # noqa: D103
     state = request.app.state
     for card in answers.models(state.workers.engines[0], state.started)["data"]:

@@ -38,7 +38,7 @@ router = APIRouter()
 
 @router.post(
     "/v1/chat/completions",
-    summary="Go on with a conversation, on an upstream.",
+    summary="Create a chat completion on an upstream.",
     response_model=None,
     openapi_extra=_BODY,
 )
@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:  # noqa: D103
 
 @router.post(
     "/v1/completions",
-    summary="Go on with a text, on an upstream.",
+    summary="Create a completion on an upstream.",
     response_model=None,
     openapi_extra=_BODY,
 )

@@ -24,7 +24,7 @@ MAX_TOP = 20  # alternatives for each token, with their log probabilities
 
 
 class Routed(Body):
-    """Whose answer is wanted: `model` is auto, base, or base:NAME for one adapter alone."""
+    """How to route the request: `model` is auto, base, or base:NAME for one adapter."""
 
     model: Name = "auto"
     lora: Weights | None = Field(default=None, description="Adapters by name with their weights.")
@@ -33,7 +33,7 @@ class Routed(Body):
 
 
 class StreamOptions(Body):
-    """What a stream carries beside the answer."""
+    """Additional content of a stream."""
 
     include_usage: bool = False
     include_obfuscation: Unused = None
@@ -87,7 +87,7 @@ class FunctionTool(Body):
 
 
 class Tool(Body):
-    """The same as a tool."""
+    """A function as a tool."""
 
     type: Literal["function"]
     function: FunctionTool
@@ -107,7 +107,7 @@ class NamedTool(Body):
 
 
 class PlainFormat(Body):
-    """Text as it comes, or any JSON object."""
+    """Plain text, or any JSON object."""
 
     type: Literal["text", "json_object"]
 
@@ -167,7 +167,7 @@ class RouteRequest(Routed):
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong, in OpenAI's shape; `problems` and `hint` are ours."""
+    """An error in OpenAI's format, extended by `problems` and `hint`."""
 
     message: str
     type: str
