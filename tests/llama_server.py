@@ -19,14 +19,16 @@ IS_INSTALLED = importlib.util.find_spec("xllamacpp") is not None
 API_KEY = "upstream-secret"
 
 
-def main(model: str, slots: str, context: str, cache: str, key: str, *adapters: str) -> None:
+def main(
+    model: str, slots: str, context: str, cache: str, key: str, threads: str, *adapters: str
+) -> None:
     """llama-server with `--lora ADAPTER ... --lora-init-without-apply`, until its input ends."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.port, params.n_parallel, params.n_ctx = 0, int(slots), int(slots) * int(context)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.warmup = params.ui = params.fit_params = False
     params.verbosity = 0
     params.cache_ram_mib = int(cache)
@@ -48,12 +50,14 @@ def llama_server(
     context: int = 512,
     cache: int = 0,
     key: str = "",
+    threads: int = 1,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Within this block it runs: its process and its address.
 
     `context` is that of one slot in tokens, `cache` the --cache-ram in MiB.
     """
-    arguments = [str(model), str(slots), str(context), str(cache), key, *map(str, adapters)]
+    numbers = (str(slots), str(context), str(cache))
+    arguments = [str(model), *numbers, key, str(threads), *map(str, adapters)]
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments],
         stdin=subprocess.PIPE,

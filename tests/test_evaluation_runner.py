@@ -118,7 +118,8 @@ def test_what_was_broken_off_goes_on(llm, tmp_path):
         assert store.answered == whole.answered
         assert list(store.answered) == list(whole.answered)
     assert not [call for call in again.history if call.method == "route"]  # scores were kept
-    done = {json.loads(line)["text"] for line in lines[:3]}
+    kept = [json.loads(line) for line in lines[:3]]
+    done = {line["text"] for line in kept if line["task"] == "mine"}
     first = [call.prompt for call in asked(again)].count("prompt")
     assert first == len(set(texts(whole).values()) - done)
     finished = FakeLoGo(SCORES, blend, top_k=2)
@@ -152,8 +153,28 @@ def test_a_prompt_that_does_not_fit_is_named():
 
 def test_progress_is_told(llm):
     told = []
-    run(llm, MINE, NOBODYS, progress=lambda *step: told.append(step))
-    assert told == [("answering prompts", done, 2) for done in (0, 1, 2)]
+    store = run(llm, MINE, NOBODYS, progress=lambda *step: told.append(step))
+    n_answers = len(texts(store)) + len(texts(store, "nobodys"))
+    assert told == [
+        *(("scoring prompts", done, 2) for done in range(3)),
+        *(("answering prompts", done, n_answers) for done in range(n_answers + 1)),
+    ]
+
+
+def test_prompts_of_one_blend_are_answered_together():
+    order = []
+
+    def answer(prompt, route):
+        order.append((tuple(route.applied.items()), prompt))
+        return "answer"
+
+    examples = [Example("task", n, text, ("a",), "a") for n, text in enumerate("cab")]
+    comparison = Comparison(("norm",), (2,), best_single=True)
+    run(FakeLoGo(SCORES, answer, top_k=2), *examples, comparison=comparison)
+    blends = list(dict.fromkeys(blend for blend, _ in order))
+    # Sorted by text within a blend, so that prompts with the same start follow each other.
+    assert order == sorted(order, key=lambda one: (blends.index(one[0]), one[1]))
+    assert len(order) == len(set(order)) > len(blends) > 1
 
 
 def test_without_a_known_answer_only_the_route_counts():

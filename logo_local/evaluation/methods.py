@@ -15,7 +15,8 @@ from .data import Example
 Weights = Mapping[str, float]
 
 BASE, OWN, BEST_SINGLE, UNIFORM, DEFAULT = "base", "own", "best single", "uniform", "default"
-_SINGLE = "single: "
+RANDOM = "random"
+_SINGLE, _AT_K = "single: ", ", k = "
 _FUSED = ", fused"
 
 
@@ -63,7 +64,7 @@ def planned(
     # Seeded by the prompt, so that a resumed evaluation draws the same adapters.
     drawn = sorted(names)
     random.Random(f"{seed} {example.task} {example.line}").shuffle(drawn)
-    methods += [Method(at_k("random", k), _equal(drawn[:k])) for k in ks if k < len(names)]
+    methods += [Method(at_k(RANDOM, k), _equal(drawn[:k])) for k in ks if k < len(names)]
     for signal, by_name in scores.items():
         for k in ks:
             route = select(by_name, k)
@@ -88,9 +89,18 @@ def single_of(method: str) -> str | None:
     return method[len(_SINGLE) :] if method.startswith(_SINGLE) else None
 
 
+def place(method: str) -> tuple[int, str, int, bool]:
+    """The sort key for the rows of a table: reference methods, random, signals, the default."""
+    name, is_fused = method.removesuffix(_FUSED), method.endswith(_FUSED)
+    what, _, k = name.partition(_AT_K)
+    order = (BASE, OWN, BEST_SINGLE, UNIFORM, RANDOM)
+    rank = order.index(what) if what in order else len(order) + (what == DEFAULT)
+    return rank, what, int(k or 0), is_fused
+
+
 def at_k(what: str, k: int) -> str:
     """The name of a method with k adapters: "norm, k = 3"."""
-    return f"{what}, k = {k}"
+    return f"{what}{_AT_K}{k}"
 
 
 def fused(method: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,8 +17,9 @@ from .store import Answered, Scored, Store
 Progress: TypeAlias = Callable[[str, int, int], None]
 # Answers a prompt with averaged parameters; see `fusion.Fusion`.
 AnswerFused: TypeAlias = Callable[[Prompt, Weights, Sampling], str]
+SCORING, ANSWERING = "scoring prompts", "answering prompts"  # reported through `progress`
 _NO_METRICS = dict.fromkeys(METRICS, 0.0)
-_AnswerKey: TypeAlias = tuple[tuple[str, float], ...]
+_Blend: TypeAlias = tuple[bool, tuple[tuple[str, float], ...]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,32 @@ class Comparison:
     raw: bool = False
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A method for one example; `out` if the example's own adapter is excluded."""
+
+    example: Example
+    out: bool
+    method: Method
+
+    @property
+    def key(self) -> tuple[str, int, bool, str]:
+        """The key of its answer in the store."""
+        return (*self.example.key, self.out, self.method.name)
+
+    @property
+    def blend(self) -> _Blend:
+        """What the answer depends on besides the prompt."""
+        return self.method.fused, tuple(sorted(self.method.weights.items()))
+
+    def answered(self, text: str) -> Answered:
+        """The result, with all metrics of `text`."""
+        example, method = self.example, self.method
+        metrics = measure(text, example.answers) if example.answers else _NO_METRICS
+        metrics = {**metrics, REFUSED: float(not method.weights)}
+        return Answered(*self.key, dict(method.weights), method.first, text, metrics)
+
+
 def evaluate(
     llm: Engine,
     examples: Sequence[Example],
@@ -52,6 +79,8 @@ def evaluate(
 ) -> None:
     """Answer every example by every method, greedily, and add new results to `store`.
 
+    All prompts are scored first. Then all prompts of one blend are answered together, sorted by
+    text: the adapters are set once, and what consecutive prompts have in common is evaluated once.
     Methods with the same weights share one answer per prompt. `answer_fused` is required with
     `comparison.fusion`. Raises SettingsError if the metrics' libraries are missing, and
     PromptError, naming the example, for a prompt that does not fit the context.
@@ -61,68 +90,61 @@ def evaluate(
         raise SettingsError(
             "there is only one adapter, so none is left without it", hint="leave --own-out away"
         )
+    by_blend: dict[_Blend, list[_Planned]] = {}
     for done, example in enumerate(examples):
-        progress("answering prompts", done, len(examples))
-        try:
-            _one(llm, example, comparison, store, answer_fused)
-        except PromptError as error:
-            raise PromptError(
-                f"{example.task}, line {example.line}: {error.message}", hint=error.hint
-            ) from error
-    progress("answering prompts", len(examples), len(examples))
+        progress(SCORING, done, len(examples))
+        with _naming(example):
+            for one in _plan(llm, example, comparison, store):
+                by_blend.setdefault(one.blend, []).append(one)
+    progress(SCORING, len(examples), len(examples))
+    done, total = 0, sum(map(len, by_blend.values()))
+    progress(ANSWERING, done, total)
+    for group in by_blend.values():
+        for _ in _answer_all(llm, group, comparison, store, answer_fused):
+            done += 1
+            progress(ANSWERING, done, total)
 
 
-def _one(
+def _plan(
+    llm: Engine, example: Example, comparison: Comparison, store: Store
+) -> Iterator[_Planned]:
+    """Score one prompt, unless its scores are stored; every method for it."""
+    prompt = as_prompt(llm, example.context, raw=comparison.raw)
+    for out in (False, True) if comparison.own_out and example.adapter else (False,):
+        for method in _methods(llm, example, prompt, comparison, store, out):
+            yield _Planned(example, out, method)
+
+
+def _answer_all(
     llm: Engine,
-    example: Example,
+    group: Sequence[_Planned],
     comparison: Comparison,
     store: Store,
     answer_fused: AnswerFused | None,
-) -> None:
-    prompt = as_prompt(llm, example.context, raw=comparison.raw)
+) -> Iterator[_Planned]:
+    """Store the answers of a group with one blend; yields what is done."""
     # Only the first line counts, so generation stops after it.
     sampling = Sampling(comparison.max_tokens, 0.0, stop=("\n",))
-    plain: dict[_AnswerKey, str] = {}
-    averaged: dict[_AnswerKey, str] = {}
+    method = group[0].method
+    known = [one for one in group if one.key in store.answered and one.example.answers]
+    texts = {one.example.context: store.answered[one.key].text for one in known}
 
-    def answer(method: Method) -> str:
-        known = averaged if method.fused else plain
-        key = _key(method.weights)
-        if key not in known:
-            if method.fused:
-                assert answer_fused is not None
-                text = answer_fused(prompt, method.weights, sampling)
-            else:
-                with llm.under(method.weights):
-                    text = complete(llm, prompt, sampling).text
-            known[key] = first_line(text)
-        return known[key]
+    def answer(context: str) -> str:
+        prompt = as_prompt(llm, context, raw=comparison.raw)
+        if method.fused:
+            assert answer_fused is not None
+            return answer_fused(prompt, method.weights, sampling)
+        with llm.under(method.weights):
+            return complete(llm, prompt, sampling).text
 
-    for out in (False, True) if comparison.own_out and example.adapter else (False,):
-        methods = _methods(llm, example, prompt, comparison, store, out)
-        missing = []
-        for method in methods:
-            done = store.answered.get((*example.key, out, method.name))
-            if done is None:
-                missing.append(method)
-            else:
-                (averaged if method.fused else plain)[_key(done.weights)] = done.text
-        for method in missing:
-            text = answer(method) if example.answers else ""
-            store.add(
-                Answered(
-                    *example.key,
-                    out,
-                    method.name,
-                    dict(method.weights),
-                    method.first,
-                    text,
-                    {
-                        **(measure(text, example.answers) if example.answers else _NO_METRICS),
-                        REFUSED: float(not method.weights),
-                    },
-                )
-            )
+    for one in sorted(group, key=lambda one: one.example.context):
+        if one.key not in store.answered:
+            context = one.example.context
+            if one.example.answers and context not in texts:
+                with _naming(one.example):
+                    texts[context] = first_line(answer(context))
+            store.add(one.answered(texts[context] if one.example.answers else ""))
+        yield one
 
 
 def _methods(
@@ -161,6 +183,17 @@ def _methods(
 
 
 @contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """Name `example` in errors about its prompt."""
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(
+            f"{example.task}, line {example.line}: {error.message}", hint=error.hint
+        ) from error
+
+
+@contextmanager
 def _excluded(llm: Engine, name: str | None) -> Iterator[None]:
     if name is None:
         yield
@@ -170,7 +203,3 @@ def _excluded(llm: Engine, name: str | None) -> Iterator[None]:
         yield
     finally:
         llm.pool.auto()
-
-
-def _key(weights: Mapping[str, float]) -> _AnswerKey:
-    return tuple(sorted(weights.items()))

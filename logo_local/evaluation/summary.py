@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .data import Example
-from .methods import BASE, BEST_SINGLE, OWN, UNIFORM, single_of
+from .methods import BASE, BEST_SINGLE, OWN, place, single_of
 from .metrics import METRICS, REFUSED, SCORE
 from .store import Answered, Store
 
 IN_POOL, OWN_OUT, OUT_OF_POOL = "in pool", "own adapter out", "out of pool"
 _DRAWS = 2000
-_FIRST = (BASE, OWN, BEST_SINGLE, UNIFORM)  # then the others, in the order of evaluation
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def summarise(
             max(len(of_method) for of_method in rows[group].values()),
             {
                 method: _result(rows[group][method], metric, own, base, seed, group != OWN_OUT)
-                for method in sorted(rows[group], key=_place)
+                for method in sorted(rows[group], key=place)
             },
         )
     return Summary(metric, _label(metric, examples), groups, best)
@@ -181,10 +180,6 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 def _order(group: str) -> tuple[bool, bool, str]:
     return group.startswith(OUT_OF_POOL), group == OWN_OUT, group
-
-
-def _place(method: str) -> int:
-    return _FIRST.index(method) if method in _FIRST else len(_FIRST)
 
 
 def _groups_of(example: Example, answered: Answered) -> Iterator[str]:

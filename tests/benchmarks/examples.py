@@ -1,11 +1,14 @@
 """How many example prompts routing needs, and in how many wordings.
 
     python tests/benchmarks/examples.py demo --data SUITE/report/*.jsonl
+    python tests/benchmarks/examples.py MODEL --examples models/demo/adapters --data ...
 
-Routes only, nothing is generated. Each adapter needs at least eight examples, the i-th in wording
-i % 4, as the recipe of the pool writes them. `own adapter first` and `refused` are of the prompts
-with an adapter; the other columns are the shares of prompts without one that the base answers, by
-group. Intervals are 95 % bootstrap intervals over prompts.
+`--examples` takes the example prompts from another folder, for a model that these adapters do not
+fit: the route depends only on the base model and the examples. Routes only, nothing is generated.
+Each adapter needs at least eight examples, the i-th in wording i % 4, as the recipe of the pool
+writes them. `own adapter first` and `refused` are of the prompts with an adapter; the other columns
+are the shares of prompts without one that the base answers, by group. Intervals are 95 % bootstrap
+intervals over prompts.
 """
 
 from __future__ import annotations
@@ -62,13 +65,16 @@ def interval(values: list[bool]) -> str:
 @click.argument("model")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--adapters", type=click.Path(path_type=Path))
+@click.option("--examples", "folder", type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, type=click.Path(path_type=Path))
 @click.option("--limit", type=int)
-def main(model: str, more: tuple[Path, ...], adapters: Path | None, data, limit) -> None:
+def main(model: str, more: tuple[Path, ...], adapters: Path | None, folder, data, limit) -> None:
     """Print the table."""
-    with LoGo(model, adapters, n_threads=1, n_threads_batch=1, n_ctx=1024) as llm:
-        examples = read_examples((*data, *more), llm.pool.names, limit)
+    with LoGo(model, adapters, n_threads=1, n_threads_batch=1, n_ctx=2048) as llm:
         given = {name: prompts_beside(llm.pool.origin(name)) for name in llm.pool.names}
+        if folder is not None:
+            given = {path.stem: prompts_beside(path) for path in sorted(folder.glob("*.gguf"))}
+        examples = read_examples((*data, *more), [*given], limit)
         vectors = Vectors(llm)
         head, tail = format_of(list(given.values()))  # as the engine does it
         general = vectors.of([f"{head}{request}{tail}" for request in general_requests()])

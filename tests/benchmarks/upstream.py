@@ -37,6 +37,7 @@ from llama_server import llama_server
 
 N_TOKENS = 32
 CHAT = "/v1/chat/completions"
+ONE_THREAD = ("--threads", "1")
 # llama-server closes connections that were used often: each request has one of its own.
 CLIENT = {"timeout": 600, "trust_env": False, "limits": httpx.Limits(max_keepalive_connections=0)}
 ADAPTERS = sorted(config.demo_adapters().glob("*.gguf"))
@@ -54,11 +55,11 @@ def prompts(n: int) -> list[str]:
 
 
 @contextmanager
-def server(*upstreams: str) -> Iterator[tuple[psutil.Process, str]]:
-    """`logo-local serve demo --upstream ...`: its process and its address."""
-    command = [sys.executable, "-m", "logo_local", "serve", "demo", "--port", "0", "--threads", "1"]
+def server(*arguments: str) -> Iterator[tuple[psutil.Process, str]]:
+    """`logo-local serve` with these arguments: its process and its address."""
+    command = [sys.executable, "-m", "logo_local", "serve", *arguments]
     process = subprocess.Popen(
-        [*command, "--upstream", ",".join(upstreams), "--queue", "64"],
+        [*command, "--port", "0", "--queue", "64"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -122,7 +123,7 @@ def speed(rounds: int, clients: list[int], n_prompts: int) -> None:
     """Direct and through the server in turn."""
     with (
         llama_server(config.demo_model(), ADAPTERS, slots=8, context=1024) as (child, url),
-        server(url) as (process, front),
+        server("demo", *ONE_THREAD, "--upstream", url) as (process, front),
     ):
         llama = psutil.Process(child.pid)
         ids = {
@@ -201,7 +202,7 @@ def loss(seconds: float) -> bool:
     with (
         llama_server(config.demo_model(), ADAPTERS, **settings) as (first, url),
         llama_server(config.demo_model(), ADAPTERS[::-1], **settings) as (_, other),
-        server(url, other) as (_, front),
+        server("demo", *ONE_THREAD, "--upstream", f"{url},{other}") as (_, front),
     ):
         for prompt in prompts(42):
             body = {"messages": [{"role": "user", "content": prompt}]}
