@@ -191,6 +191,16 @@ def test_a_stream_carries_the_route_in_its_first_chunk_and_with_the_finish_reaso
     assert client.pool.n_running == 0
 
 
+def test_metrics_have_the_state_of_each_upstream(behind):
+    client = behind(FakeUpstream(), FakeUpstream())
+    one, other = client.pool.all
+    other.state = "down"
+    found = client.get("/metrics").text.splitlines()
+    assert f'logo_upstream_up{{upstream="{one.url}"}} 1.0' in found
+    assert f'logo_upstream_up{{upstream="{other.url}"}} 0.0' in found
+    assert f'logo_upstream_running{{upstream="{one.url}"}} 0.0' in found
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
 def test_errors_of_the_upstream_pass_as_they_are(behind, status):
     body = b'{"error":{"code":1,"message":"as \xc3\xa9"} }'

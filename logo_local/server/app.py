@@ -107,6 +107,8 @@ def create_app(
         app.state.metrics = Metrics(workers)
         behind = await forwarding.opened(upstreams, upstream_key, engines[0], **limits)
         app.state.upstreams = behind
+        if behind is not None:
+            app.state.metrics.watch(behind)
         for running in (workers, behind):
             if running is not None and on_start is not None:
                 on_start(running)

@@ -1,12 +1,14 @@
-"""Prometheus metrics: counts and times, never prompts or names of persons."""
+"""Prometheus metrics: counts and times, never prompts."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .middleware import App, Message, Receive, Scope, Send
+from .upstreams import Upstreams
 from .workers import Job, Workers
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -22,30 +24,43 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.tokens = Counter(
-            "logo_tokens", "Tokens read and written.", ["kind"], registry=registry
+            "logo_tokens", "Tokens of prompts and answers.", ["kind"], registry=registry
         )
         self.routed = Counter(
-            "logo_routed", "Answers that an adapter took part in.", ["adapter"], registry=registry
+            "logo_routed", "Answers that used the adapter.", ["adapter"], registry=registry
         )
         self.waited = Histogram(
-            "logo_wait_seconds", "Time in line.", registry=registry, buckets=_SECONDS
+            "logo_wait_seconds", "Time in the queue.", registry=registry, buckets=_SECONDS
         )
         self.phases = Histogram(
             "logo_phase_seconds", "Time of an answer's phases.", ["phase"], registry=registry,
             buckets=_SECONDS,
         )  # fmt: skip
-        Gauge("logo_waiting", "Requests in line.", registry=registry).set_function(
+        Gauge("logo_waiting", "Requests in the queue.", registry=registry).set_function(
             lambda: len(workers.waiting)
         )
-        Gauge("logo_running", "Requests that have an engine.", registry=registry).set_function(
+        Gauge("logo_running", "Requests that are being answered.", registry=registry).set_function(
             lambda: workers.n_running
         )
         Gauge("logo_adapters", "Adapters in the pool.", registry=registry).set_function(
             lambda: len(workers.engines[0].pool.adapters)
         )
         Gauge(
-            "logo_adapter_bytes", "Bytes of adapters in llama.cpp.", registry=registry
+            "logo_adapter_bytes", "Memory of the loaded adapters.", registry=registry
         ).set_function(lambda: sum(llm.pool.resident_bytes for llm in workers.engines))
+
+    def watch(self, upstreams: Upstreams) -> None:
+        """Add gauges for the state of each upstream."""
+        up = Gauge(
+            "logo_upstream_up", "1 if the upstream is used.", ["upstream"], registry=self._registry
+        )
+        running = Gauge(
+            "logo_upstream_running", "Requests sent to the upstream that are not answered yet.",
+            ["upstream"], registry=self._registry,
+        )  # fmt: skip
+        for one in upstreams.all:
+            up.labels(one.url).set_function(partial(_number, one, "is_up"))
+            running.labels(one.url).set_function(partial(_number, one, "running"))
 
     def answered(self, job: Job, answer: dict[str, Any]) -> None:
         """Count an answer, or the last chunk of one, with its route and usage."""
@@ -62,6 +77,10 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _number(of: object, name: str) -> float:
+    return float(getattr(of, name))
 
 
 class Counted:
