@@ -71,6 +71,16 @@ def test_a_lone_description_competes_with_general_requests():
     assert found.nearest(vectors(3, 0.5).ravel())[1] < 0
 
 
+def test_which_descriptions_a_message_continues():
+    known = {"a": vectors((0, 0)), "b": vectors((4, 0))}
+    found = Descriptions.fit(known, vectors((2, 9), (2, -3)), vectors((0, 50)))
+    assert found.continued(vectors(0.5, 0).ravel()) == {"a"}  # b is further than (2, -3)
+    assert found.continued(vectors(2, 0).ravel()) == {"a", "b"}
+    assert found.continued(vectors(2, -3).ravel()) == set()
+    assert found.continued(vectors(0, 49).ravel()) == {"a", "b"}
+    assert Descriptions.fit(known, vectors((2, 9))).continued(vectors(0, 49).ravel()) == set()
+
+
 class Scripted:
     """A scorer whose profiles fit nothing, and whose nearest description is `found`."""
 
@@ -79,7 +89,13 @@ class Scripted:
 
     def __init__(self, found, compared=()):
         self.descriptions = type(
-            "", (), {"names": ("described",), "nearest": lambda _s, _x: found}
+            "",
+            (),
+            {
+                "names": ("described",),
+                "nearest": lambda _s, _x: found,
+                "continued": lambda _s, _x: frozenset({"described"}),
+            },
         )()
         self.compared = lambda _reading, _source: compared
         self.without_profile = lambda _source: []

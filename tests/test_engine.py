@@ -27,7 +27,6 @@ from logo_local.llama.options import ChatOptions, CompletionOptions
 from logo_local.llama.reader import RAW_SUFFIX
 from logo_local.llama.sampling import BatchContext
 from logo_local.routing import registry
-from logo_local.routing.registry import Confidence
 from logo_local.routing.router import Scored
 from logo_local.routing.settings import DEFAULTS, OPTIONS
 
@@ -649,53 +648,57 @@ def test_of_a_conversation_the_last_message_is_routed(logo, stream):
     assert llm.create_completion(A, **GREEDY)["logo"]["route"]["scores"] == llm.route(A).all_scores
 
 
-def scripted(llm, monkeypatch, *steps):
-    """Each prompt that is scored gets the next of `steps`: the adapter that fits, and confidence.
+def scripted(llm, monkeypatch, steps):
+    """Scores messages by `steps`: by text the adapter that fits, "!" if sure, and continued ones.
 
-    Returns the list of the prompts.
+    Returns the list of the messages that are scored.
     """
-    routed, left = [], list(steps)
+    routed = []
+    texts = {tuple(llm.tokens_of(said(text))): text for text in steps}
 
     def scores(tokens, _signal):
-        routed.append(tokens)
-        name, confidence = left.pop(0)
-        found = {n: float(n == name) for n in llm.pool.names}
-        return Scored("mixed", "one-pass", None, found, "", confidence)
+        text = texts[tuple(tokens)]
+        name, *continues = steps[text].split()
+        routed.append(text)
+        found = {n: float(n == name.strip("!")) for n in llm.pool.names}
+        sure = name.endswith("!")
+        return Scored("mixed", "one-pass", None, found, f"{name}.", sure, frozenset(continues))
 
     monkeypatch.setattr(llm.router, "scores", scores)
     return routed
 
 
 @pytest.mark.parametrize(
-    ("last", "whole", "expected", "n_scored"),
+    ("messages", "expected", "scored"),
     [
-        (("ad1", Confidence.SURE), ("ad2", Confidence.SURE), ("ad1",), 1),
-        (("ad1", Confidence.UNSURE), ("ad2", Confidence.SURE), ("ad2",), 2),
-        (("ad1", Confidence.UNSURE), ("", Confidence.UNSURE), ("ad1",), 2),
-        (("", Confidence.UNSURE), ("ad2", Confidence.UNSURE), ("ad2",), 2),
-        (("", Confidence.SURE), ("ad2", Confidence.SURE), ("ad2",), 2),
-        (("", Confidence.GENERAL), ("ad2", Confidence.SURE), (), 1),
-        (("", Confidence.UNSURE), ("", Confidence.GENERAL), (), 2),
+        ("one two", "ad2", "two"),  # sure about the last message
+        ("one more", "ad1", "more one"),  # continues ad1
+        ("two more", "", "more two"),  # does not continue ad2
+        ("one weak", "ad1", "weak one"),  # it fits another one, but not surely
+        ("two weak", "ad3", "weak two"),
+        ("one subject", "", "subject"),  # continues nothing, so the others are not read
+        ("one more again", "ad1", "again more one"),
+        ("one subject again", "", "again subject"),  # continues the subject, not what was before
+        ("one subject weak", "ad3", "weak subject"),
+        ("more", "", "more"),
+        ("one again again again again", "", "again again again again"),  # the last four only
     ],
 )
-def test_a_conversation_decides_where_its_last_message_does_not(
-    logo, monkeypatch, last, whole, expected, n_scored
-):
+def test_a_message_continues_the_conversation_or_not(logo, monkeypatch, messages, expected, scored):
     llm = logo()
-    routed = scripted(llm, monkeypatch, last, whole)
-    conversation = said(A, "yes", B)
-    assert llm.route(conversation).names == expected
-    assert routed == [llm.tokens_of(said(B)), llm.tokens_of(conversation)][:n_scored]
-
-
-def test_what_the_system_is_told_is_never_routed(logo, monkeypatch):
-    llm = logo()
-    routed = scripted(llm, monkeypatch, *[("", Confidence.UNSURE)] * 3)
+    steps = {"one": "ad1!", "two": "ad2!", "more": "none ad1", "weak": "ad3 ad1"}
+    steps |= {"subject": "none", "again": "none ad0 ad1 ad2 ad3"}
+    routed = scripted(llm, monkeypatch, steps)
+    turns = [text for message in messages.split() for text in (message, "yes")][:-1]
     system = {"role": "system", "content": "one two"}
-    llm.route([system, *said(B)])
-    llm.route([system, *said(A, "yes", B)])
-    alone = llm.tokens_of(said(B))
-    assert routed == [alone, alone, llm.tokens_of(said(A, "yes", B))]
+    for conversation in (said(*turns), [system, *said(*turns)]):
+        routed.clear()
+        route = llm.route(conversation)
+        assert route.names == ((expected,) if expected else ())
+        assert routed == scored.split()
+    before = expected == "ad1"
+    assert route.reason.startswith("continues an earlier message: ad1!") == before
+    assert route.reason.count("continues") == before
 
 
 def test_numbers_that_are_not_finite_go_with_all_keys(logo):

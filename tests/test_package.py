@@ -132,6 +132,7 @@ def test_the_wheel_holds_what_it_should(source, tmp_path):
     info = f"logo_local-{logo_local.__version__}.dist-info"
     assert {name for name in names if not name.startswith((f"{info}/", "logo_local/demo/"))} == {
         "logo_local/py.typed",
+        "logo_local/routing/continuations.txt",
         "logo_local/routing/generic_prompts.txt",
         *(f"logo_local/{name}" for name in code_files("logo_local")),
         *(f"logo_local/convert/{name}" for name in code_files("convert")),

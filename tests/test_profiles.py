@@ -7,6 +7,7 @@ from logo_local.hidden_states import Hidden
 from logo_local.routing.profile_store import ProfileStore
 from logo_local.routing.profiles import (
     LEAST_GAIN,
+    LEAST_GAP,
     LEAST_MATCH,
     MOST_GAIN,
     Measure,
@@ -115,14 +116,30 @@ def test_what_the_inputs_of_one_request_differ_in_counts_less():
     assert alone.matches(vector(10, 0))[0] > 0.9
 
 
-def test_the_gap_to_general_requests_by_hand():
-    found = Measure.fit(
-        {"a": profile((4, 0)), "b": profile((9, 0))}, general=vector((0, 0), (0, 8))
-    )
-    x = vector(3, 0)  # 1 from a, 3 from the general request at (0, 0)
-    assert found.gap(x) == pytest.approx(2 * found.distances(x)[0] / found.typical, rel=1e-3)
-    assert found.gap(vector(0, 1)) < 0
-    assert Measure.fit({"a": profile((4, 0))}).gap(x) == float("inf")
+def test_what_a_message_continues_by_hand():
+    """On the x axis, a is at 0, b at 40, and general requests are at 20 and 100."""
+    profiles = {
+        "a": profile((-2, 0), (2, 0), (-2, 0), (2, 0)),
+        "b": profile((38, 0), (42, 0), (38, 0), (42, 0)),
+    }
+    general, other = vector((20, 0), (100, 0), (0, 80)), vector((0, 90))
+    found = Measure.fit(profiles, general=general, continuations=other)
+    assert found.continues(vector(1, 0)).tolist() == [True, False]
+    assert found.continues(vector(19, 0)).tolist() == [False, False]  # like a general request
+    just = 10 - LEAST_GAP * found.typical / 2 / scale(found)
+    assert found.continues(vector(just - 0.1, 0)).tolist() == [True, False]
+    assert found.continues(vector(just + 0.1, 0)).tolist() == [False, False]
+    # Like a message that continues any conversation.
+    assert found.continues(vector(0, 89)).tolist() == [True, True]
+    alone = Measure.fit(profiles, general=general)
+    assert alone.continues(vector(60, 0)).tolist() == [False, True]
+    assert alone.continues(vector(0, 89)).tolist() == [False, False]
+    assert Measure.fit(profiles).continues(vector(60, 0)).tolist() == [True, True]
+
+
+def scale(measure):
+    """Whitened length of one unit on the x axis."""
+    return float(abs(measure.distances(vector(1, 0))[0] - measure.distances(vector(0, 0))[0]))
 
 
 def test_matches_of_some_profiles_are_those_of_all():

@@ -12,8 +12,8 @@ from logo_local.routing.baselines import ENOUGH, Baselines
 from logo_local.routing.descriptions import Descriptions
 from logo_local.routing.index import RoutingIndex, choose_target
 from logo_local.routing.profiles import Profile
-from logo_local.routing.registry import Confidence, Need, signals
-from logo_local.routing.scorers.profiles import CLEARLY, LEAST_GAP
+from logo_local.routing.registry import Need, signals
+from logo_local.routing.scorers.profiles import CLEARLY
 from logo_local.routing.scoring import Compared, Scorer, answer_places, profile_vector, read_places
 from logo_local.routing.signals import norm, projection_output, sharpened
 from logo_local.routing.z_norms import ZNorms, adapter_key
@@ -247,19 +247,15 @@ def test_the_nearest_adapter_decides_whether_a_prompt_fits(
 
 
 @pytest.mark.parametrize(
-    ("match", "gap", "confidence"),
-    [
-        (0.5 + CLEARLY + 0.01, 0.0, Confidence.SURE),
-        (0.5 + CLEARLY - 0.01, 1.0, Confidence.UNSURE),
-        (0.5, LEAST_GAP - 0.01, Confidence.UNSURE),  # it fits, whatever else is near
-        (0.4, LEAST_GAP + 0.01, Confidence.UNSURE),
-        (0.4, LEAST_GAP - 0.01, Confidence.GENERAL),
-    ],
+    ("match", "sure"),
+    [(0.5 + CLEARLY + 0.01, True), (0.5 + CLEARLY - 0.01, False), (0.4, False)],
 )
-def test_how_sure_a_last_message_is(scorer, base, monkeypatch, match, gap, confidence):
-    monkeypatch.setattr(scorer, "compared", lambda _r, _s: [Compared("a", -1.0, match, 0.5, gap)])
+def test_how_sure_a_message_is(scorer, base, monkeypatch, match, sure):
+    compared = [Compared("a", -1.0, match, 0.5, False), Compared("b", -2.0, 0.0, 0.5, True)]
+    monkeypatch.setattr(scorer, "compared", lambda _r, _s: compared)
     for signal in ("profile", "mixed"):
-        assert scorer.fit(signal, reading(base, 9)).confidence is confidence
+        fit = scorer.fit(signal, reading(base, 9))
+        assert (fit.sure, fit.continues) == (sure, {"b"})
 
 
 def test_some_adapters_alone_have_the_same_z_norms(scorer, base):

@@ -31,6 +31,8 @@ from .special_tokens import control_tokens, escaped
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
 
+MOST_MESSAGES = 4  # of a conversation that are routed, until an adapter matches
+
 
 class Context:
     """A llama.cpp context besides the generating one; created by `LoadedModel.context`.
@@ -337,18 +339,21 @@ class LoadedModel:
     def prompts_to_route(self, prompt: Prompt) -> Iterator[list[int]]:
         """The token lists to route for `prompt`, to be tried in order until an adapter fits.
 
-        For a conversation: first the user's last message alone, because other messages hide its
-        topic; then all messages but the system's. Any other prompt is routed unchanged, and so is
-        a conversation if the chat template rejects one of these parts.
+        For a conversation: the user's last message alone, because other messages hide its topic;
+        then the messages before it, the latest first. Any other prompt is routed unchanged, and so
+        is a conversation if the chat template rejects its last message alone.
         """
         parts = conversation_parts(prompt)
-        try:
-            for part in parts:
-                yield self.tokens_of(part)
-        except (PromptError, TypeError, TemplateError):  # it may require a system message
-            yield self.tokens_of(prompt)
         if not parts:
             yield self.tokens_of(prompt)
+        for number, part in enumerate(parts):
+            try:
+                tokens = self.tokens_of(part)
+            except (PromptError, TypeError, TemplateError):
+                if number == 0:  # the template may require a system message
+                    yield self.tokens_of(prompt)
+                return
+            yield tokens
 
 
 class _PromptKeeper:
@@ -385,14 +390,13 @@ def are_messages(prompt: Any) -> bool:
 
 
 def conversation_parts(prompt: Any) -> list[Sequence[Message]]:
-    """The parts of a conversation to route: the last user message, then all but the system's.
+    """The user's last messages in a conversation, each alone, the latest first.
 
-    Empty for other prompts, and for a conversation without a user message.
+    Empty for other prompts, and for a conversation whose last user message is missing or empty.
     """
     if not are_messages(prompt) or len(prompt) < 2:
         return []
-    said = [message for message in prompt if message.get("role") != "system"]
-    from_user = [message for message in said if message.get("role") == "user"]
+    from_user = [message for message in prompt if message.get("role") == "user"]
     if not from_user or not from_user[-1].get("content"):
         return []
-    return [from_user[-1:], said] if len(said) > 1 else [said]
+    return [[one] for one in from_user[: -1 - MOST_MESSAGES : -1] if one.get("content")]

@@ -7,8 +7,9 @@ texts are sampled once for each adapter and cached by the adapter's content.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -39,8 +40,31 @@ READING = "reading example prompts"
 
 def general_requests() -> list[str]:
     """Requests that no specific adapter is trained for; shipped with the package."""
-    text = resources.files(__package__).joinpath("generic_prompts.txt").read_text("utf-8")
-    return text.splitlines()
+    return _lines("generic_prompts.txt")
+
+
+def continuations() -> list[str]:
+    """Messages that continue any conversation, such as corrections; shipped with the package."""
+    return _lines("continuations.txt")
+
+
+def _lines(name: str) -> list[str]:
+    return resources.files(__package__).joinpath(name).read_text("utf-8").splitlines()
+
+
+@dataclass(frozen=True)
+class Known:
+    """Vectors of one form, for a pool.
+
+    `profiles` are those of adapters with example prompts, `descriptions` the vectors (n, F) of the
+    `description_prompts` of adapters without. `general` (G, F) are vectors of general requests,
+    `continuations` (C, F) of messages that continue a conversation; None for an empty pool.
+    """
+
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    descriptions: Mapping[str, FloatArray] = field(default_factory=dict)
+    general: FloatArray | None = None
+    continuations: FloatArray | None = None
 
 
 def format_of(examples: Sequence[Sequence[str]]) -> tuple[str, str]:
@@ -138,11 +162,8 @@ class AdapterProfiles:
         """Whether this adapter's generated texts are in the cache."""
         return self._store.has_samples(self._key(self._pool.adapters[name]))
 
-    def of_prompts(
-        self, form: str
-    ) -> tuple[dict[str, Profile], FloatArray | None, dict[str, FloatArray]]:
-        """The profiles of all adapters with example prompts, the vectors (G, F) of general
-        requests, and the vectors (n, F) for the descriptions of adapters without examples.
+    def of_prompts(self, form: str) -> Known:
+        """All that is known from example prompts and descriptions.
 
         Texts that are not cached in this `form` are read now and cached. If no adapter has examples
         or a description, nothing is read, not even the general requests.
@@ -151,6 +172,7 @@ class AdapterProfiles:
         described = {name: given for name, given in texts.items() if given}
         head, tail = format_of(list(described.values()))
         general = [f"{head}{request}{tail}" for request in general_requests()]
+        continuing = [f"{head}{message}{tail}" for message in continuations()]
         against = {
             name: [
                 [f"{head}{prompt}{tail}" for prompt in kind]
@@ -164,16 +186,22 @@ class AdapterProfiles:
             if name not in described and (text := self._description(name))
         }
         if not (described or about):
-            return {}, None, {}
-        every = (general, *described.values(), *chain(*against.values()), *about.values())
+            return Known()
+        every = (
+            general,
+            continuing,
+            *described.values(),
+            *chain(*against.values()),
+            *about.values(),
+        )
         with self._reading([given for given in every if given], form):
-            found = {
+            profiles = {
                 name: self._store.of_prompts(texts[name], against[name], self._embed_one, form)
                 for name in against
             }
-            vectors = self._store.vectors(general, self._embed_one, form)
-            sayings = {n: self._store.vectors(t, self._embed_one, form) for n, t in about.items()}
-        return found, vectors, sayings
+            vectors = partial(self._store.vectors, embed=self._embed_one, form=form)
+            descriptions = {name: vectors(prompts) for name, prompts in about.items()}
+            return Known(profiles, descriptions, vectors(general), vectors(continuing))
 
     def general(self, form: str) -> FloatArray:
         """The vectors (G, F) of general requests, for a pool without any examples."""

@@ -45,24 +45,33 @@ class Descriptions:
     """The descriptions of several adapters; created by `fit`.
 
     `names` (N,) belong to the rows of `centres`, whitened means; `general` are whitened vectors of
-    requests that no adapter is trained for.
+    requests that no adapter is trained for, `continuations` of messages that continue a
+    conversation.
     """
 
     names: tuple[str, ...]
     centres: Points = field(repr=False)
     general: Points = field(repr=False)
     whitening: Whitening = field(repr=False)
+    continuations: Points | None = field(default=None, repr=False)
 
     @classmethod
-    def fit(cls, vectors: Mapping[str, FloatArray], general: FloatArray) -> Descriptions:
+    def fit(
+        cls,
+        vectors: Mapping[str, FloatArray],
+        general: FloatArray,
+        continuations: FloatArray | None = None,
+    ) -> Descriptions:
         """From the vectors (n, F) of the `description_prompts` of one or more adapters.
 
-        `general` (G, F) are vectors of general requests.
+        `general` (G, F) are vectors of general requests, `continuations` (C, F) of messages that
+        continue a conversation.
         """
         groups = [*vectors.values()]
         whitening = Whitening.fit(groups)
         centres = Points.of(np.stack([rows.mean(axis=0) for rows in groups]), whitening)
-        return cls(tuple(vectors), centres, Points.of(general, whitening), whitening)
+        others = None if continuations is None else Points.of(continuations, whitening)
+        return cls(tuple(vectors), centres, Points.of(general, whitening), whitening, others)
 
     def nearest(self, x: FloatArray) -> tuple[str, float]:
         """The adapter whose description is nearest to a text's vector (F,), and the margin.
@@ -76,3 +85,17 @@ class Descriptions:
         best = int(distances.argmin())
         second = float(np.concatenate([np.delete(distances, best), others]).min())
         return self.names[best], second / max(float(distances[best]), 1e-12) - 1
+
+    def continued(self, x: FloatArray) -> frozenset[str]:
+        """The adapters whose conversation a message's vector (F,) can continue.
+
+        All, if it is not further from a continuation than from every general request; otherwise
+        those with a description that is nearer than every general request.
+        """
+        square = self.whitening.square(x)
+        general = self.general.distances(x, square).min()
+        others = self.continuations
+        if others is not None and others.distances(x, square).min() <= general:
+            return frozenset(self.names)
+        nearer = self.centres.distances(x, square) < general  # (N,)
+        return frozenset(name for name, near in zip(self.names, nearer, strict=True) if near)

@@ -13,14 +13,18 @@ Source: our own, on nearest class means. We found no publication of self-profile
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..hidden_states import FloatArray
 from .whitening import SHRINKAGE, IntArray, Whitening
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 # In nats per token. Below the minimum, an adapter's samples are like the base model's. Above the
 # maximum they are not language: the adapter was trained without a loss on prompts.
@@ -32,6 +36,9 @@ LEAST_MATCH, FEW, MOST_WORDINGS = 0.57, 2, 4
 # Beyond this, in typical distances, a prompt matches nothing: it may be between the references
 # and a profile without being related to either.
 FARTHEST = 1.5
+# A message continues a conversation with an adapter whose profile is nearer than every general
+# request by this, in typical distances. Chosen on the choosing set.
+LEAST_GAP = 0.15
 FOLDS = 4
 MOST_TYPICAL = 64  # profiles used to measure the typical distance
 
@@ -96,13 +103,15 @@ class Points:
 
 
 class Distances(NamedTuple):
-    """The distances (N,) of a text from the `profiles`, and from the nearest `general` request.
+    """The distances (N,) of a text from the `profiles`, and from the nearest of other texts.
 
-    The latter is infinity if there are no general requests.
+    `general` is that of the nearest general request, `continuation` that of the nearest message
+    which continues any conversation. Infinity if there are none.
     """
 
     profiles: FloatArray
     general: float
+    continuation: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class Measure:
     least: FloatArray
     _whitening: Whitening = field(repr=False)
     _general: Points | None = field(default=None, repr=False)
+    _continuations: Points | None = field(default=None, repr=False)
     _references: References | None = field(default=None, repr=False)
 
     @classmethod
@@ -130,11 +140,12 @@ class Measure:
         shrinkage: float = SHRINKAGE,
         *,
         general: FloatArray | None = None,
+        continuations: FloatArray | None = None,
     ) -> Measure:
         """The measure for one profile or more, each of at least one text.
 
         `general` (G, F) are vectors of requests that no adapter is trained for. Without them, every
-        text matches.
+        text matches. `continuations` (C, F) are vectors of messages that continue a conversation.
         """
         vectors = [profile.vectors for profile in profiles.values()]  # each (n_i, F)
         whitening = Whitening.fit(vectors, shrinkage)
@@ -150,16 +161,18 @@ class Measure:
             np.array([p.least_match for p in profiles.values()], dtype=np.float32),
             whitening,
             points,
+            None if continuations is None else Points.of(continuations, whitening),
             references,
         )
 
     def compare(self, x: FloatArray) -> Distances:
-        """The distances of a text's vector (F,) from the profiles and the general requests."""
+        """The distances of a text's vector (F,) from the profiles and from other texts."""
         square = self._whitening.square(x)
-        general = (
-            float("inf") if self._general is None else self._general.distances(x, square).min()
+        others = (
+            math.inf if points is None else float(points.distances(x, square).min())
+            for points in (self._general, self._continuations)
         )
-        return Distances(self.centres.distances(x, square), float(general))
+        return Distances(self.centres.distances(x, square), *others)
 
     def distances(self, x: FloatArray) -> FloatArray:
         """The distances (N,) >= 0 of a text's vector (F,) from the profiles, whitened."""
@@ -182,19 +195,19 @@ class Measure:
         if self._references is None:
             return np.ones(len(chosen), dtype=np.float32)
         found = self._references.positions(x, chosen)
-        distances, general = measured or self.compare(x)
+        distances, general, _ = measured or self.compare(x)
         further = distances[chosen] > min(general, FARTHEST * self.typical)
         return np.where(further, np.minimum(found, 0), found).astype(np.float32)
 
-    def gap(self, x: FloatArray, measured: Distances | None = None) -> float:
-        """The distance of the nearest general request minus that of the nearest profile.
+    def continues(self, x: FloatArray, measured: Distances | None = None) -> BoolArray:
+        """Whether (N,) a message can continue a conversation with each adapter.
 
-        In typical distances; infinity without general requests.
+        It can if it is clearly nearer to the profile, or not further from a continuation, than from
+        every general request.
         """
-        distances, general = measured or self.compare(x)
-        if general == float("inf"):
-            return general
-        return (general - float(distances.min())) / self.typical
+        distances, general, continuation = measured or self.compare(x)
+        clearly = distances + LEAST_GAP * self.typical <= general
+        return np.asarray(clearly | (continuation <= general))
 
     def nearness(self, x: FloatArray, measured: Distances | None = None) -> FloatArray:
         """-distance / typical distance (N,): about -1 for a text like the profile's texts."""

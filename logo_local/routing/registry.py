@@ -22,23 +22,18 @@ AUTO = "auto"  # an alias of DEFAULT
 DEFAULT = "mixed"  # the best in our measurements (docs/quality.md)
 
 
-class Confidence(Enum):
-    """How certain a signal is about a message without the rest of the conversation."""
-
-    SURE = "the message alone decides, if an adapter fits"
-    UNSURE = "the conversation decides"
-    GENERAL = "a request for the base, whatever was said before"
-
-
 class Fit(NamedTuple):
     """Scores >= 0 by adapter; adapters that the signal cannot score are absent.
 
-    `reason` explains in one sentence why these adapters, or none, were chosen; may be empty.
+    `reason` explains in one sentence why these adapters, or none, were chosen; may be empty. In a
+    conversation, a message with `sure` False keeps the route of the messages before it, if its
+    first adapter is one that the message `continues`.
     """
 
     scores: Scores
     reason: str = ""
-    confidence: Confidence = Confidence.SURE
+    sure: bool = True
+    continues: frozenset[str] = frozenset()
 
 
 # Called with a `scoring.Scorer` and a `scoring.Prompt`.

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from .descriptions import Descriptions
 from .index import RoutingIndex, choose_target
 from .profile_store import ProfileStore
 from .reader import Reader
-from .registry import Confidence, Need, find
+from .registry import Need, find
 from .route import Route, select
 from .scoring import EachAdapter, Prompt, Scorer, profile_places, profile_vector, read_places
 from .settings import RoutingSettings
@@ -36,19 +36,24 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
+CONTINUES = "continues an earlier message: "  # the start of a reason
 CALIBRATING = "reading generic prompts"  # reported through `progress`
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores >= 0 by adapter, with the same fields as `Route` for how they were computed."""
+    """Scores >= 0 by adapter, with the same fields as `Route` for how they were computed.
+
+    `sure` and `continues` are as in `registry.Fit`.
+    """
 
     signal: str
     probe: str
     target: str | None
     scores: Scores
     reason: str = ""
-    confidence: Confidence = Confidence.SURE
+    sure: bool = True
+    continues: frozenset[str] = frozenset()
 
 
 class Router:
@@ -76,20 +81,30 @@ class Router:
     def route(self, prompt: Any, signal: str, top_k: int) -> Route:
         """The route for a prompt: a text, messages or tokens.
 
-        In a conversation, the last message is used if the signal is certain about it; otherwise the
-        whole conversation, or the last message if nothing fits the whole. Raises NativeError if
+        In a conversation, the last message is used if the signal is sure about it. Otherwise the
+        route of the messages before it is kept, if the message continues it. Raises NativeError if
         an adapter produces values that are not finite.
         """
         self.timings_ms.update(probe=0.0, score=0.0)
-        routes = []
-        for tokens in self._reader.prompts_to_route(prompt):
-            scored = self.scores(tokens, signal)
-            routes.append(self._selected(scored, top_k))
-            sure = scored.confidence is Confidence.SURE and not routes[-1].is_base
-            if sure or scored.confidence is Confidence.GENERAL:
-                return routes[-1]
-        fitting = [route for route in routes if not route.is_base]
-        return (fitting or routes or [Route()])[-1]
+        return self._latest(self._reader.prompts_to_route(prompt), signal, top_k) or Route()
+
+    def _latest(self, messages: Iterator[list[int]], signal: str, top_k: int) -> Route | None:
+        """The route for the first of `messages`, the latest; None if there is none.
+
+        The others are scored only as far as they are needed.
+        """
+        tokens = next(messages, None)
+        if tokens is None:
+            return None
+        scored = self.scores(tokens, signal)
+        route = self._selected(scored, top_k)
+        if scored.sure or not scored.continues:
+            return route
+        before = self._latest(messages, signal, top_k)
+        if before is None or before.is_base or before.names[0] not in scored.continues:
+            return route
+        reason = before.reason.removeprefix(CONTINUES)
+        return replace(before, reason=f"{CONTINUES}{reason}")
 
     def _selected(self, scored: Scored, top_k: int) -> Route:
         """The route for a prompt's scores."""
@@ -139,7 +154,7 @@ class Router:
         self.timings_ms["probe"] += each.ms
         wanted = {name: fit.scores[name] for name in names if name in fit.scores}
         target = scorer.index.target if at_one_place else None
-        return Scored(signal, about.probe, target, wanted, fit.reason, fit.confidence)
+        return Scored(signal, about.probe, target, wanted, fit.reason, fit.sure, fit.continues)
 
     def part(self, tokens: list[int], names: Collection[str]) -> Callable[[], object]:
         """A function that scores only these adapters, to measure the cost of a smaller pool.
@@ -181,10 +196,13 @@ class Router:
         if scorer is None or scorer.adapters is not self._pool.adapters:
             scorer = self._scorers[form] = self._new_scorer(signal)
         if scorer.prompts is None and needs & {Need.EXAMPLES, Need.SAMPLES, Need.DESCRIPTIONS}:
-            profiles, general, described = self._profiles.of_prompts(form)
-            scorer.prompts, scorer.general = profiles, general
-            if described and general is not None:
-                scorer.descriptions = Descriptions.fit(described, general)
+            known = self._profiles.of_prompts(form)
+            scorer.prompts, scorer.general = known.profiles, known.general
+            scorer.continuations = known.continuations
+            if known.descriptions and known.general is not None:
+                scorer.descriptions = Descriptions.fit(
+                    known.descriptions, known.general, known.continuations
+                )
         if Need.MENU in needs and not scorer.about:
             scorer.about = self._profiles.about()
         self._add_samples(scorer, signal, form)

@@ -131,14 +131,14 @@ class Compared(NamedTuple):
     """A prompt compared with one adapter's profile.
 
     `nearness` is as in `Measure.nearness`; the prompt fits if `match` is at least `least`. `match`
-    is 0 beyond the nearest MOST_MATCHED adapters. `gap` is as in `Measure.gap`.
+    is 0 beyond the nearest MOST_MATCHED adapters. `continues` is as in `Measure.continues`.
     """
 
     name: str
     nearness: float
     match: float
     least: float
-    gap: float = float("inf")
+    continues: bool = False
 
     @property
     def fits(self) -> bool:
@@ -153,7 +153,8 @@ class Scorer:
     `index` has the factors at the target, `place`, that the paper's signals read. `prompts` are
     the profiles of adapters with example prompts, None until they are needed; `samples` those from
     generated texts; `descriptions` belong to adapters without examples. `general` (G, F) are
-    vectors of requests that no adapter is trained for. `z_norms` are at `read_places`.
+    vectors of requests that no adapter is trained for, `continuations` (C, F) of messages that
+    continue a conversation. `z_norms` are at `read_places`.
     """
 
     adapters: Mapping[str, AdapterFile]
@@ -164,6 +165,7 @@ class Scorer:
     prompts: Mapping[str, Profile] | None = field(default=None, repr=False)
     samples: Mapping[str, Profile] = field(default_factory=dict, repr=False)
     general: FloatArray | None = field(default=None, repr=False)
+    continuations: FloatArray | None = field(default=None, repr=False)
     descriptions: Descriptions | None = field(default=None, repr=False)
     about: Mapping[str, str] = field(default_factory=dict, repr=False)  # one line each, if needed
     sampled: set[str] = field(default_factory=set, repr=False)  # even if no text was generated
@@ -253,10 +255,10 @@ class Scorer:
         match = np.zeros(len(order), dtype=np.float32)
         match[:MOST_MATCHED] = measure.matches(x, order[:MOST_MATCHED], measured)
         names = [measure.names[i] for i in order]
-        columns = (near[order], match, measure.least[order])  # each (N,)
+        continues = measure.continues(x, measured)[order]
+        columns = (near[order], match, measure.least[order], continues)  # each (N,)
         rows = zip(names, *(column.tolist() for column in columns), strict=True)
-        gap = measure.gap(x, measured)
-        found = [Compared(a, b, c, d, gap) for a, b, c, d in rows]
+        found = [Compared(*row) for row in rows]
         return sorted(found, key=lambda one: (-one.nearness, one.name))
 
     def without_profile(self, source: str) -> list[str]:
@@ -270,5 +272,9 @@ class Scorer:
             prompts = self.prompts or {}
             usable = {n: p for n, p in self.samples.items() if p.is_informative}
             chosen = {"prompts": prompts, "samples": usable}.get(source, {**usable, **prompts})
-            self._measures[source] = Measure.fit(chosen, general=self.general) if chosen else None
+            self._measures[source] = (
+                Measure.fit(chosen, general=self.general, continuations=self.continuations)
+                if chosen
+                else None
+            )
         return self._measures[source]

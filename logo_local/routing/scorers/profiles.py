@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..descriptions import LEAST_MARGIN
-from ..registry import Confidence, Fit, Need, signal
+from ..registry import Fit, Need, signal
 from ..scoring import Prompt, Scorer, profile_vector
 from ..signals import Scores, sharpened
 
 # Chosen on the choosing set (docs/quality.md).
 Z_TEMPERATURE = 0.05
 PROFILE_TEMPERATURE = 0.02
-# The last message of a conversation is for the base if its gap is below LEAST_GAP, in typical
-# distances. It decides alone if its match exceeds the required one by CLEARLY.
-LEAST_GAP, CLEARLY = 0.03, 0.1
+# A message of a conversation decides alone if its match exceeds the required one by this.
+CLEARLY = 0.15
 
 
 @signal(
@@ -88,8 +87,10 @@ def mixed(scorer: Scorer, prompt: Prompt) -> Fit:
     fit = by_profiles(scorer, prompt, "any")
     if not any(fit.scores.values()) and scorer.descriptions is not None:
         described = by_descriptions(scorer, prompt)
+        continues = fit.continues | described.continues
         if any(described.scores.values()) or not fit.scores:
-            fit = Fit({**fit.scores, **described.scores}, described.reason)
+            fit = described._replace(scores={**fit.scores, **described.scores})
+        fit = fit._replace(continues=continues)
     return fit._replace(scores={**dict.fromkeys(scorer.adapters, 0.0), **fit.scores})
 
 
@@ -97,13 +98,15 @@ def by_descriptions(scorer: Scorer, prompt: Prompt) -> Fit:
     """The adapter whose description is clearly the nearest, or none."""
     if scorer.descriptions is None:
         return Fit({}, "no adapter has a description")
-    name, margin = scorer.descriptions.nearest(profile_vector(prompt.reading, scorer.base))
+    x = profile_vector(prompt.reading, scorer.base)  # (F,)
+    name, margin = scorer.descriptions.nearest(x)
     fits = margin >= LEAST_MARGIN
     reason = (
         f"the description of {name} {'matches' if fits else 'is the nearest, but not clearly'} "
         f"(margin {margin:.2f}, and {LEAST_MARGIN:.2f} is needed)"
     )
-    return Fit({n: float(fits and n == name) for n in scorer.descriptions.names}, reason)
+    scores = {n: float(fits and n == name) for n in scorer.descriptions.names}
+    return Fit(scores, reason, fits, scorer.descriptions.continued(x))
 
 
 def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
@@ -116,19 +119,20 @@ def by_profiles(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
     if not compared:
         return Fit({}, "no adapter has example prompts")
     nearest = compared[0]
+    continues = frozenset(one.name for one in compared if one.continues)
     numbers = f"match {nearest.match:.2f}, and {nearest.least:.2f} is needed"
     if not nearest.fits:
         return Fit(
             {one.name: 0.0 for one in compared},
             f"no adapter matches: the nearest is {nearest.name} ({numbers})",
-            Confidence.GENERAL if nearest.gap < LEAST_GAP else Confidence.UNSURE,
+            False,
+            continues,
         )
     near = {one.name: one.nearness for one in compared}
     fits = {one.name: one.fits for one in compared}
     scores = _only(fits, sharpened(near, PROFILE_TEMPERATURE))
     sure = nearest.match >= nearest.least + CLEARLY
-    confidence = Confidence.SURE if sure else Confidence.UNSURE
-    return Fit(scores, f"{nearest.name} matches ({numbers})", confidence)
+    return Fit(scores, f"{nearest.name} matches ({numbers})", sure, continues)
 
 
 def profiles_then_norms(scorer: Scorer, prompt: Prompt, source: str) -> Fit:
