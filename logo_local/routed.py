@@ -81,9 +81,9 @@ class Routed:
         """The route for `prompt`: a string, chat messages, or token ids. Generates nothing.
 
         A string is tokenised as in `create_completion`, messages with the model's chat template.
-        For a conversation, the user's last message is routed alone, and the whole conversation
-        only if no adapter fits; system messages are ignored. Does not change the cached
-        conversation. Raises PromptError for a prompt that is empty or longer than the context.
+        For a conversation, the user's last message is routed alone, and earlier ones only if it
+        continues them; system messages are ignored. Does not change the cached conversation.
+        Raises PromptError for a prompt that is empty or longer than the context.
         """
         check_routing(routing)
         given = routing or {}
