@@ -17,8 +17,9 @@ from typing_extensions import Self
 from .errors import AdapterError, SettingsError
 from .files.adapter_file import AdapterFile
 from .files.pool import Pool
+from .llama.conversation import Prompt, are_messages
 from .llama.mixture import Mixer
-from .llama.model import LoadedModel, Prompt, are_messages
+from .llama.model import LoadedModel
 from .progress import Stages
 from .routing import registry
 from .routing.route import Route, fixed, kept

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import llama_cpp
 from jinja2 import TemplateError
@@ -23,15 +23,11 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 from ..errors import ContextError, NativeError, PromptError, SettingsError
 from .chat_templates import handler_with
+from .conversation import Message, Prompt, are_messages, conversation_parts
 from .interrupts import interrupts_held, make_context, stoppable
 from .llama_errors import prompt_errors
 from .native import EvalCallback
 from .special_tokens import control_tokens, escaped
-
-Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
-
-MOST_MESSAGES = 4  # of a conversation that are routed, until an adapter matches
 
 
 class Context:
@@ -382,21 +378,3 @@ def can_go_back(ctx: Any) -> bool:
     """
     memory = llama_cpp.llama_get_memory(ctx)
     return bool(llama_cpp.llama_memory_seq_pos_min(memory, 0) <= 0)
-
-
-def are_messages(prompt: Any) -> bool:
-    """Whether `prompt` is a list of chat messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def conversation_parts(prompt: Any) -> list[Sequence[Message]]:
-    """The user's last messages in a conversation, each alone, the latest first.
-
-    Empty for other prompts, and for a conversation whose last user message is missing or empty.
-    """
-    if not are_messages(prompt) or len(prompt) < 2:
-        return []
-    from_user = [message for message in prompt if message.get("role") == "user"]
-    if not from_user or not from_user[-1].get("content"):
-        return []
-    return [[one] for one in from_user[: -1 - MOST_MESSAGES : -1] if one.get("content")]

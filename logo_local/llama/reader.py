@@ -13,10 +13,11 @@ from ..errors import PromptError
 from ..files.adapter_file import AdapterFile
 from ..hidden_states import FloatArray, Framed, Place, Reading
 from ..prefix import common_prefix
+from .conversation import Prompt
 from .embedding import Embedder
 from .menu import Menu
 from .mixture import ResidentAdapters
-from .model import LoadedModel, Prompt
+from .model import LoadedModel
 from .probe import EachProbe, HiddenProbe
 from .sampling import BatchContext
 from .state_cache import StateCache
