@@ -11,7 +11,7 @@ from ..signals import Scores, sharpened
 
 # Chosen on the choosing set (docs/quality.md).
 Z_TEMPERATURE = 0.05
-PROFILE_TEMPERATURE = 0.02
+PROFILE_TEMPERATURE = 0.005
 # A message of a conversation decides alone if its match exceeds the required one by this.
 CLEARLY = 0.15
 
