@@ -1,4 +1,4 @@
-// Vulkan headers older than 1.3.262, such as those of Debian 12, lack VK_EXT_layer_settings, whose
+// Older Vulkan headers, such as 1.3.239 of Debian 12, lack VK_EXT_layer_settings, whose
 // types llama.cpp names (ggml-vulkan.cpp, ggml_vk_instance_init). This header adds them to the
 // installed one. They are only used together with Khronos' validation layer.
 #pragma once
