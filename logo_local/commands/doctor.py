@@ -23,6 +23,7 @@ from rich.text import Text
 from .. import __version__, config
 from ..console.terminal import out_console, print_json, say
 from ..errors import LogoError, ModelError
+from ..rpc import build_command
 
 PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
@@ -84,7 +85,16 @@ def _llama() -> list[Finding]:
     return [
         Finding("gpu offload", True, "yes" if gpu else "no, this build uses the CPU only"),
         Finding("cpu features", True, features.strip(" |")),
+        _rpc(bool(llama_cpp.llama_supports_rpc())),
     ]
+
+
+def _rpc(supported: bool) -> Finding:
+    """Whether --rpc can be used."""
+    if supported:
+        return Finding("rpc", True, "yes, this build supports --rpc")
+    value = "no; for a model that does not fit on one machine, build llama.cpp with RPC"
+    return Finding("rpc", True, value, build_command(), essential=False)
 
 
 def _layout() -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from click.core import ParameterSource
 
 from .. import config
 from ..completions import Engine
-from ..errors import ModelError
+from ..errors import LogoError, ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
+from ..rpc import at_loss, use_rpc_servers
+from .abort import Ending
 from .terminal import ProgressBar, UsageError, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
@@ -66,12 +68,14 @@ def open_by_options(
     progress: Progress | None = None,
     *,
     needs_adapters: bool = False,
+    on_loss: Callable[[LogoError], object] | None = None,
 ) -> Engine:
     """The engine for a command's options, closed when the command ends.
 
     The function that opens it is the context's object, set by the command group. `progress`
     gets the progress of `LoGo`; the default is a bar on standard error. Raises UsageError if an
     adapter folder is required but not given, and PoolError if it is empty and `needs_adapters`.
+    `on_loss` handles the loss of an RPC server; the default prints it and ends the process.
     """
     adapters = given["adapters"]
     if given.get("base_only"):
@@ -94,6 +98,11 @@ def open_by_options(
     ):
         if given[name] is not None:
             chosen |= dict.fromkeys(llama_names, given[name])
+    if given.get("rpc"):
+        chosen |= {"rpc": given["rpc"], "rpc_public": given["rpc_public"]}
+        chosen["on_loss"] = on_loss or Ending()
+        if ctx.get_parameter_source("n_gpu_layers") is ParameterSource.DEFAULT:
+            chosen["n_gpu_layers"] = -1
     # llama_cpp's own default is a fixed seed, which 0 also selects.
     chosen["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
@@ -108,12 +117,31 @@ def open_by_options(
     return llm
 
 
-def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
-    """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model."""
+def open_engine(
+    model_path: str,
+    adapters: Path | None,
+    *,
+    rpc: Sequence[str] = (),
+    rpc_public: bool = False,
+    on_loss: Callable[[LogoError], object] | None = None,
+    **settings: Any,
+) -> Engine:
+    """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model.
+
+    Its layers are placed on the RPC servers in `rpc`. `on_loss` is called if one is lost.
+    """
     from llama_cpp import llama_supports_gpu_offload
 
     from ..engine import LoGo
 
+    if rpc:
+        say(
+            "warning: the connections to RPC servers are neither encrypted nor authenticated",
+            "yellow",
+        )
+        if on_loss is not None:
+            at_loss(on_loss)
+        use_rpc_servers(rpc, public=rpc_public)
     if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
         say(
             "warning: this build of llama-cpp-python has no GPU; --n-gpu-layers is unused", "yellow"
