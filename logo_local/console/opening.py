@@ -25,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 # llama.cpp's message for an evaluation that Ctrl+C stopped, which is not an error.
 _ABORTED = ("compute status: 1", "failed with error 1", "failed to decode, ret = 2")
+_LOST = ("send failed", "recv failed")  # an RPC server, which an error reports
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
@@ -47,7 +48,7 @@ class _LlamaLog:
     def _receive(self, level: int, text: bytes, _data: Any) -> None:
         self._continued = level == _ERROR or (level == 5 and self._continued)
         line = text.decode(errors="replace").strip()
-        if not (self._continued and line) or line.endswith(_ABORTED):
+        if not (self._continued and line) or line.endswith(_ABORTED) or line.startswith(_LOST):
             return
         if self.kept is None:
             say(f"llama.cpp: {line}", "yellow")
