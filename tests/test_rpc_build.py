@@ -171,7 +171,10 @@ def until(condition, seconds=90):
 
 
 def health(address):
-    found = httpx.get(f"{address}health", timeout=60)
+    try:
+        found = httpx.get(f"{address}health", timeout=60)
+    except httpx.TransportError:  # cut by the restart
+        return 0, ""
     return found.status_code, found.json()["status"]
 
 
