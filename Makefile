@@ -4,6 +4,7 @@
 # make docs    docs/commands.md, from the program's own help
 # make wheel   the package as a file, in dist/
 # make system  a browser and a screen for the tests that want one, by apt; they are skipped without
+# make rpc-check  the tests of --rpc, with a llama.cpp that is built with RPC, in build/rpc
 # make clean   remove all that this file makes
 #
 # The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
@@ -14,7 +15,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint docs wheel system clean
+.PHONY: demo test lint docs wheel system rpc-check clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m logo_local.commands.showcase
@@ -43,6 +44,23 @@ system:
 	           apt-get -qq install -y --no-install-recommends $(SYSTEM) > /dev/null; }; } \
 	    || echo "warning: the tests of the page and of the window will be skipped" >&2; \
 	else echo "not installed: $(SYSTEM); tests that need them are skipped" >&2; fi
+
+# An environment of its own for the build: pip's cache does not distinguish builds, so it is not
+# used. Everything else comes from the environment of the tests.
+RPC := build/rpc
+rpc-check: $(RPC)/installed
+	$(BIN)/python -m pytest tests/test_rpc.py tests/test_rpc_build.py
+
+$(RPC)/installed: pyproject.toml $(VENV)/installed-test
+	@echo "Building llama.cpp with RPC, which takes some minutes"
+	@$(BIN)/python -m venv --clear $(RPC)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(RPC)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	@version=$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)'); \
+	    CMAKE_ARGS="-DGGML_RPC=ON" $(RPC)/bin/python -m pip --disable-pip-version-check install \
+	    --quiet --no-cache-dir --ignore-installed --no-deps --no-binary llama-cpp-python \
+	    "llama-cpp-python==$$version"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 3.0
 _WAIT_SECONDS = 5.0  # before a message says that a server has another client
 _HOST_AND_PORT = re.compile(r"([^\s:/@\[\]]+):([0-9]{1,5})")
-_START = "start llama.cpp's rpc-server there, with --host and --port"
+_START = "start ggml-rpc-server there, with --host and --port (docs/several-machines.md)"
 
 _connecting = ""  # the endpoint that llama.cpp connects to at the moment
 
