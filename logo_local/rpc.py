@@ -12,12 +12,14 @@ from __future__ import annotations
 import importlib.metadata
 import ipaddress
 import logging
+import os
 import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 from .errors import LogoError, NativeError, RpcError
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
 _WAIT_SECONDS = 5.0  # before a message says that a server has another client
+_FILES = "/dev/fd"  # the open files of this process; missing on Windows
 _HOST_AND_PORT = re.compile(r"([^\s:/@\[\]]+):([0-9]{1,5})")
 _START = "start ggml-rpc-server there, with --host and --port (docs/several-machines.md)"
 
@@ -190,6 +193,45 @@ def _connect(server: RpcServer, endpoint: str) -> None:
             hint="nothing would run there; logo-local doctor checks the installation",
         )
     _connected[endpoint] = server
+
+
+def notice_lost_machines() -> int:
+    """Limit how long the loss of a machine stays unnoticed; returns the number of connections.
+
+    A machine without power or network does not close its connections, and llama.cpp would wait
+    for it without an end, deaf to Ctrl+C. With these socket options the operating system checks
+    them and lets llama.cpp fail within half a minute. Call it when a model is loaded, because
+    llama.cpp connects again for every model. Has no effect on Windows.
+    """
+    if not os.path.isdir(_FILES):
+        return 0
+    peers = {(host, int(port)) for host, _, port in (e.rpartition(":") for e in _connected)}
+    found = 0
+    for number in map(int, os.listdir(_FILES)):
+        with suppress(OSError):  # not a socket, or not connected
+            connection = socket.socket(fileno=number)
+            try:
+                if connection.family == socket.AF_INET and connection.getpeername() in peers:
+                    for level, option, value in _keepalive():
+                        connection.setsockopt(level, option, value)
+                    found += 1
+            finally:
+                connection.detach()  # it belongs to llama.cpp
+    return found
+
+
+def _keepalive() -> Iterator[tuple[int, int, int]]:
+    """The options of a socket as (level, option, value), as far as the platform has them."""
+    yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    for name, value in (
+        ("TCP_KEEPIDLE", 10),  # seconds without data before the first check
+        ("TCP_KEEPALIVE", 10),  # the same on macOS
+        ("TCP_KEEPINTVL", 5),  # seconds between checks
+        ("TCP_KEEPCNT", 4),  # unanswered checks
+        ("TCP_USER_TIMEOUT", 30_000),  # milliseconds for data that is not acknowledged
+    ):
+        if hasattr(socket, name):
+            yield socket.IPPROTO_TCP, getattr(socket, name), value
 
 
 def at_loss(handle: Callable[[LogoError], object]) -> None:

@@ -134,7 +134,7 @@ def test_a_lost_server_ends_a_program_with_one_error(program, servers):
     said = one_line(err)
     assert f"error: an RPC server no longer answers {lost}: Connection refused hint:" in said
     assert kept not in said
-    assert "ggml" not in err
+    assert "libggml" not in err
     assert "neither encrypted nor authenticated" in said
     assert len(err.splitlines()) < 8
 
@@ -225,7 +225,7 @@ def test_a_server_continues_when_the_rpc_server_is_back(program, servers):
     text = one_line("".join(said))
     assert f"error: an RPC server no longer answers {lost}: Connection refused hint:" in text
     assert text.count(f"at {address}") == 2
-    assert "ggml" not in text
+    assert "libggml" not in text
 
 
 def test_a_server_that_waits_for_an_rpc_server_can_be_stopped(program, servers):
@@ -250,7 +250,7 @@ def test_what_does_not_speak_rpc_is_named(program):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"error: {address} is not an RPC server of the same version" in one_line(err)
-    assert "ggml" not in err
+    assert "libggml" not in err
 
 
 def test_ctrl_c_while_another_client_uses_the_server(program):
@@ -258,7 +258,6 @@ def test_ctrl_c_while_another_client_uses_the_server(program):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
         process = program("run", *small_model.ARGS, "--rpc", address, "hi")
-        assert "neither encrypted" in process.stderr.readline()
         assert f"waiting for {address}" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130

@@ -17,7 +17,7 @@ from ..completions import Engine
 from ..errors import LogoError, ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
-from ..rpc import at_loss, use_rpc_servers
+from ..rpc import at_loss, notice_lost_machines, use_rpc_servers
 from .abort import Ending
 from .terminal import ProgressBar, UsageError, is_verbose, say
 
@@ -135,26 +135,29 @@ def open_engine(
 
     from ..engine import LoGo
 
+    log = _llama_log()
     if rpc:
+        if on_loss is not None:
+            at_loss(on_loss)
+        use_rpc_servers(rpc, public=rpc_public)
         say(
             "warning: the connections to RPC servers are neither encrypted nor authenticated",
             "yellow",
         )
-        if on_loss is not None:
-            at_loss(on_loss)
-        use_rpc_servers(rpc, public=rpc_public)
     if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
         say(
             "warning: this build of llama-cpp-python has no GPU; --n-gpu-layers is unused", "yellow"
         )
-    log = _llama_log()
     kept: list[str] = []
     log.kept = kept
     try:
-        return LoGo(model_path, adapters, **settings)
+        llm = LoGo(model_path, adapters, **settings)
     except ModelError as error:
         raise ModelError(
             error.message, problems=(*error.problems, *kept), hint=error.hint
         ) from error
     finally:
         log.kept = None
+    if rpc:
+        notice_lost_machines()
+    return llm

@@ -197,6 +197,7 @@ RPC = (
         type=Several(RpcAddress()),
         metavar="HOST:PORT[,HOST:PORT...]",
         help="Run the model on these RPC servers of llama.cpp.",
+        hidden=True,
     ),
     shared(
         "--rpc-public",
