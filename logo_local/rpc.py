@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -183,6 +184,7 @@ def _connect(server: RpcServer, endpoint: str) -> None:
     thread.start()
     thread.join(_WAIT_SECONDS)
     if thread.is_alive():
+        prepare_connections([endpoint])
         log.warning("waiting for %s: it has another client, or it is no RPC server", server)
     while thread.is_alive():
         thread.join(0.1)
@@ -195,24 +197,29 @@ def _connect(server: RpcServer, endpoint: str) -> None:
     _connected[endpoint] = server
 
 
-def notice_lost_machines() -> int:
-    """Limit how long the loss of a machine stays unnoticed; returns the number of connections.
+def prepare_connections(endpoints: Iterable[str] | None = None) -> int:
+    """Set options on llama.cpp's connections to these RPC servers; returns their number.
 
     A machine without power or network does not close its connections, and llama.cpp would wait
-    for it without an end, deaf to Ctrl+C. With these socket options the operating system checks
-    them and lets llama.cpp fail within half a minute. Call it when a model is loaded, because
-    llama.cpp connects again for every model. Has no effect on Windows.
+    for it without a time limit, where Ctrl+C has no effect. With keepalive, the operating system
+    lets llama.cpp fail within half a minute. And a server ends with SIGPIPE when it answers a
+    client that has closed its connection; a reset, by the linger option, is an error that it
+    survives.
+
+    By default for all servers. Call it when a model is loaded, because llama.cpp connects again for
+    every model. Has no effect on Windows.
     """
     if not os.path.isdir(_FILES):
         return 0
-    peers = {(host, int(port)) for host, _, port in (e.rpartition(":") for e in _connected)}
+    addresses = (one.rpartition(":") for one in (_connected if endpoints is None else endpoints))
+    peers = {(host, int(port)) for host, _, port in addresses}
     found = 0
     for number in map(int, os.listdir(_FILES)):
         with suppress(OSError):  # not a socket, or not connected
             connection = socket.socket(fileno=number)
             try:
                 if connection.family == socket.AF_INET and connection.getpeername() in peers:
-                    for level, option, value in _keepalive():
+                    for level, option, value in _socket_options():
                         connection.setsockopt(level, option, value)
                     found += 1
             finally:
@@ -220,8 +227,9 @@ def notice_lost_machines() -> int:
     return found
 
 
-def _keepalive() -> Iterator[tuple[int, int, int]]:
-    """The options of a socket as (level, option, value), as far as the platform has them."""
+def _socket_options() -> Iterator[tuple[int, int, int | bytes]]:
+    """As (level, option, value), as far as the platform has them."""
+    yield socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)  # on, 0 seconds: reset
     yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
     for name, value in (
         ("TCP_KEEPIDLE", 10),  # seconds without data before the first check

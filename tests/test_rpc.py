@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -190,9 +191,11 @@ def test_connections_are_checked_by_the_operating_system(monkeypatch, listening)
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as other,
     ):
-        assert rpc.notice_lost_machines() == 1
+        assert rpc.prepare_connections() == 1
         options = [c.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for c in (ours, other)]
         assert options == [1, 0]
+        linger = ours.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        assert struct.unpack("ii", linger) == (1, 0)
 
 
 def test_an_address_that_is_none(with_rpc):

@@ -17,7 +17,7 @@ from ..completions import Engine
 from ..errors import LogoError, ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
-from ..rpc import at_loss, notice_lost_machines, use_rpc_servers
+from ..rpc import at_loss, prepare_connections, use_rpc_servers
 from .abort import Ending
 from .terminal import ProgressBar, UsageError, is_verbose, say
 
@@ -159,5 +159,5 @@ def open_engine(
     finally:
         log.kept = None
     if rpc:
-        notice_lost_machines()
+        prepare_connections()
     return llm
