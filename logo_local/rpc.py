@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,7 @@ from .errors import LogoError, NativeError, RpcError
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
+_ATTEMPTS, _ATTEMPT_SECONDS = 3, 0.3  # to find a lost server
 _WAIT_SECONDS = 5.0  # before a message says that a server has another client
 _FILES = "/dev/fd"  # the open files of this process; missing on Windows
 _HOST_AND_PORT = re.compile(r"([^\s:/@\[\]]+):([0-9]{1,5})")
@@ -274,11 +276,20 @@ def _reason(message: str) -> LogoError:
             problems=[f"llama.cpp: {text.strip()}"],
             hint=_START,
         )
-    with ThreadPoolExecutor(max_workers=max(len(_connected), 1)) as threads:
-        found = zip(_connected.values(), threads.map(unreachable, _connected), strict=True)
-        problems = [f"{server}: {problem}" for server, problem in found if problem]
+    problems = _lost_servers()
     return RpcError(
         "an RPC server no longer answers" if problems else "the connection to an RPC server ended",
         problems=problems or [f"{server} accepts connections" for server in _connected.values()],
         hint="start it again; its log says why it ended, for example for lack of memory",
     )
+
+
+def _lost_servers() -> list[str]:
+    """The servers that accept no connections, with reasons; asked again, as one may be ending."""
+    for attempt in range(_ATTEMPTS):
+        time.sleep(_ATTEMPT_SECONDS * bool(attempt))
+        with ThreadPoolExecutor(max_workers=max(len(_connected), 1)) as threads:
+            found = zip(_connected.values(), threads.map(unreachable, _connected), strict=True)
+            if problems := [f"{server}: {problem}" for server, problem in found if problem]:
+                return problems
+    return []
