@@ -256,12 +256,14 @@ def test_an_abort_for_another_reason(reported):
 
 
 ABORTS = """
-import ctypes, sys
+import ctypes, os, sys
 from logo_local import rpc
 from logo_local.console.abort import Ending
 from logo_local.llama import native
 print("some text", end="")
 rpc.at_loss(Ending())
+sys.stderr = open(os.devnull, "w")  # as llama_cpp does while it loads a model
+os.dup2(sys.stderr.fileno(), 2)
 lib = native._linked()
 lib.ggml_abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]
 lib.ggml_abort(b"ggml-rpc.cpp", 1, b"Remote RPC server crashed")

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -286,8 +285,3 @@ def test_doctor_reports_rpc(environment):
     findings = {one["name"]: one for one in json.loads(done.stdout)}
     assert findings["rpc"]["value"].startswith("yes")
     assert findings["rpc"]["hint"] == ""
-
-
-def test_this_python_is_not_changed_by_the_build():
-    """The build is in an environment of its own."""
-    assert Path(PYTHON).resolve().parent != Path(sys.executable).parent
