@@ -175,12 +175,12 @@ def _check(server: RpcServer, public: bool) -> tuple[str, str, bool]:
 
 def _connect(server: RpcServer, endpoint: str) -> None:
     """Register one server, in a thread: Ctrl+C works while llama.cpp waits for an answer."""
-    from .llama import native
+    from .llama import rpc_devices
 
     global _connecting
     listed: list[int] = []
     thread = threading.Thread(
-        target=lambda: listed.append(native.add_rpc_server(endpoint)), daemon=True
+        target=lambda: listed.append(rpc_devices.add_rpc_server(endpoint)), daemon=True
     )
     _connecting = str(server)
     thread.start()
@@ -251,7 +251,7 @@ def at_loss(handle: Callable[[LogoError], object]) -> None:
     llama.cpp is inside of a call that cannot be continued: the handler must end or replace the
     process.
     """
-    from .llama import native
+    from .llama import rpc_devices
 
     once = threading.Lock()
 
@@ -260,7 +260,7 @@ def at_loss(handle: Callable[[LogoError], object]) -> None:
             threading.Event().wait()  # another thread ends the process
         handle(_reason(message))
 
-    native.at_abort(aborted)
+    rpc_devices.at_abort(aborted)
 
 
 def _reason(message: str) -> LogoError:

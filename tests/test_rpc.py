@@ -22,7 +22,7 @@ from logo_local.console.abort import Ending
 from logo_local.console.background import self_profiles_in_background
 from logo_local.errors import NativeError, RpcError
 from logo_local.fake import FakeLoGo
-from logo_local.llama import native
+from logo_local.llama import rpc_devices
 from logo_local.server import restart
 from logo_local.server.middleware import Rules
 
@@ -69,7 +69,7 @@ def with_rpc(monkeypatch):
             time.sleep(seconds)
             return listed
 
-        monkeypatch.setattr(native, "add_rpc_server", add)
+        monkeypatch.setattr(rpc_devices, "add_rpc_server", add)
         return added
 
     return build
@@ -153,7 +153,7 @@ def test_a_build_without_rpc():
     # pip's cache would give this build to other environments, and other builds to this one
     assert "--no-cache-dir" in caught.value.hint
     assert f"llama-cpp-python=={llama_cpp.__version__}" in caught.value.hint
-    assert native.add_rpc_server("127.0.0.1:50052") == 0
+    assert rpc_devices.add_rpc_server("127.0.0.1:50052") == 0
 
 
 def test_servers_are_connected_once_by_their_checked_addresses(with_rpc, listening):
@@ -215,7 +215,7 @@ def reported(monkeypatch):
 
     def report(message):
         found, set_by = [], []
-        monkeypatch.setattr(native, "at_abort", set_by.append)
+        monkeypatch.setattr(rpc_devices, "at_abort", set_by.append)
         rpc.at_loss(found.append)
         set_by[0](message)
         return found[0]
@@ -259,12 +259,12 @@ ABORTS = """
 import ctypes, os, sys
 from logo_local import rpc
 from logo_local.console.abort import Ending
-from logo_local.llama import native
+from logo_local.llama import rpc_devices
 print("some text", end="")
 rpc.at_loss(Ending())
 sys.stderr = open(os.devnull, "w")  # as llama_cpp does while it loads a model
 os.dup2(sys.stderr.fileno(), 2)
-lib = native._linked()
+lib = rpc_devices._linked()
 lib.ggml_abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]
 lib.ggml_abort(b"ggml-rpc.cpp", 1, b"Remote RPC server crashed")
 """
