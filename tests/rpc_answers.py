@@ -24,8 +24,8 @@ def main(model: str, adapters: str, servers: str = "") -> None:
     for signal in ("norm", "profile"):
         for mixture in ("stacked", "scales"):
             settings = {"signal": signal, "mixture": mixture, "past": False, "top_k": 3}
-            layers = -1 if servers else 0
-            with LoGo(model, adapters, n_threads=1, n_gpu_layers=layers, **settings) as llm:
+            settings |= {"n_threads": 1, "n_threads_batch": 1}
+            with LoGo(model, adapters, n_gpu_layers=-1 if servers else 0, **settings) as llm:
                 for prompt in PROMPTS:
                     message = {"role": "user", "content": prompt}
                     answer = llm.create_chat_completion([message], max_tokens=24, temperature=0.0)
