@@ -17,7 +17,7 @@ from ..completions import Engine
 from ..errors import ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
-from .terminal import ProgressBar, UsageError, is_verbose, say
+from .terminal import ProgressBar, UsageError, aside, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
@@ -110,14 +110,14 @@ def open_by_options(
 
 def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
     """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model."""
-    from llama_cpp import llama_supports_gpu_offload
-
     from ..engine import LoGo
+    from ..llama.devices import offloading
 
-    if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
-        say(
-            "warning: this build of llama-cpp-python has no GPU; --n-gpu-layers is unused", "yellow"
-        )
+    layers = settings.get("n_gpu_layers")
+    if placement := offloading(layers):
+        aside(placement)
+    elif layers:
+        say("warning: llama.cpp found no GPU; --gpu-layers is unused (see logo-local doctor)", "yellow")
     log = _llama_log()
     kept: list[str] = []
     log.kept = kept

@@ -24,6 +24,7 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 from ..errors import ContextError, NativeError, PromptError, SettingsError
 from .chat_templates import handler_with
 from .conversation import Message, Prompt, are_messages, conversation_parts
+from .devices import too_little_memory
 from .interrupts import interrupts_held, make_context, stoppable
 from .llama_errors import prompt_errors
 from .native import EvalCallback
@@ -73,7 +74,7 @@ class Context:
         if code != 0:
             raise NativeError(
                 f"llama_decode returned {code} while reading a prompt",
-                hint="there may be too little memory: try a smaller --ctx-size",
+                hint=too_little_memory(),
             )
         if self._callback is not None:
             self._callback.check()
@@ -166,7 +167,7 @@ class LoadedModel:
         if ctx is None:
             raise NativeError(
                 f"llama.cpp could not make a context {purpose}",
-                hint="there may be too little memory: try a smaller --ctx-size",
+                hint=too_little_memory(),
             )
         context = Context(ctx, own.n_batch, callback, lambda: self._open.remove(context))
         self._open.append(context)

@@ -14,6 +14,7 @@ import ctypes
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -71,6 +72,7 @@ class StackBuffer:
         self.n_bytes = total_bytes(modules, dtype)
         self._held: list[AdapterFile] = []  # whose B's are in the buffer, in this order
         self._n_threads = max(1, loaded.params.n_threads_batch) if CAN_SHARE_FILES else 1
+        self._writing = threading.Lock()
         self.handle: Any = None
         try:
             with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
@@ -152,7 +154,8 @@ class StackBuffer:
             self._add(source, arrays)
         for (_, side), values in arrays.items():
             stored = quantized_q8_0(values) if self.dtype == "q8_0" else values
-            self._tensors[_name(target, side)].write(stored)
+            with self._writing:  # not every backend can copy from several threads at once
+                self._tensors[_name(target, side)].write(stored)
 
     def _add(self, source: _Source, arrays: _Arrays) -> None:
         """Write one adapter's part into `arrays`."""
