@@ -113,8 +113,8 @@ class LoGo(Routed, WithLogprobs):
             progress: Called with (stage, done, total) while adapters are read and converted.
             n_ctx: Context length in tokens; by default the training context, at most 4096.
             verbose: Whether llama.cpp prints its log.
-            **llama: Further arguments of `llama_cpp.Llama`. By default all layers are on the GPU, if
-                this build of llama.cpp supports one; n_gpu_layers=0 uses the CPU only.
+            **llama: Further arguments of `llama_cpp.Llama`. By default all layers are placed on the
+                GPU, if llama.cpp has one; n_gpu_layers=0 uses the CPU only.
 
         Raises SettingsError, ModelError or PoolError, if possible before the weights are loaded.
         """

@@ -108,6 +108,12 @@ def open_by_options(
     return llm
 
 
+@cache
+def _aside_once(text: str) -> None:
+    """As `aside`, once in a process: several engines are on the same GPU."""
+    aside(text)
+
+
 def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
     """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model."""
     from ..engine import LoGo
@@ -115,9 +121,9 @@ def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engi
 
     layers = settings.get("n_gpu_layers")
     if placement := offloading(layers):
-        aside(placement)
+        _aside_once(placement)
     elif layers:
-        say("warning: llama.cpp found no GPU; --gpu-layers is unused (see logo-local doctor)", "yellow")
+        say("warning: no GPU was found, see logo-local doctor; --gpu-layers is unused", "yellow")
     log = _llama_log()
     kept: list[str] = []
     log.kept = kept

@@ -43,8 +43,8 @@ def model_errors(path: str | Path, base: BaseModel, *, offloads: bool) -> Iterat
     except ValueError as error:
         raise ModelError(
             f"llama.cpp cannot use {path}: {error}",
-            hint=f"if the GPU's memory is full: --gpu-layers N, fewer than {base.n_blocks + 1}, or a "
-            "smaller --ctx-size; --gpu-layers 0 uses the CPU only"
+            hint="if it does not fit into the GPU's memory, give --gpu-layers N with N below "
+            f"{base.n_blocks + 1}, 0 for the CPU only, or a smaller --ctx-size"
             if offloads
             else "is the file whole, does this llama.cpp know its architecture, "
             "and does --ctx-size fit into memory?",
