@@ -80,8 +80,9 @@ def _llama() -> list[Finding]:
     from ..llama.api_check import check_api
 
     check_api()
+    found = list(_devices())  # first, because it prevents the log lines of starting a GPU
     features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
-    return [*_devices(), Finding("cpu features", True, features.strip(" |"))]
+    return [*found, Finding("cpu features", True, features.strip(" |"))]
 
 
 def _devices() -> Iterator[Finding]:

@@ -119,12 +119,12 @@ def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engi
     from ..engine import LoGo
     from ..llama.devices import offloading
 
+    log = _llama_log()
     layers = settings.get("n_gpu_layers")
     if placement := offloading(layers):
         _aside_once(placement)
     elif layers:
         say("warning: no GPU was found, see logo-local doctor; --gpu-layers is unused", "yellow")
-    log = _llama_log()
     kept: list[str] = []
     log.kept = kept
     try:

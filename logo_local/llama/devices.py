@@ -17,6 +17,8 @@ import llama_cpp
 from llama_cpp._ctypes_extensions import load_shared_library
 from llama_cpp.llama_cpp import _lib as libllama
 
+from .native import log_disabled
+
 # `enum ggml_backend_dev_type`
 KINDS = ("CPU", "GPU", "integrated GPU", "accelerator")
 ALL_LAYERS = -1  # as `n_gpu_layers`
@@ -77,10 +79,17 @@ def _ggml() -> Any:
     return lib
 
 
+@cache
+def _start_backends() -> None:
+    """Let llama.cpp find its devices, which it also logs: a line for each, whatever the level."""
+    with log_disabled():
+        llama_cpp.llama_supports_gpu_offload()
+
+
 def backends() -> list[str]:
     """The parts of llama.cpp that this build has: ["CPU"], or ["Vulkan", "CPU"]."""
     ggml = _ggml()
-    llama_cpp.llama_supports_gpu_offload()  # loads the backends that are separate files
+    _start_backends()
     pointers = map(ggml.ggml_backend_reg_get, range(ggml.ggml_backend_reg_count()))
     return [ggml.ggml_backend_reg_name(pointer).decode() for pointer in pointers]
 
@@ -91,7 +100,7 @@ def devices() -> list[Device]:
     The first call may take some tenths of a second, because the backends start their drivers.
     """
     ggml = _ggml()
-    llama_cpp.llama_supports_gpu_offload()
+    _start_backends()
     pointers = map(ggml.ggml_backend_dev_get, range(ggml.ggml_backend_dev_count()))
     return [_device(ggml, pointer) for pointer in pointers]
 

@@ -12,6 +12,8 @@ import ctypes
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -246,23 +248,29 @@ class EvalCallback:
         return ask  # request every node, so that the pass ends at the next one
 
 
+@contextmanager
+def log_disabled() -> Iterator[None]:
+    """Disable llama_cpp's logger within this block, which one thread enters at a time."""
+    logger = logging.getLogger("llama-cpp-python")
+    with _logger_lock:
+        before = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
 def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None if rejected. Free it before the model.
 
     llama_cpp prints llama.cpp's log, which has a line for every tensor if the base is quantised.
-    Its logger is disabled during the load. The log level is global, so one adapter is loaded at a
-    time. Raises KeyboardInterrupt after the load if Ctrl+C was pressed during it.
+    Its logger is disabled during the load, so one adapter is loaded at a time. Raises KeyboardInterrupt after the load if Ctrl+C was pressed during it.
     """
-    logger = logging.getLogger("llama-cpp-python")
     handle = None
     try:
-        with interrupts_held(), _logger_lock:
-            before = logger.level
-            logger.setLevel(logging.CRITICAL + 1)
-            try:
-                handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
-            finally:
-                logger.setLevel(before)
+        with interrupts_held(), log_disabled():
+            handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     except KeyboardInterrupt:
         if handle:
             llama_cpp.llama_adapter_lora_free(handle)
