@@ -244,19 +244,28 @@ def _write_empty(
 
 
 def _find_tensors(loaded: LoadedModel, handle: Any) -> dict[str, Tensor]:
-    """The tensors of the adapter `handle` in the graph, by name; decodes one token."""
+    """The tensors of the adapter `handle` in the graph, by name; decodes a token once or twice.
+
+    If only some layers are on a GPU, llama.cpp copies adapters at the boundary to it, until their
+    buffers are marked as weights.
+    """
     finder = WeightFinder()
+    array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
     context = loaded.context("to find tensors", callback=finder, n_ctx=FINDING_CONTEXT)
     try:
-        array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
-        llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(1.0))
-        context.decode([0])
+        for scale in (1.0, 2.0):  # another one, or the graph would be reused
+            llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(scale))
+            context.decode([0])
+            for tensor in finder.found.values():
+                tensor.mark_as_weight()
+            if not finder.copied:
+                break
         llama_cpp.llama_set_adapters_lora(context.ctx, array, 0, (ctypes.c_float * 0)())
     finally:
         context.close()
     found = finder.found
     alone = [name for name in found if name.rpartition(".")[0] + ".lora_b" not in found]
-    if not found or alone:
+    if not found or alone or finder.copied:
         raise NativeError(
             "the tensors of an adapter were not found in llama.cpp's graph",
             hint="use --mixture scales",
