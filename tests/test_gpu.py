@@ -138,7 +138,8 @@ def answer(llm, tokens, weights, length=6):
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("signal", ["norm", "profile", "each-entropy"])
 def test_routes_and_answers_are_those_of_the_cpu(random_base, described_adapters, layers, signal):
-    how = {"probe": "each"} if signal.startswith("each") else {}
+    each = signal.startswith("each")
+    how, tolerance = ({"probe": "each"}, 3e-2) if each else ({}, 1e-3)
     with (
         engine(random_base, described_adapters, 0, signal=signal, **how) as cpu,
         engine(random_base, described_adapters, layers, signal=signal, **how) as gpu,
@@ -146,7 +147,7 @@ def test_routes_and_answers_are_those_of_the_cpu(random_base, described_adapters
         for prompt in ("alpha beta gamma", "north south east west " * 6):
             ours, theirs = gpu.route(prompt), cpu.route(prompt)
             assert ours.names == theirs.names
-            assert ours.all_scores == pytest.approx(theirs.all_scores, rel=1e-3, abs=1e-4)
+            assert ours.all_scores == pytest.approx(theirs.all_scores, rel=tolerance, abs=1e-4)
             assert text_of(gpu, prompt) == text_of(cpu, prompt)
 
 

@@ -118,6 +118,7 @@ class LoadedModel:
         self.pointer = llama.model
         self.params = llama.context_params
         self.architecture = str(llama.metadata.get("general.architecture", ""))
+        self._has_experts = f"{self.architecture}.expert_count" in llama.metadata
         self.has_template = "tokenizer.chat_template" in llama.metadata
         self._vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
@@ -163,6 +164,9 @@ class LoadedModel:
             setattr(own, name, value)
         if callback is not None:
             callback.attach(own)
+            # The CPU's experts are copied to a GPU by their numbers in the graph, which are not
+            # computed once a callback has ended the pass: llama.cpp would end the process.
+            own.op_offload = own.op_offload and not self._has_experts
         ctx = make_context(self.pointer, own)
         if ctx is None:
             raise NativeError(
