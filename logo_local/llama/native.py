@@ -279,7 +279,8 @@ def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None if rejected. Free it before the model.
 
     llama_cpp prints llama.cpp's log, which has a line for every tensor if the base is quantised.
-    Its logger is disabled during the load, so one adapter is loaded at a time. Raises KeyboardInterrupt after the load if Ctrl+C was pressed during it.
+    Its logger is disabled during the load, so one adapter is loaded at a time. Raises
+    KeyboardInterrupt after the load if Ctrl+C was pressed during it.
     """
     handle = None
     try:
