@@ -53,7 +53,7 @@ endef
 # An environment with another build of llama.cpp; everything else is that of $(VENV). Never from
 # pip's cache, and never into it: the cache does not know with which options a build was made.
 # Vulkan's packages include a driver that runs on the CPU (Mesa's llvmpipe), which is used if there
-# is no GPU. Before Mesa 23.1 it reads freed buffers, which ends the process. Its compiler takes
+# is no GPU. That of Mesa 22.3 uses freed buffers, which ends the process. Its compiler takes
 # minutes for llama.cpp's shaders: it is told not to optimise, and keeps the results in ~/.cache.
 GPU_BACKEND  ?= vulkan
 GPU          := build/gpu/$(GPU_BACKEND)
@@ -71,9 +71,9 @@ gpu-check: $(GPU)/installed
 	    'import sys; from logo_local.llama.devices import gpus; sys.exit(not gpus())'; then \
 	    export GGML_VK_VISIBLE_DEVICES=0 GALLIVM_PERF=nopt; \
 	    version="$$(dpkg-query -W -f '$${Version}' mesa-vulkan-drivers 2> /dev/null || true)"; \
-	    if [ -n "$$version" ] && dpkg --compare-versions "$$version" lt 23.1; then \
-	        echo "error: Vulkan on the CPU needs Mesa 23.1 or newer, and this is $$version"; \
-	        echo "hint: on Debian 12: apt install -t bookworm-backports mesa-vulkan-drivers"; \
+	    if [ -n "$$version" ] && dpkg --compare-versions "$$version" lt 23; then \
+	        echo "error: Vulkan on the CPU does not work with Mesa $$version"; \
+	        echo "hint: install a newer one, on Debian 12 that of bookworm-backports"; \
 	        exit 1; fi >&2; fi; \
 	for layers in -1 3; do \
 	    GGML_VK_DISABLE_F16=1 LOGO_TEST_GPU_LAYERS=$$layers \
