@@ -63,8 +63,7 @@ CMAKE_hip    := -DGGML_HIP=ON
 CMAKE_metal  := -DGGML_METAL=ON
 VULKAN       := mesa-vulkan-drivers libvulkan-dev glslc spirv-headers
 SITE         := import sysconfig; print(sysconfig.get_path("purelib"))
-GPU_TESTS    := $(addprefix tests/test_,gpu.py parity.py native.py probe.py mixture.py mixer.py \
-                  state_cache.py engine.py)
+GPU_TESTS    := tests/test_gpu.py tests/test_parity.py tests/test_engine.py
 
 gpu-check: $(GPU)/installed
 	@if [ $(GPU_BACKEND) = vulkan ] && ! $(GPU)/bin/python -c \

@@ -4,7 +4,6 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from gpu_layers import EXACT
 from random_gguf import WIDTH
 
 from logo_local.errors import NativeError
@@ -27,8 +26,7 @@ def rms_norm(x):
 
 def assert_same_but_for_rounding(h, expected):
     """llama.cpp multiplies one token by another float32 kernel than many."""
-    rtol, atol = (1e-4, 1e-5) if EXACT else (1e-2, 1e-2)
-    np.testing.assert_allclose(h, expected, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
