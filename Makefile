@@ -4,7 +4,8 @@
 # make docs    docs/commands.md, from the program's own help
 # make wheel   the package as a file, in dist/
 # make system  a browser and a screen for the tests that want one, by apt; they are skipped without
-# make rpc-check  the tests of --rpc, with a llama.cpp that is built with RPC, in build/rpc
+# make gpu-check   the tests of the engine with layers on a GPU; see docs/gpu.md
+# make rpc-check   the tests of --rpc, with a llama.cpp that is built with RPC, in build/rpc
 # make clean   remove all that this file makes
 #
 # The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
@@ -15,7 +16,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint docs wheel system rpc-check clean
+.PHONY: demo test lint docs wheel system gpu-check rpc-check clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m logo_local.commands.showcase
@@ -38,12 +39,59 @@ wheel: $(VENV)/installed-test
 # Debian and Ubuntu only, and only as the superuser: elsewhere it says what is left out.
 SYSTEM := chromium xvfb xdotool fonts-dejavu-core
 system:
+	$(call apt,$(SYSTEM),the tests of the page and of the window will be skipped)
+
+# $(call apt,PACKAGES,what happens without them)
+define apt
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	    { dpkg -s $(SYSTEM) > /dev/null 2>&1 \
+	    { dpkg -s $(1) > /dev/null 2>&1 \
 	      || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
-	           apt-get -qq install -y --no-install-recommends $(SYSTEM) > /dev/null; }; } \
-	    || echo "warning: the tests of the page and of the window will be skipped" >&2; \
-	else echo "not installed: $(SYSTEM); tests that need them are skipped" >&2; fi
+	           apt-get -qq install -y --no-install-recommends $(1) > /dev/null; }; } \
+	    || echo "warning: not installed: $(1); $(2)" >&2; \
+	else echo "not installed by make: $(1); without them, $(2)" >&2; fi
+endef
+
+# An environment with another build of llama.cpp; everything else is that of $(VENV). Never from
+# pip's cache, and never into it: the cache does not know with which options a build was made.
+# Vulkan's packages include a driver that runs on the CPU (Mesa's llvmpipe), which is used if there
+# is no GPU. That of Mesa 22.3 uses freed buffers, which ends the process. Its compiler takes
+# minutes for llama.cpp's shaders: it is told not to optimise, and keeps the results in ~/.cache.
+GPU_BACKEND  ?= vulkan
+GPU          := build/gpu/$(GPU_BACKEND)
+CMAKE_vulkan := -DGGML_VULKAN=ON
+CMAKE_cuda   := -DGGML_CUDA=ON
+CMAKE_hip    := -DGGML_HIP=ON
+CMAKE_metal  := -DGGML_METAL=ON
+VULKAN       := mesa-vulkan-drivers libvulkan-dev glslc spirv-headers
+SITE         := import sysconfig; print(sysconfig.get_path("purelib"))
+GPU_TESTS    := tests/test_gpu.py tests/test_parity.py tests/test_engine.py
+
+gpu-check: $(GPU)/installed
+	@if [ $(GPU_BACKEND) = vulkan ] && ! $(GPU)/bin/python -c \
+	    'import sys; from logo_local.llama.devices import gpus; sys.exit(not gpus())'; then \
+	    export GGML_VK_VISIBLE_DEVICES=0 GALLIVM_PERF=nopt; \
+	    version="$$(dpkg-query -W -f '$${Version}' mesa-vulkan-drivers 2> /dev/null || true)"; \
+	    if [ -n "$$version" ] && dpkg --compare-versions "$$version" lt 23; then \
+	        echo "error: Vulkan on the CPU does not work with Mesa $$version"; \
+	        echo "hint: install a newer one, on Debian 12 that of bookworm-backports"; \
+	        exit 1; fi >&2; fi; \
+	for layers in -1 3; do \
+	    GGML_VK_DISABLE_F16=1 LOGO_TEST_GPU_LAYERS=$$layers \
+	        $(GPU)/bin/python -m pytest $(GPU_TESTS) || exit 1; done
+
+$(GPU)/installed: pyproject.toml | $(VENV)/installed-test
+	$(if $(CMAKE_$(GPU_BACKEND)),,$(error GPU_BACKEND can be vulkan, cuda, hip or metal))
+	$(if $(filter vulkan,$(GPU_BACKEND)),$(call apt,$(VULKAN),llama.cpp cannot be built with Vulkan))
+	@rm -rf $(GPU)
+	@$(BIN)/python -m venv $(GPU)
+	@folder="$$($(BIN)/python -c '$(SITE)')"; \
+	    echo "import site; site.addsitedir('$$folder')" > "$$($(GPU)/bin/python -c '$(SITE)')/all.pth"
+	@echo "Building llama.cpp with $(CMAKE_$(GPU_BACKEND)), which takes 10 minutes or more"
+	CPLUS_INCLUDE_PATH=$(CURDIR)/tests/gpu/include CMAKE_ARGS="$(CMAKE_$(GPU_BACKEND))" \
+	    $(GPU)/bin/python -m pip install --quiet --no-cache-dir --no-deps --force-reinstall \
+	    --no-binary llama-cpp-python \
+	    "llama-cpp-python==$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)')"
+	@touch $@
 
 # An environment of its own for the build: pip's cache does not distinguish builds, so it is not
 # used. Everything else comes from the environment of the tests.

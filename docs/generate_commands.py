@@ -110,7 +110,8 @@ def section(title: str, command: click.Command, context: click.Context) -> str:
     for option in command.params:
         if isinstance(option, click.Option):
             option.hidden = tuple(option.opts) in shared
-            left_out += [max(option.opts, key=len)] if option.hidden else []
+            long_names = [name for name in option.opts if name.startswith("--")]
+            left_out += long_names[:1] if option.hidden else []
     text = f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
     if left_out:
         names = ", ".join(f"`{name}`" for name in left_out)

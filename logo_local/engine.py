@@ -8,7 +8,6 @@ Sampling, grammars, chat templates, tool calls, streaming and stop words are lla
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,8 +26,9 @@ from .files.pool import Pool
 from .hidden_states import FloatArray
 from .llama.api_check import check_api
 from .llama.chat_templates import UsableTemplates
+from .llama.devices import free_gpu_memory, placed
 from .llama.interrupts import StoppableLoad, interrupts_held, stoppable
-from .llama.llama_errors import Closed, loading, problems_of
+from .llama.llama_errors import Closed, loading, problems_of, rounded_up
 from .llama.logprobs import WithLogprobs
 from .llama.mixture import Mixer, Mixture, MixtureKey, ResidentAdapters, mixture_key
 from .llama.model import LoadedModel
@@ -41,8 +41,6 @@ from .routing.index import block_number
 from .routing.route import Route
 from .routing.router import Progress, Router, check_target
 from .routing.settings import DEFAULT_N_CTX, DEFAULTS, Routing, RoutingSettings
-
-N_CTX_STEP = 256  # GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
 
 
 class _Stopped(Exception):
@@ -115,7 +113,8 @@ class LoGo(Routed, WithLogprobs):
             progress: Called with (stage, done, total) while adapters are read and converted.
             n_ctx: Context length in tokens; by default the training context, at most 4096.
             verbose: Whether llama.cpp prints its log.
-            **llama: Further arguments of `llama_cpp.Llama`.
+            **llama: Further arguments of `llama_cpp.Llama`. By default all layers are placed on the
+                GPU, if llama.cpp has one; n_gpu_layers=0 uses the CPU only.
 
         Raises SettingsError, ModelError or PoolError, if possible before the weights are loaded.
         """
@@ -139,11 +138,11 @@ class LoGo(Routed, WithLogprobs):
         )
         check_target(self.pool, self._settings)
         n_ctx = min(DEFAULT_N_CTX, self.base.n_ctx_train) if n_ctx is None else n_ctx
-        with loading(model_path, n_ctx, self.base):
+        llama = placed(llama)
+        with loading(model_path, n_ctx, self.base, offloads=llama["n_gpu_layers"] != 0):
             super().__init__(
                 model_path=str(model_path),
-                # Rounded up as in llama.cpp; else the parent's arrays would be too short.
-                n_ctx=math.ceil(n_ctx / N_CTX_STEP) * N_CTX_STEP,
+                n_ctx=rounded_up(n_ctx),
                 verbose=verbose,
                 **llama,
             )
@@ -153,7 +152,8 @@ class LoGo(Routed, WithLogprobs):
     def _set_up(self, loaded: LoadedModel) -> None:
         """Create the routing and mixing parts after the model is loaded."""
         settings, self.loaded = self._settings, loaded
-        self._residents = ResidentAdapters(loaded.pointer, settings.memory)
+        memory = settings.memory_within(free_gpu_memory(self.model_params))
+        self._residents = ResidentAdapters(loaded.pointer, memory)
         kinds = {"way": settings.mixture, "stored_as": settings.mixture_type}
         self.mixer = Mixer(loaded, self.ctx, self._residents, **kinds)
         self._conversations = Conversations(loaded, settings.cache_bytes)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import families as families_module
+import gpu_layers
 import hypothesis
 import layers as layers_module
 import pytest
@@ -15,6 +16,11 @@ from tiny import TinyModel, cached_build, cached_models, cached_sources
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_configure():
+    """With LOGO_TEST_GPU_LAYERS, every model of the tests is placed on the GPU."""
+    gpu_layers.place_models()
 
 
 @pytest.fixture(scope="session", autouse=True)

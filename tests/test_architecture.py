@@ -19,12 +19,12 @@ MAY_IMPORT = {
     "llama": FOUNDATION | {"files"},
     "routing": FOUNDATION | {"files", "config"},  # numbers: nothing of llama.cpp
     "engine": FOUNDATION | {"files", "config", "convert", "llama", "routing"},
-    "console": FOUNDATION | {"files", "config", "convert", "routing", "engine"},
+    "console": FOUNDATION | {"files", "config", "convert", "llama", "routing", "engine"},
     "request_model": FOUNDATION | {"files", "config", "routing", "engine"},
 }
 PROGRAMS = {"chat", "server", "jsonl", "evaluation", "bench"}
 ABOVE_CONSOLE = {"console", "request_model"}
-MAY_IMPORT |= {name: MAY_IMPORT["console"] | ABOVE_CONSOLE for name in PROGRAMS}
+MAY_IMPORT |= {name: MAY_IMPORT["console"] - {"llama"} | ABOVE_CONSOLE for name in PROGRAMS}
 MAY_IMPORT["commands"] = MAY_IMPORT["chat"] | PROGRAMS | {"llama"}
 
 ENGINE = ("engine", "routed", "completions", "fake", "rpc")  # files that are one layer

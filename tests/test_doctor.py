@@ -8,7 +8,8 @@ import pytest
 from logo_local import config
 from logo_local.commands import doctor
 from logo_local.errors import NativeError
-from logo_local.llama import native
+from logo_local.llama import devices, native
+from logo_local.llama.devices import Device
 
 
 def by_name():
@@ -108,3 +109,28 @@ def test_no_usable_manifest(demo, manifest):
         (demo / "manifest.json").write_text(manifest)
     finding = by_name()["demo"]
     assert (finding.ok, finding.essential) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("found", "backends", "says"),
+    [
+        ([], ["CPU"], "no, this build uses the CPU only (docs/gpu.md)"),
+        ([], ["RPC", "CPU"], "no, this build uses the CPU only (docs/gpu.md)"),
+        ([], ["CUDA", "CPU"], "no: this build supports CUDA, but found no GPU"),
+        (["Radeon"], ["Vulkan", "CPU"], "all layers by default, to Radeon (Vulkan0)"),
+    ],
+)
+def test_devices_are_named_with_their_memory(monkeypatch, found, backends, says):
+    listed = [Device(f"Vulkan{i}", name, "GPU", "Vulkan") for i, name in enumerate(found)]
+    monkeypatch.setattr(devices, "devices", lambda: listed)
+    monkeypatch.setattr(devices, "backends", lambda: backends)
+    monkeypatch.setattr(Device, "memory", lambda _self: (3 << 29, 2 << 30))
+    lines = [(finding.name, finding.value) for finding in doctor._devices()]
+    assert lines[0] == ("gpu offload", says)
+    assert lines[1:] == [
+        ("device", f"{name} (Vulkan0), GPU, 1.5 of 2.0 GiB free") for name in found
+    ]
+
+
+def test_the_processor_is_a_device():
+    assert any(finding.name == "device" and "CPU" in finding.value for finding in doctor.examine())

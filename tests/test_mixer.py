@@ -16,6 +16,7 @@ from logo_local.llama.mixture import Mixer, ResidentAdapters
 from logo_local.llama.model import LoadedModel
 from logo_local.llama.native import Tensor
 from logo_local.llama.probe import EachProbe
+from logo_local.llama.taps import WeightFinder
 
 TOKENS = [1, *range(60, 80)]
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
@@ -171,6 +172,28 @@ def test_memory_that_only_llama_cpp_reaches_is_written_through_it(bench, monkeyp
     bench.close_mixers()
     monkeypatch.setattr(Tensor, "memory", lambda _self: None)
     np.testing.assert_array_equal(bench.logits(bench.mixer("stacked"), WEIGHTS[0]), expected)
+
+
+def test_tensors_that_are_only_copied_to_another_device_are_not_written(bench, monkeypatch):
+    """As at the boundary of the layers on a GPU, if marking the buffers did not help."""
+    target = "blk.1.ffn_down.weight.lora_a"
+    decoded = []
+    look = WeightFinder._look
+
+    def look_at_copies(self, node, *, ask):
+        if node.source(0) is not None and node.source(0).name == target:
+            self.copied.add(target)
+            return not ask
+        return look(self, node, ask=ask)
+
+    monkeypatch.setattr(WeightFinder, "_look", look_at_copies)
+    monkeypatch.setattr(Tensor, "mark_as_weight", lambda self: decoded.append(self.name))
+    with pytest.raises(NativeError, match="not found"):
+        bench.logits(bench.mixer("stacked"), WEIGHTS[0])
+    assert decoded.count("blk.1.ffn_up.weight.lora_a") == 2  # looked for again
+    assert target not in decoded
+    bench.logits(bench.mixer("auto"), WEIGHTS[0])
+    assert bench.way == "scales"
 
 
 def test_where_threads_cannot_share_files_one_does_the_work(bench, monkeypatch):

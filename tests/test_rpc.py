@@ -292,12 +292,12 @@ def run(*arguments, env=None):
 
 @pytest.mark.parametrize("command", ["run", "score"])
 def test_the_servers_reach_the_engine(command):
-    """All layers are placed there, unless an option says otherwise."""
+    """The engine places all layers on devices, unless an option says otherwise."""
     servers = "192.168.0.11:50052, BOX.lan:1,192.168.0.11:50052"
     result, settings = run(command, "demo", "hi", "--rpc", servers)
     assert result.exit_code == 0, result.output
     assert settings["rpc"] == ("192.168.0.11:50052", "box.lan:1")
-    assert (settings["rpc_public"], settings["n_gpu_layers"]) == (False, -1)
+    assert (settings["rpc_public"], settings["n_gpu_layers"]) == (False, None)
     assert isinstance(settings["on_loss"], Ending)
     _, settings = run(command, "demo", "hi", "--rpc", servers, "-ngl", "5", "--rpc-public")
     assert (settings["rpc_public"], settings["n_gpu_layers"]) == (True, 5)

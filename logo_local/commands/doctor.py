@@ -26,6 +26,7 @@ from ..errors import LogoError, ModelError
 from ..rpc import build_command
 
 PACKAGES = ("llama-cpp-python", "gguf", "numpy")
+_WITHOUT_GPU = ("CPU", "BLAS", "RPC")  # parts of llama.cpp that need no GPU on this machine
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,27 @@ def _llama() -> list[Finding]:
     from ..llama.api_check import check_api
 
     check_api()
-    gpu = bool(llama_cpp.llama_supports_gpu_offload())
+    found = list(_devices())  # first, because it prevents the log lines of starting a GPU
     features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
-    return [
-        Finding("gpu offload", True, "yes" if gpu else "no, this build uses the CPU only"),
-        Finding("cpu features", True, features.strip(" |")),
-        _rpc(bool(llama_cpp.llama_supports_rpc())),
-    ]
+    found.append(_rpc(bool(llama_cpp.llama_supports_rpc())))
+    return [*found, Finding("cpu features", True, features.strip(" |"))]
+
+
+def _devices() -> Iterator[Finding]:
+    """Whether layers are placed on a GPU, and each device with its memory."""
+    from ..llama.devices import backends, devices, gpus
+
+    if used := gpus():
+        offload = f"all layers by default, to {', '.join(map(str, used))}"
+    elif others := [name for name in backends() if name not in _WITHOUT_GPU]:
+        offload = f"no: this build supports {', '.join(others)}, but found no GPU"
+    else:
+        offload = "no, this build uses the CPU only (docs/gpu.md)"
+    yield Finding("gpu offload", True, offload)
+    for device in devices():
+        free, total = (n_bytes / 2**30 for n_bytes in device.memory())
+        memory = f", {free:.1f} of {total:.1f} GiB free" if total else ""
+        yield Finding("device", True, f"{device}, {device.kind}{memory}")
 
 
 def _rpc(supported: bool) -> Finding:

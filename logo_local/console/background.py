@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> None:
     model, adapters, settings = arguments
     threads = max(1, (os.cpu_count() or 2) // 2)  # the other cores are for the chat
     given = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _N_CTX}
+    given["n_gpu_layers"] = 0  # a GPU's memory is for the chat
     with LoGo(model, adapters, **{**given, **json.loads(settings)}) as llm:
         llm.make_self_profiles()
 

@@ -19,7 +19,7 @@ from ..files.folder import nothing_usable
 from ..routing import settings
 from ..rpc import at_loss, prepare_connections, use_rpc_servers
 from .abort import Ending
-from .terminal import ProgressBar, UsageError, is_verbose, say
+from .terminal import ProgressBar, UsageError, aside, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,8 +102,6 @@ def open_by_options(
     if given.get("rpc"):
         chosen |= {"rpc": given["rpc"], "rpc_public": given["rpc_public"]}
         chosen["on_loss"] = on_loss or Ending()
-        if ctx.get_parameter_source("n_gpu_layers") is ParameterSource.DEFAULT:
-            chosen["n_gpu_layers"] = -1
     # llama_cpp's own default is a fixed seed, which 0 also selects.
     chosen["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
@@ -116,6 +114,12 @@ def open_by_options(
     if needs_adapters and not llm.pool.names:
         raise nothing_usable(llm.pool.folder or Path(), [])
     return llm
+
+
+@cache
+def _aside_once(text: str) -> None:
+    """As `aside`, once in a process: several engines are on the same GPU."""
+    aside(text)
 
 
 def open_engine(
@@ -131,9 +135,8 @@ def open_engine(
 
     Its layers are placed on the RPC servers in `rpc`. `on_loss` is called if one is lost.
     """
-    from llama_cpp import llama_supports_gpu_offload
-
     from ..engine import LoGo
+    from ..llama.devices import offloading
 
     log = _llama_log()
     if rpc:
@@ -144,10 +147,11 @@ def open_engine(
             "warning: the connections to RPC servers are neither encrypted nor authenticated",
             "yellow",
         )
-    if settings.get("n_gpu_layers") and not llama_supports_gpu_offload():
-        say(
-            "warning: this build of llama-cpp-python has no GPU; --n-gpu-layers is unused", "yellow"
-        )
+    layers = settings.get("n_gpu_layers")
+    if placement := offloading(layers):
+        _aside_once(placement)
+    elif layers:
+        say("warning: no GPU was found, see logo-local doctor; --gpu-layers is unused", "yellow")
     kept: list[str] = []
     log.kept = kept
     try:

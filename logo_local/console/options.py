@@ -27,17 +27,19 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # convert.OUTTYPES; a test co
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
-    """A number of bytes, such as 512M or 2G, or "auto", as `parse` reads it."""
+    """A number of bytes, such as 512M or 2G, as `parse` reads it, or "auto", for the engine."""
 
     name = "size"
 
     def __init__(self, parse: Callable[[str | int], int]) -> None:
         self.parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes; click's usage error for anything else."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number of bytes, or "auto"; click's usage error for anything else."""
         try:
-            return self.parse(value)
+            return value if value == "auto" else self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -184,11 +186,12 @@ LLAMA = (
         help="CPU threads  [default: all for prompts, half for answers]",
     ),
     shared(
+        "--gpu-layers",
         "--n-gpu-layers",
         "-ngl",
-        type=int,
-        default=0,
-        help="Number of layers on the GPU; -1 for all.",
+        "n_gpu_layers",
+        type=click.IntRange(-1),
+        help="Number of layers on the GPU; 0: CPU only  [default: all, if there is a GPU]",
     ),
 )
 RPC = (

@@ -19,7 +19,8 @@ from ..errors import ContextError, LogoError, ModelError, PromptError, SettingsE
 from ..files.base_model import BaseModel
 from .interrupts import interrupts_held
 
-MAX_CONTEXT = 2**31 - 256  # tokens: llama.cpp rounds up to 256 and counts with 32 bits
+CONTEXT_STEP = 256  # tokens: GGML_PAD of n_ctx in llama.cpp's src/llama-context.cpp
+MAX_CONTEXT = 2**31 - CONTEXT_STEP  # llama.cpp rounds up, and counts with 32 bits
 
 _opening = threading.Lock()
 
@@ -32,27 +33,35 @@ class Closed:
 
 
 @contextmanager
-def model_errors(path: str | Path) -> Iterator[None]:
-    """Translate the parent's ValueError for a model or a context that cannot be created."""
+def model_errors(path: str | Path, base: BaseModel, *, offloads: bool) -> Iterator[None]:
+    """Translate the parent's ValueError for a model or a context that cannot be created.
+
+    `offloads` says whether layers are placed on a GPU, whose memory may be too small.
+    """
     try:
         yield
     except ValueError as error:
         raise ModelError(
             f"llama.cpp cannot use {path}: {error}",
-            hint="is the file whole, does this llama.cpp know its architecture, "
+            hint="if it does not fit into the GPU's memory, give --gpu-layers N with N below "
+            f"{base.n_blocks + 1}, 0 for the CPU only, or a smaller --ctx-size"
+            if offloads
+            else "is the file whole, does this llama.cpp know its architecture, "
             "and does --ctx-size fit into memory?",
         ) from error
 
 
 @contextmanager
-def loading(path: str | Path, n_ctx: int, base: BaseModel) -> Iterator[None]:
+def loading(
+    path: str | Path, n_ctx: int, base: BaseModel, *, offloads: bool = False
+) -> Iterator[None]:
     """Load a model within this block, with errors translated and Ctrl+C deferred to its end.
 
     Holds a lock: llama_cpp redirects the process's output while it loads, and two threads would
     restore each other's redirected output.
     """
     check_context(n_ctx, base)
-    with _opening, model_errors(path), interrupts_held():
+    with _opening, model_errors(path, base, offloads=offloads), interrupts_held():
         yield
 
 
@@ -97,6 +106,11 @@ def problems_of(llama: Mapping[str, Any]) -> list[str]:
     if isinstance(llama.get("chat_handler"), Llava15ChatHandler):
         problems.append("chat handlers with images are not supported: only text is routed")
     return problems
+
+
+def rounded_up(n_ctx: int) -> int:
+    """`n_ctx` as llama.cpp rounds it; llama_cpp's arrays would be too short for it otherwise."""
+    return -(-n_ctx // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def check_context(n_ctx: int, base: BaseModel) -> None:

@@ -25,6 +25,7 @@ from ..files.stacking import (
     storable_type,
     total_bytes,
 )
+from .devices import gpus
 from .model import LoadedModel
 from .native import load_adapter
 from .stack_buffer import StackBuffer
@@ -105,7 +106,8 @@ class ResidentAdapters:
             if not handle:
                 raise AdapterError(
                     f"llama.cpp refused the adapter {adapter.name} ({adapter.path})",
-                    hint="the file may have changed since it was checked: run logo-local check",
+                    hint="the file may have changed since it was checked: run logo-local check"
+                    + (", or a GPU's memory is full: lower --adapter-memory" if gpus() else ""),
                 )
             self._handles[adapter] = handle
         self._handles.move_to_end(adapter)

@@ -24,6 +24,7 @@ from llama_cpp.llama_chat_format import get_chat_completion_handler
 from ..errors import ContextError, NativeError, PromptError, SettingsError
 from .chat_templates import handler_with
 from .conversation import Message, Prompt, are_messages, conversation_parts
+from .devices import too_little_memory
 from .interrupts import interrupts_held, make_context, stoppable
 from .llama_errors import prompt_errors
 from .native import EvalCallback
@@ -73,7 +74,7 @@ class Context:
         if code != 0:
             raise NativeError(
                 f"llama_decode returned {code} while reading a prompt",
-                hint="there may be too little memory: try a smaller --ctx-size",
+                hint=too_little_memory(),
             )
         if self._callback is not None:
             self._callback.check()
@@ -117,6 +118,7 @@ class LoadedModel:
         self.pointer = llama.model
         self.params = llama.context_params
         self.architecture = str(llama.metadata.get("general.architecture", ""))
+        self._has_experts = f"{self.architecture}.expert_count" in llama.metadata
         self.has_template = "tokenizer.chat_template" in llama.metadata
         self._vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
@@ -162,11 +164,14 @@ class LoadedModel:
             setattr(own, name, value)
         if callback is not None:
             callback.attach(own)
+            # The CPU's experts are copied to a GPU by their numbers in the graph, which are not
+            # computed once a callback has ended the pass: llama.cpp would end the process.
+            own.op_offload = own.op_offload and not self._has_experts
         ctx = make_context(self.pointer, own)
         if ctx is None:
             raise NativeError(
                 f"llama.cpp could not make a context {purpose}",
-                hint="there may be too little memory: try a smaller --ctx-size",
+                hint=too_little_memory(),
             )
         context = Context(ctx, own.n_batch, callback, lambda: self._open.remove(context))
         self._open.append(context)

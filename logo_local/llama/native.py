@@ -12,6 +12,8 @@ import ctypes
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from .interrupts import interrupted, interrupts_held
 
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 TYPE_F32, TYPE_Q8_0 = 0, 8
+USAGE_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 NORMALISATIONS = ("RMS_NORM", "NORM")
 # Operations allowed between a norm and the projection: gain, bias, reshaping.
 AFTER_NORM = ("MUL", "ADD", "VIEW", "RESHAPE", "CONT")
@@ -76,6 +79,7 @@ def _ggml() -> ctypes.CDLL:
         ("ggml_backend_tensor_get", None, [p, p, size, size]),
         ("ggml_backend_tensor_set", None, [p, p, size, size]),
         ("ggml_backend_buffer_is_host", ctypes.c_bool, [p]),
+        ("ggml_backend_buffer_set_usage", None, [p, i32]),
         ("ggml_nbytes", size, [p]),
         ("ggml_quantize_chunk", size, [i32, p, p, i64, i64, i64, p]),
     ):
@@ -142,6 +146,11 @@ class Tensor:
         return text.split("#")[1] if text.count("#") >= 2 else text
 
     @property
+    def is_copy(self) -> bool:
+        """Whether this is a copy of a tensor on another backend."""
+        return bytes(self.struct.name).count(b"#") >= 2
+
+    @property
     def op(self) -> str:
         """ggml's name of the operation that computes this tensor, for example MUL_MAT."""
         description: bytes = _ggml().ggml_op_desc(self.address)
@@ -173,6 +182,13 @@ class Tensor:
             return None
         n_bytes = _ggml().ggml_nbytes(self.address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self.struct.data))
+
+    def mark_as_weight(self) -> None:
+        """Let llama.cpp compute with this tensor where its buffer is, instead of copying it.
+
+        It marks the buffers of a model's weights like this, but not those of adapters.
+        """
+        _ggml().ggml_backend_buffer_set_usage(self.struct.buffer, USAGE_WEIGHTS)
 
     def write(self, values: npt.NDArray[np.generic]) -> None:
         """Overwrite a weight with the bytes of `values`, on any backend.
@@ -246,23 +262,30 @@ class EvalCallback:
         return ask  # request every node, so that the pass ends at the next one
 
 
+@contextmanager
+def log_disabled() -> Iterator[None]:
+    """Disable llama_cpp's logger within this block, which one thread enters at a time."""
+    logger = logging.getLogger("llama-cpp-python")
+    with _logger_lock:
+        before = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
 def load_adapter(model: Any, path: Path) -> Any:
     """llama.cpp's handle of a GGUF LoRA file; None if rejected. Free it before the model.
 
     llama_cpp prints llama.cpp's log, which has a line for every tensor if the base is quantised.
-    Its logger is disabled during the load. The log level is global, so one adapter is loaded at a
-    time. Raises KeyboardInterrupt after the load if Ctrl+C was pressed during it.
+    Its logger is disabled during the load, so one adapter is loaded at a time. Raises
+    KeyboardInterrupt after the load if Ctrl+C was pressed during it.
     """
-    logger = logging.getLogger("llama-cpp-python")
     handle = None
     try:
-        with interrupts_held(), _logger_lock:
-            before = logger.level
-            logger.setLevel(logging.CRITICAL + 1)
-            try:
-                handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
-            finally:
-                logger.setLevel(before)
+        with interrupts_held(), log_disabled():
+            handle = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     except KeyboardInterrupt:
         if handle:
             llama_cpp.llama_adapter_lora_free(handle)

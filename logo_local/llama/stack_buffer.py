@@ -14,6 +14,7 @@ import ctypes
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -71,6 +72,7 @@ class StackBuffer:
         self.n_bytes = total_bytes(modules, dtype)
         self._held: list[AdapterFile] = []  # whose B's are in the buffer, in this order
         self._n_threads = max(1, loaded.params.n_threads_batch) if CAN_SHARE_FILES else 1
+        self._writing = threading.Lock()
         self.handle: Any = None
         try:
             with tempfile.TemporaryDirectory(prefix="logo-local-") as folder:
@@ -152,7 +154,8 @@ class StackBuffer:
             self._add(source, arrays)
         for (_, side), values in arrays.items():
             stored = quantized_q8_0(values) if self.dtype == "q8_0" else values
-            self._tensors[_name(target, side)].write(stored)
+            with self._writing:  # not every backend can copy from several threads at once
+                self._tensors[_name(target, side)].write(stored)
 
     def _add(self, source: _Source, arrays: _Arrays) -> None:
         """Write one adapter's part into `arrays`."""
@@ -241,19 +244,28 @@ def _write_empty(
 
 
 def _find_tensors(loaded: LoadedModel, handle: Any) -> dict[str, Tensor]:
-    """The tensors of the adapter `handle` in the graph, by name; decodes one token."""
+    """The tensors of the adapter `handle` in the graph, by name; decodes a token once or twice.
+
+    If only some layers are on a GPU, llama.cpp copies adapters at the boundary to it, until their
+    buffers are marked as weights.
+    """
     finder = WeightFinder()
+    array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
     context = loaded.context("to find tensors", callback=finder, n_ctx=FINDING_CONTEXT)
     try:
-        array = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(handle)
-        llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(1.0))
-        context.decode([0])
+        for scale in (1.0, 2.0):  # another one, or the graph would be reused
+            llama_cpp.llama_set_adapters_lora(context.ctx, array, 1, (ctypes.c_float * 1)(scale))
+            context.decode([0])
+            for tensor in finder.found.values():
+                tensor.mark_as_weight()
+            if not finder.copied:
+                break
         llama_cpp.llama_set_adapters_lora(context.ctx, array, 0, (ctypes.c_float * 0)())
     finally:
         context.close()
     found = finder.found
     alone = [name for name in found if name.rpartition(".")[0] + ".lora_b" not in found]
-    if not found or alone:
+    if not found or alone or finder.copied:
         raise NativeError(
             "the tensors of an adapter were not found in llama.cpp's graph",
             hint="use --mixture scales",

@@ -94,17 +94,26 @@ class WeightFinder(EvalCallback):
     """Records the tensors of adapters that the graph uses.
 
     The next decode in a context with this callback fills `found`, by name
-    ("blk.0.attn_q.weight.lora_a"). No data is read, and the whole graph is computed.
+    ("blk.0.attn_q.weight.lora_a"). `copied` are the names of tensors that llama.cpp copies to
+    another device for each decode: the tensor itself is not in the graph. No data is read, and the
+    whole graph is computed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, Tensor] = {}
+        self.copied: set[str] = set()
+
+    def start(self) -> None:
+        """Reset; call before each decode."""
+        super().start()
+        self.found, self.copied = {}, set()
 
     def _look(self, node: Tensor, *, ask: bool) -> bool:
         weight = node.source(0)
-        # Not `name`: a copy on another backend is not the weight itself.
-        name = "" if weight is None else bytes(weight.struct.name).decode("utf-8", "replace")
-        if weight is not None and name.endswith(LORA_SIDES):
-            self.found[name] = weight
+        if weight is not None and weight.name.endswith(LORA_SIDES):
+            if weight.is_copy:
+                self.copied.add(weight.name)
+            else:
+                self.found[weight.name] = weight
         return not ask

@@ -106,6 +106,12 @@ class RoutingSettings:
         """`adapter_memory` in bytes; "auto" is resolved now."""
         return config.parse_memory(self.adapter_memory)
 
+    def memory_within(self, free_gpu_memory: int | None) -> int:
+        """As `memory`; "auto" is also at most a quarter of the free memory of a GPU, if given."""
+        if self.adapter_memory != "auto" or free_gpu_memory is None:
+            return self.memory
+        return max(1, min(self.memory, free_gpu_memory // 4))
+
     @property
     def cache_bytes(self) -> int:
         """`cache_memory` in bytes; "auto" is resolved now.
