@@ -5,6 +5,7 @@
 # make wheel   the package as a file, in dist/
 # make system  a browser and a screen for the tests that want one, by apt; they are skipped without
 # make gpu-check   the tests of the engine with layers on a GPU; see docs/gpu.md
+# make rpc-check   the tests of --rpc, with a llama.cpp that is built with RPC, in build/rpc
 # make clean   remove all that this file makes
 #
 # The first of demo and test builds llama.cpp, which takes some minutes; after that nothing is
@@ -15,7 +16,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint docs wheel system gpu-check clean
+.PHONY: demo test lint docs wheel system gpu-check rpc-check clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m logo_local.commands.showcase
@@ -90,6 +91,23 @@ $(GPU)/installed: pyproject.toml | $(VENV)/installed-test
 	    $(GPU)/bin/python -m pip install --quiet --no-cache-dir --no-deps --force-reinstall \
 	    --no-binary llama-cpp-python \
 	    "llama-cpp-python==$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)')"
+	@touch $@
+
+# An environment of its own for the build: pip's cache does not distinguish builds, so it is not
+# used. Everything else comes from the environment of the tests.
+RPC := build/rpc
+rpc-check: $(RPC)/installed
+	$(BIN)/python -m pytest tests/test_rpc.py tests/test_rpc_build.py
+
+$(RPC)/installed: pyproject.toml $(VENV)/installed-test
+	@echo "Building llama.cpp with RPC, which takes some minutes"
+	@$(BIN)/python -m venv --clear $(RPC)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(RPC)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	@version=$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)'); \
+	    CMAKE_ARGS="-DGGML_RPC=ON" $(RPC)/bin/python -m pip --disable-pip-version-check install \
+	    --quiet --no-cache-dir --ignore-installed --no-deps --no-binary llama-cpp-python \
+	    "llama-cpp-python==$$version"
 	@touch $@
 
 clean:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NativeError,
         PoolError,
         PromptError,
+        RpcError,
         SettingsError,
         UnknownAdapterError,
     )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .files.folder import Problem
     from .files.pool import Pool
     from .routing.route import Route
+    from .rpc import use_rpc_servers
 
 __version__ = "0.1.0"
 
@@ -58,11 +60,13 @@ __all__ = [
     "Problem",
     "PromptError",
     "Route",
+    "RpcError",
     "SettingsError",
     "UnknownAdapterError",
     "__version__",
     "convert_adapter",
     "plan_conversion",
+    "use_rpc_servers",
 ]
 
 _HOMES = {
@@ -76,6 +80,7 @@ _HOMES = {
     "Route": "routing.route",
     "convert_adapter": "convert",
     "plan_conversion": "convert",
+    "use_rpc_servers": "rpc",
 }
 
 

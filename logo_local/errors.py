@@ -9,6 +9,7 @@
     │   ├── AdapterMemoryError   a mixture exceeds the memory limit for adapters
     │   └── UnknownAdapterError  no adapter has this name
     ├── SettingsError       an invalid option, environment variable or config file
+    ├── RpcError            an RPC server cannot be used, or was lost
     ├── PromptError         the prompt cannot be evaluated
     │   └── ContextError    the prompt is longer than the context
     └── NativeError         unexpected behaviour of llama.cpp
@@ -82,6 +83,10 @@ class UnknownAdapterError(PoolError):
 
 class SettingsError(LogoError):
     """An option, an environment variable or the config file has an invalid value."""
+
+
+class RpcError(LogoError):
+    """An RPC server cannot be used: it does not answer, is not allowed, or was lost."""
 
 
 class PromptError(LogoError):

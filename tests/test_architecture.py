@@ -27,7 +27,7 @@ ABOVE_CONSOLE = {"console", "request_model"}
 MAY_IMPORT |= {name: MAY_IMPORT["console"] - {"llama"} | ABOVE_CONSOLE for name in PROGRAMS}
 MAY_IMPORT["commands"] = MAY_IMPORT["chat"] | PROGRAMS | {"llama"}
 
-ENGINE = ("engine", "routed", "completions", "fake")  # files that are one layer
+ENGINE = ("engine", "routed", "completions", "fake", "rpc")  # files that are one layer
 
 
 def modules() -> dict[str, Path]:

@@ -23,6 +23,7 @@ from rich.text import Text
 from .. import __version__, config
 from ..console.terminal import out_console, print_json, say
 from ..errors import LogoError, ModelError
+from ..rpc import build_command
 
 PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 _WITHOUT_GPU = ("CPU", "BLAS", "RPC")  # parts of llama.cpp that need no GPU on this machine
@@ -82,6 +83,7 @@ def _llama() -> list[Finding]:
     check_api()
     found = list(_devices())  # first, because it prevents the log lines of starting a GPU
     features = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
+    found.append(_rpc(bool(llama_cpp.llama_supports_rpc())))
     return [*found, Finding("cpu features", True, features.strip(" |"))]
 
 
@@ -100,6 +102,14 @@ def _devices() -> Iterator[Finding]:
         free, total = (n_bytes / 2**30 for n_bytes in device.memory())
         memory = f", {free:.1f} of {total:.1f} GiB free" if total else ""
         yield Finding("device", True, f"{device}, {device.kind}{memory}")
+
+
+def _rpc(supported: bool) -> Finding:
+    """Whether --rpc can be used."""
+    if supported:
+        return Finding("rpc", True, "yes, this build supports --rpc")
+    value = "no; for a model that does not fit on one machine, build llama.cpp with RPC"
+    return Finding("rpc", True, value, build_command(), essential=False)
 
 
 def _layout() -> Finding:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from ..completions import Sampling
+from ..console.abort import Ending
 from ..console.opening import open_by_options
 from ..console.terminal import UsageError
 from ..errors import LogoError
@@ -51,8 +52,14 @@ def answer_lines(
         )
     with _only_events() as write:
         events = Events(write)
+        ending = Ending()
+
+        def lost(error: LogoError) -> None:
+            events.error(error)
+            ending(error)
+
         try:
-            llm = open_by_options(ctx, model, given, events.progress)
+            llm = open_by_options(ctx, model, given, events.progress, on_loss=lost)
         except LogoError as error:
             events.error(error)
             raise

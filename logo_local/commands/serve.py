@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +29,7 @@ from ..console.options import (
 from ..console.prompts import named_model
 from ..console.server_options import SERVER, UPSTREAM
 from ..console.terminal import UsageError, is_verbose, say
-from ..errors import SettingsError
+from ..errors import LogoError, RpcError, SettingsError
 from ..extras import install_hint
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
     """
     model = named_model(ctx, model, given)
     try:
+        from ..server import restart
         from ..server.http import listen
         from ..server.request_log import show
     except ImportError as error:
@@ -69,12 +71,20 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
             hint=install_hint("server"),
         ) from error
     rules = _rules(given)
+    if given["rpc"] and given["parallel"] > 1:
+        raise UsageError(
+            "with --rpc, the server answers one request at a time", "leave out --parallel"
+        )
     if given["upstreams"]:
         _say_what_has_no_effect(ctx)
     if is_verbose():
         show()
-    with _socket(given["host"], given["port"]) as bound:
-        engines = _engines(ctx, model, given)
+    inherited = restart.inherited_socket()
+    with inherited or _socket(given["host"], given["port"]) as bound:
+        if inherited is None:
+            engines = _engines(ctx, model, given)
+        else:
+            engines = _engines_again(ctx, model, given, bound, rules)
         first = engines[0]
         with self_profiles_in_background(first, given):
             say(
@@ -91,6 +101,7 @@ def serve(ctx: click.Context, /, model: str | None, **given: Any) -> None:
                 any_model=given["any_model"],
                 upstreams=given["upstreams"] or (),
                 upstream_key=given["upstream_key"],
+                restarts=bool(given["rpc"]) and restart.is_possible(),
             )
 
 
@@ -170,7 +181,25 @@ def _address(host: str, bound: socket.socket) -> str:
     return f"http://{name}:{bound.getsockname()[1]}/"
 
 
-def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engine]:
+def _engines_again(
+    ctx: click.Context, model: str, given: dict[str, Any], bound: socket.socket, rules: Rules
+) -> list[Engine]:
+    """The engines after a restart, when all RPC servers answer; until then the status is 503."""
+    from ..server import restart
+
+    with restart.unavailable(bound, rules):
+        while True:
+            restart.wait_for(given["rpc"], public=given["rpc_public"])
+            with suppress(RpcError):  # lost again, before it was used
+                return _engines(ctx, model, given, restart.restarting(bound))
+
+
+def _engines(
+    ctx: click.Context,
+    model: str,
+    given: dict[str, Any],
+    on_loss: Callable[[LogoError], object] | None = None,
+) -> list[Engine]:
     """The requested number of engines, or as many as fit into memory; each is warmed up."""
     import psutil
 
@@ -181,7 +210,7 @@ def _engines(ctx: click.Context, model: str, given: dict[str, Any]) -> list[Engi
     if n > 1 and given["threads"] is None:
         given["threads"] = max(1, (os.cpu_count() or n) // n)
     before = _private_bytes()
-    engines = [open_by_options(ctx, model, given)]
+    engines = [open_by_options(ctx, model, given, on_loss=on_loss)]
     engines[0].route("Hello")  # what is computed once per pool is computed before the first request
     each = _private_bytes() - before
     while len(engines) < n:

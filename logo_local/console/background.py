@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..completions import Engine
+from .prompts import announce_self_profiles
 from .terminal import aside
 
 _NICER = 10
@@ -30,10 +31,13 @@ def self_profiles_in_background(
     """`making_self_profiles` for an engine, with a message; does nothing if none is missing.
 
     Yields a function that returns the progress in a few words, "" when the work is finished.
-    `given` are the options with which the engine was opened.
+    `given` are the options with which the engine was opened. With RPC servers, nothing is
+    generated.
     """
     missing = llm.without_profile()
-    if not missing:
+    if missing and given.get("rpc"):  # another process would load the model into this machine
+        announce_self_profiles(llm, given)
+    if not missing or given.get("rpc"):
         yield lambda: ""
         return
     aside(f"Generating example prompts for {_adapters(missing)} in the background")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from click.core import ParameterSource
 
 from .. import config
 from ..completions import Engine
-from ..errors import ModelError
+from ..errors import LogoError, ModelError
 from ..files.folder import nothing_usable
 from ..routing import settings
+from ..rpc import at_loss, prepare_connections, use_rpc_servers
+from .abort import Ending
 from .terminal import ProgressBar, UsageError, aside, is_verbose, say
 
 Progress = Callable[[str, int, int], None]
 
 # llama.cpp's message for an evaluation that Ctrl+C stopped, which is not an error.
 _ABORTED = ("compute status: 1", "failed with error 1", "failed to decode, ret = 2")
+_LOST = ("send failed", "recv failed")  # an RPC server, which an error reports
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; 5 continues the message before
 
 
@@ -45,7 +48,7 @@ class _LlamaLog:
     def _receive(self, level: int, text: bytes, _data: Any) -> None:
         self._continued = level == _ERROR or (level == 5 and self._continued)
         line = text.decode(errors="replace").strip()
-        if not (self._continued and line) or line.endswith(_ABORTED):
+        if not (self._continued and line) or line.endswith(_ABORTED) or line.startswith(_LOST):
             return
         if self.kept is None:
             say(f"llama.cpp: {line}", "yellow")
@@ -66,12 +69,14 @@ def open_by_options(
     progress: Progress | None = None,
     *,
     needs_adapters: bool = False,
+    on_loss: Callable[[LogoError], object] | None = None,
 ) -> Engine:
     """The engine for a command's options, closed when the command ends.
 
     The function that opens it is the context's object, set by the command group. `progress`
     gets the progress of `LoGo`; the default is a bar on standard error. Raises UsageError if an
     adapter folder is required but not given, and PoolError if it is empty and `needs_adapters`.
+    `on_loss` handles the loss of an RPC server; the default prints it and ends the process.
     """
     adapters = given["adapters"]
     if given.get("base_only"):
@@ -94,6 +99,9 @@ def open_by_options(
     ):
         if given[name] is not None:
             chosen |= dict.fromkeys(llama_names, given[name])
+    if given.get("rpc"):
+        chosen |= {"rpc": given["rpc"], "rpc_public": given["rpc_public"]}
+        chosen["on_loss"] = on_loss or Ending()
     # llama_cpp's own default is a fixed seed, which 0 also selects.
     chosen["seed"] = given["seed"] or secrets.randbits(31) + 1
     opened: Callable[..., Engine] = ctx.obj
@@ -114,12 +122,31 @@ def _aside_once(text: str) -> None:
     aside(text)
 
 
-def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engine:
-    """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model."""
+def open_engine(
+    model_path: str,
+    adapters: Path | None,
+    *,
+    rpc: Sequence[str] = (),
+    rpc_public: bool = False,
+    on_loss: Callable[[LogoError], object] | None = None,
+    **settings: Any,
+) -> Engine:
+    """A `LoGo`; ModelError with llama.cpp's messages if it cannot load the model.
+
+    Its layers are placed on the RPC servers in `rpc`. `on_loss` is called if one is lost.
+    """
     from ..engine import LoGo
     from ..llama.devices import offloading
 
     log = _llama_log()
+    if rpc:
+        if on_loss is not None:
+            at_loss(on_loss)
+        use_rpc_servers(rpc, public=rpc_public)
+        say(
+            "warning: the connections to RPC servers are neither encrypted nor authenticated",
+            "yellow",
+        )
     layers = settings.get("n_gpu_layers")
     if placement := offloading(layers):
         _aside_once(placement)
@@ -128,10 +155,13 @@ def open_engine(model_path: str, adapters: Path | None, **settings: Any) -> Engi
     kept: list[str] = []
     log.kept = kept
     try:
-        return LoGo(model_path, adapters, **settings)
+        llm = LoGo(model_path, adapters, **settings)
     except ModelError as error:
         raise ModelError(
             error.message, problems=(*error.problems, *kept), hint=error.hint
         ) from error
     finally:
         log.kept = None
+    if rpc:
+        prepare_connections()
+    return llm

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from .. import config
 from ..routing import registry, settings
+from ..rpc import parse_server
 from .terminal import set_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +60,19 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic only in rec
             return value
         parts = [part.strip() for part in str(value).split(",")]
         return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
+
+
+class RpcAddress(click.ParamType):  # type: ignore[type-arg]  # generic only in recent releases
+    """The address of an RPC server, HOST:PORT."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address; click's usage error for anything else."""
+        try:
+            return str(parse_server(str(value)))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def shared(*names: str, **settings: Any) -> Callable[[F], F]:
@@ -180,11 +194,27 @@ LLAMA = (
         help="Number of layers on the GPU; 0: CPU only  [default: all, if there is a GPU]",
     ),
 )
+RPC = (
+    shared(
+        "--rpc",
+        type=Several(RpcAddress()),
+        metavar="HOST:PORT[,HOST:PORT...]",
+        help="Run the model on these RPC servers of llama.cpp.",
+        hidden=True,
+    ),
+    shared(
+        "--rpc-public",
+        is_flag=True,
+        help="Allow RPC servers outside of private networks.",
+        hidden=True,
+    ),
+)
 # Settings of the engine that do not depend on routes.
 ENGINE = (
     _routing("mixture"),
     _routing("adapter_memory"),
     *LLAMA,
+    *RPC,
     _routing("mixture_type", hidden=True),
     _routing("self_profile", hidden=True),
 )

@@ -14,9 +14,11 @@ from typing import Any
 
 import uvicorn
 
+from .. import rpc
 from ..completions import Engine
+from . import restart
 from .app import create_app
-from .workers import Running
+from .workers import Running, Workers
 
 _MAX_CONNECTIONS = 512
 _PATIENCE = 1.0  # seconds, after the second signal
@@ -40,6 +42,14 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             threading.Thread(target=_end_soon, daemon=True).start()
         self.should_exit = True
+
+    def fail(self) -> bool:
+        """End all requests with an error, from another thread; whether the server continues."""
+        for running in self.made:
+            if isinstance(running, Workers):
+                running.fail_soon(restart.lost())
+        restart.pause()  # clients read the errors
+        return not self.should_exit
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As in the parent, but with a time limit for clients that do not read."""
@@ -71,8 +81,13 @@ def _end_soon() -> None:
     os._exit(130)
 
 
-def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> None:
-    """Serve at the socket `bound` until SIGINT or SIGTERM. Settings: those of `create_app`."""
+def listen(
+    engines: Sequence[Engine], bound: socket.socket, *, restarts: bool = False, **settings: Any
+) -> None:
+    """Serve at the socket `bound` until SIGINT or SIGTERM. Settings: those of `create_app`.
+
+    With `restarts`, the program is started again if an RPC server is lost.
+    """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that disconnects
     made: list[Running] = []
     config = uvicorn.Config(
@@ -88,6 +103,8 @@ def listen(engines: Sequence[Engine], bound: socket.socket, **settings: Any) -> 
         proxy_headers=False,
     )
     server = _Server(config, made)
+    if restarts:
+        rpc.at_loss(restart.restarting(bound, server.fail))
     try:
         server.run(sockets=[bound])
     finally:

@@ -186,11 +186,21 @@ class Workers:
         if job in self.waiting:
             self.waiting.remove(job)
 
-    def drain(self) -> None:
+    def drain(self, error: RequestError | None = None) -> None:
         """Accept no more jobs, and reject the queue; running jobs continue."""
         self.closing = True
         while self.waiting:
-            self.waiting.popleft().events.put_nowait(_End(_closing()))
+            self.waiting.popleft().events.put_nowait(_End(error or _closing()))
+
+    def fail_soon(self, error: RequestError) -> None:
+        """End all jobs with this error, from another thread. The engines are unusable then."""
+        self._tell(self._fail, error)
+
+    def _fail(self, error: RequestError) -> None:
+        self.drain(error)
+        for worker in self._workers:
+            for job in worker.jobs:
+                job.events.put_nowait(_End(error))
 
     def drain_soon(self) -> None:
         """`drain`, for a signal handler or another thread."""
