@@ -293,4 +293,4 @@ def test_the_clients_ask_the_program(program, language, request):
         [*command, QUESTION, *WORKER], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout.strip() == ANSWER
-    assert "recall-town 0." in done.stderr
+    assert "recall-town " in done.stderr
