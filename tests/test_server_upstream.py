@@ -469,6 +469,34 @@ def test_an_upstream_that_stops_to_answer_loses_its_requests_to_another(behind, 
     assert len(frozen.bodies) == len(well.bodies) == 1
 
 
+def test_an_upstream_in_a_long_batch_stays_up(behind, monkeypatch):
+    """llama-server lists its adapters only between two batches; its health it always answers."""
+    monkeypatch.setattr("logo_local.server.upstream.CHECK_SECONDS", 0.1)
+    busy = FakeUpstream()
+    listed, in_batch, n_timeouts = busy._adapters, threading.Event(), []
+
+    async def adapters(request):
+        if in_batch.is_set():
+            n_timeouts.append(1)
+            await asyncio.sleep(1)
+        return await listed(request)
+
+    async def script(body):
+        in_batch.set()
+        while len(n_timeouts) < 4:
+            await asyncio.sleep(0.01)
+        return await busy.answer(body)
+
+    busy.script = script
+    busy.app.router.routes[1] = Route("/lora-adapters", adapters)
+    client = behind(busy)
+    assert client.post(CHAT, json={"messages": HI}).status_code == 200
+    assert len(busy.bodies) == 1
+    assert client.pool.all[0].is_up
+    # Without requests of ours it is not waited for.
+    until(lambda: not client.pool.all[0].is_up)
+
+
 def test_without_an_upstream_there_is_an_error_and_a_bad_health(behind, caplog):
     caplog.set_level(logging.WARNING)
     client = behind(url := f"http://127.0.0.1:{free_port()}")

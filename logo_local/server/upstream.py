@@ -63,7 +63,13 @@ class Upstream:
         health = await self._get(http, "/health")
         if health.status_code != 200:
             raise UnusableError(f"/health returned status {health.status_code}")
-        await self._read_adapters(http)
+        try:
+            await self._read_adapters(http)
+        except httpx.TimeoutException:
+            # llama-server answers this between two batches, which may take long. Its health it
+            # always answers.
+            if not (self.is_up and self.running):
+                raise
         if not self.is_up:
             await self._read_model(http, sizes)
         if self.state == "down" and self.ids:
