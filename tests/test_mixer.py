@@ -12,7 +12,7 @@ from logo_local.errors import AdapterError, NativeError, PoolError
 from logo_local.files.adapter_file import AdapterFile, read_adapter
 from logo_local.files.base_model import BaseModel
 from logo_local.llama import mixture as mixture_module
-from logo_local.llama.mixture import Mixer, ResidentAdapters
+from logo_local.llama.mixture import Mixer, ResidentAdapters, rank_step
 from logo_local.llama.model import LoadedModel
 from logo_local.llama.native import Tensor
 from logo_local.llama.probe import EachProbe
@@ -99,8 +99,38 @@ def off_by(one, other):
     return np.abs(one - other).max() / np.ptp(other)
 
 
+@pytest.fixture(autouse=True)
+def step(monkeypatch):
+    """Ranks are padded to 32 on every machine; returns a function that changes this."""
+
+    def pad_to(n):
+        monkeypatch.setattr("logo_local.llama.mixture.rank_step", lambda: n)
+
+    pad_to(32)
+    return pad_to
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (b"AVX2 = 1 | AVX512 = 1 | ", 64),
+        (b"AVX2 = 1 | AVX512_VNNI = 1 | ", 32),
+        (b"NEON = 1 | ", 32),
+    ],
+)
+def test_the_step_is_that_of_the_cpu(monkeypatch, features, expected):
+    monkeypatch.setattr("llama_cpp.llama_print_system_info", lambda: features)
+    rank_step.cache_clear()
+    try:
+        assert rank_step() == expected
+    finally:
+        rank_step.cache_clear()
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_stack_equals_the_adapters_one_by_one(bench, weights):
+@pytest.mark.parametrize("padded", [32, 64])
+def test_a_stack_equals_the_adapters_one_by_one(bench, weights, step, padded):
+    step(padded)
     expected = bench.logits(bench.mixer("scales"), weights)
     base = bench.logits(bench.mixer("scales"), {})
     assert bench.way == "none"

@@ -125,6 +125,7 @@ def test_ranks_add_up_and_are_filled_up(adapters):
     assert both["blk.1.attn_q.weight"].rank == 64
     assert both["blk.0.attn_q.weight"].rank == 64
     assert stacked_modules([few, few])["blk.1.attn_q.weight"].rank == 32
+    assert stacked_modules([few, few], 64)["blk.1.attn_q.weight"].rank == 64
     embedding = both["token_embd.weight"]
     assert (embedding.a_shape, embedding.b_shape) == ((SMALL.vocab, 64), (q, 64))
     assert embedding.a_axis == -1

@@ -23,9 +23,10 @@ import numpy.typing as npt
 from .adapter_file import AdapterFile
 from .stored_values import StoredArray
 
-# llama.cpp multiplies 32 numbers at a time and the remainder one by one, which is slower than
-# padding to 32; a block of Q8_0 also has 32.
+# llama.cpp multiplies 32 numbers at a time, on some CPUs 64, and the remainder one by one, which is
+# slower than padding.
 RANK_STEP = 32
+Q8_0_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class StackedModule:
         return {"f16": 2 * n, "f32": 4 * n, "q8_0": n // 32 * 34}[dtype]
 
 
-def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]:
-    """The stack of `adapters` by weight, with ranks padded to a multiple of RANK_STEP."""
+def stacked_modules(
+    adapters: Iterable[AdapterFile], step: int = RANK_STEP
+) -> dict[str, StackedModule]:
+    """The stack of `adapters` by weight, with ranks padded to a multiple of `step`."""
     ranks: dict[str, int] = {}
     modules = {}
     for adapter in adapters:
@@ -61,7 +64,7 @@ def stacked_modules(adapters: Iterable[AdapterFile]) -> dict[str, StackedModule]
             modules[target] = module
     stacks = {}
     for target, module in modules.items():
-        rank = math.ceil(ranks[target] / RANK_STEP) * RANK_STEP
+        rank = math.ceil(ranks[target] / step) * step
         axis = -1 if target.endswith("token_embd.weight") else -2
         a, b = list(module.a.shape), list(module.b.shape)
         a[axis] = b[-1] = rank
@@ -78,7 +81,7 @@ def native_type(adapters: Iterable[AdapterFile]) -> str:
 def storable_type(wanted: str, modules: Mapping[str, StackedModule], exact: str) -> str:
     """`wanted`, or `exact` if the rows of a stack do not fill the blocks of Q8_0."""
     rows = [n for m in modules.values() for n in (m.a_shape[-1], m.b_shape[-1])]
-    return exact if wanted == "q8_0" and any(n % RANK_STEP for n in rows) else wanted
+    return exact if wanted == "q8_0" and any(n % Q8_0_BLOCK for n in rows) else wanted
 
 
 def common_factor(factors: Iterable[float]) -> float:

@@ -11,6 +11,7 @@ import ctypes
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import llama_cpp
@@ -125,6 +126,15 @@ class ResidentAdapters:
         self._in_use.clear()
 
 
+@cache
+def rank_step() -> int:
+    """How many numbers llama.cpp multiplies at a time on this CPU.
+
+    GGML_F16_STEP and GGML_F32_STEP of ggml/src/ggml-cpu/simd-mappings.h.
+    """
+    return 64 if b"AVX512 = 1" in llama_cpp.llama_print_system_info() else 32
+
+
 def set_adapters(ctx: Any, handles: Sequence[Any], weights: Sequence[float]) -> None:
     """Replace all adapters of `ctx` by these, given as llama.cpp's handles."""
     n = len(handles)
@@ -165,7 +175,7 @@ class Mixer:
             return "none"
         if self.way != "auto":
             return self.way
-        size = total_bytes(stacked_modules(adapters), self._type_of(adapters))
+        size = total_bytes(stacked_modules(adapters, rank_step()), self._type_of(adapters))
         return "stacked" if size <= self._residents.memory else "scales"
 
     def set(self, mixture: Mixture) -> str:
@@ -202,7 +212,7 @@ class Mixer:
         exact = native_type(adapters)
         if self._stored_as == "native":
             return exact
-        found = storable_type(self._stored_as, stacked_modules(adapters), exact)
+        found = storable_type(self._stored_as, stacked_modules(adapters, rank_step()), exact)
         if found != self._stored_as:
             log.warning("the mixture is stored exactly: its rows are no multiples of 32")
             self._stored_as = "native"
@@ -227,7 +237,7 @@ class Mixer:
 
     def _buffer_for(self, adapters: Sequence[AdapterFile]) -> StackBuffer:
         """A buffer that fits these adapters without much waste, created if there is none."""
-        need, dtype = stacked_modules(adapters), self._type_of(adapters)
+        need, dtype = stacked_modules(adapters, rank_step()), self._type_of(adapters)
         size = total_bytes(need, dtype)
         fitting = [
             buffer
