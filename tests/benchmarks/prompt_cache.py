@@ -1,6 +1,7 @@
 """The first token of a conversation's next answer, where blends change and come back.
 
-`python tests/benchmarks/prompt_cache.py [--model FILE --adapters DIR]`; by default the demo. A
+`python tests/benchmarks/prompt_cache.py [--model FILE --adapters DIR]`; by default the demo. With
+random weights (see random_model.py), `--given adapter-0000,adapter-0001` routes nothing. A
 conversation of some length goes on with five messages: two for one adapter, one for another, then
 one more for each. Beside it, message by message, the base alone has the same conversation in an
 engine of its own. Medians of the ratios; "routed" is what a user waits for, with the pass that
@@ -100,6 +101,7 @@ def conversation(
     seed: int,
     given: bool,
     found: dict[str, list[float]],
+    names: dict[str, str],
 ) -> None:
     """One conversation, answered by `llm` and, beside it, by the base alone."""
     messages = history(base[0], n_tokens, seed)
@@ -107,16 +109,18 @@ def conversation(
     theirs = list(messages)  # the base goes on from its own answers
     answer(*base, theirs[:-1], **alone_how)  # it has the conversation so far
     for what, name, which in TURNS:
-        message = {"role": "user", "content": MESSAGES[name][which]}
+        content = MESSAGES[name][which]
+        message = {"role": "user", "content": content}
         messages.append(message)
         theirs.append(message)
         alone, n_alone, said, _ = answer(*base, theirs, **alone_how)
         theirs.append({"role": "assistant", "content": said})
+        name = names.get(name, name)
         how = {"routing": {"weights": {name: 1.0}}} if given else {}
         ms, n_read, text, route = answer(*llm, messages, **how)
-        names = [adapter["name"] for adapter in route["adapters"]]
-        if names[:1] != [name]:
-            raise SystemExit(f"{MESSAGES[name][which]!r} was answered by {names}")
+        answered_by = [adapter["name"] for adapter in route["adapters"]]
+        if answered_by[:1] != [name]:
+            raise SystemExit(f"{content!r} was answered by {answered_by}")
         messages.append({"role": "assistant", "content": text})
         found.setdefault(what, []).append(ms / alone)
         found.setdefault(f"{what}: ms", []).append(ms)
@@ -128,6 +132,9 @@ def conversation(
 @click.command()
 @click.option("--model", default="demo", show_default=True, help="The model.")
 @click.option("--adapters", help="A folder with the demo's passive-voice and sentiment.")
+@click.option(
+    "--given", help="Two adapters, NAME,NAME: their weights are given, nothing is routed."
+)
 @click.option("--history", "lengths", multiple=True, type=int, help="Tokens [default: 500, 2000]")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
@@ -135,6 +142,7 @@ def conversation(
 def main(
     model: str,
     adapters: str | None,
+    given: str | None,
     lengths: tuple[int, ...],
     repeats: int,
     threads: int,
@@ -149,28 +157,27 @@ def main(
         print(f"\n{n_tokens} tokens of history, medians of {repeats} repeats\n")
         print("| message | tokens | routed / base | given / base | routed | given | base |")
         print("|---|---|---|---|---|---|---|")
-        found: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+        found: dict[bool, dict[str, list[float]]] = {True: {}} if given else {False: {}, True: {}}
+        names = dict(zip((FIRST, OTHER), given.split(","), strict=True)) if given else {}
         with (
             LoGo(model, None, **how) as base,
             LoGo(model, adapters, top_k=1, cache_memory=memory, past=False, **how) as llm,
         ):
             ours, alone = Clock(llm, threads), Clock(base, threads)
-            for name in (FIRST, OTHER):  # makes what is made once
+            for name in () if given else (FIRST, OTHER):  # makes what is made once
                 for message in MESSAGES[name][:1]:
                     answer(llm, ours, [{"role": "user", "content": message}])
             for i in range(repeats):
-                for given in found:
+                for fixed in found:
                     both = (llm, ours), (base, alone)
-                    conversation(*both, n_tokens, 2 * i + given, given, found[given])
+                    conversation(*both, n_tokens, 2 * i + fixed, fixed, found[fixed], names)
         for what, *_ in TURNS:
-            routed, fixed = found[False], found[True]
-            bases = median([*routed[f"{what}: base"], *fixed[f"{what}: base"]])
-            ratios = (f"{median(of[what]):.2f}" for of in (routed, fixed))
-            times = (
-                f"{ms:,.0f} ms"
-                for ms in (median(routed[f"{what}: ms"]), median(fixed[f"{what}: ms"]), bases)
-            )
-            read = [median(fixed[f"{what}: {whose}"]) for whose in ("tokens", "base's")]
+            both = found.get(False), found[True]
+            bases = median(ms for of in both if of for ms in of[f"{what}: base"])
+            ratios = (f"{median(of[what]):.2f}" if of else "" for of in both)
+            times = [f"{median(of[f'{what}: ms']):,.0f} ms" if of else "" for of in both]
+            times.append(f"{bases:,.0f} ms")
+            read = [median(found[True][f"{what}: {whose}"]) for whose in ("tokens", "base's")]
             tokens = " / ".join(f"{n:,.0f}" for n in read)
             print(f"| {' | '.join([what, tokens, *ratios, *times])} |", flush=True)
 
