@@ -28,6 +28,7 @@ from ..routing.route import Route
 PROMPTS_FILE = "demo_prompts.jsonl"
 _GREEDY = Sampling(max_tokens=48, temp=0.0)
 _MOST = 240  # maximum characters of an answer that are shown
+_WIDEST = 120  # columns of both answers, also in a pipe, which has no width
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def show(llm: Engine, examples: Iterable[Example], console: Console) -> list[Res
     for result in results(llm, examples):
         done.append(result)
         console.print(Text(f"{len(done)}. {result.example.context}", "bold"))
-        console.print(_side_by_side(result, console.width))
+        console.print(_side_by_side(result, min(console.width, _WIDEST)))
         console.print()
     console.print(summary(done))
     return done
