@@ -264,7 +264,7 @@ print("some text", end="")
 rpc.at_loss(Ending())
 sys.stderr = open(os.devnull, "w")  # as llama_cpp does while it loads a model
 os.dup2(sys.stderr.fileno(), 2)
-lib = rpc_devices._linked()
+lib = rpc_devices.libllama
 lib.ggml_abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]
 lib.ggml_abort(b"ggml-rpc.cpp", 1, b"Remote RPC server crashed")
 """

@@ -46,17 +46,19 @@ class Device:
         Some backends set up the device for this, which takes a second and some of its memory.
         """
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _ggml().ggml_backend_dev_memory(self.pointer, ctypes.byref(free), ctypes.byref(total))
+        ggml_of_llama().ggml_backend_dev_memory(
+            self.pointer, ctypes.byref(free), ctypes.byref(total)
+        )
         return free.value, total.value
 
 
 @cache
-def _ggml() -> Any:
-    """The ggml library that libllama uses, with the functions used here declared.
+def ggml_of_llama() -> Any:
+    """The ggml library that libllama uses, with the functions for devices declared.
 
     Found through libllama: libggml.so and libggml.so.0 are two files in the wheel, and opening the
-    other one would give a second list of devices. Windows looks only into the library itself, and
-    has a single file.
+    other one would give a second list of devices, which llama.cpp does not use. Windows looks only
+    into the library itself, and has a single file.
     """
     lib = libllama
     if not hasattr(lib, "ggml_backend_dev_count"):
@@ -73,6 +75,9 @@ def _ggml() -> Any:
         ("ggml_backend_reg_count", size, []),
         ("ggml_backend_reg_get", p, [size]),
         ("ggml_backend_reg_name", text, [p]),
+        ("ggml_backend_reg_by_name", p, [text]),
+        ("ggml_backend_reg_get_proc_address", p, [p, text]),
+        ("ggml_backend_register", None, [p]),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -88,7 +93,7 @@ def _start_backends() -> None:
 
 def backends() -> list[str]:
     """The parts of llama.cpp that this build has: ["CPU"], or ["Vulkan", "CPU"]."""
-    ggml = _ggml()
+    ggml = ggml_of_llama()
     _start_backends()
     pointers = map(ggml.ggml_backend_reg_get, range(ggml.ggml_backend_reg_count()))
     return [ggml.ggml_backend_reg_name(pointer).decode() for pointer in pointers]
@@ -99,7 +104,7 @@ def devices() -> list[Device]:
 
     The first call may take some tenths of a second, because the backends start their drivers.
     """
-    ggml = _ggml()
+    ggml = ggml_of_llama()
     _start_backends()
     pointers = map(ggml.ggml_backend_dev_get, range(ggml.ggml_backend_dev_count()))
     return [_device(ggml, pointer) for pointer in pointers]

@@ -8,33 +8,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import llama_cpp
+from llama_cpp.llama_cpp import _lib as libllama
 
-
-@cache
-def _linked() -> ctypes.CDLL:
-    """libllama, for functions of the ggml that it is linked with.
-
-    The package contains several copies of each ggml library, and each loaded copy has its own list
-    of devices. Functions that are looked up in libllama belong to the copy that libllama uses.
-    """
-    lib: ctypes.CDLL = llama_cpp.llama_cpp._lib
-    p, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
-    for name, result, arguments in (
-        ("ggml_backend_reg_by_name", p, [text]),
-        ("ggml_backend_reg_get_proc_address", p, [p, text]),
-        ("ggml_backend_register", None, [p]),
-        ("ggml_backend_dev_count", size, []),
-        ("ggml_backend_dev_get", p, [size]),
-        ("ggml_backend_dev_description", text, [p]),
-        ("ggml_set_abort_callback", p, [p]),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
+from .devices import devices, ggml_of_llama
 
 
 def add_rpc_server(endpoint: str) -> int:
@@ -44,7 +22,7 @@ def add_rpc_server(endpoint: str) -> int:
     devices, or if llama.cpp does not list them. llama.cpp ends the process if it cannot connect or
     if the server has another protocol version; see `at_abort`.
     """
-    lib = _linked()
+    lib = ggml_of_llama()
     backend = lib.ggml_backend_reg_by_name(b"RPC")
     if not backend:
         return 0
@@ -54,9 +32,7 @@ def add_rpc_server(endpoint: str) -> int:
     server = add(endpoint.encode())
     if server:
         lib.ggml_backend_register(server)
-    listed = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
-    described = [lib.ggml_backend_dev_description(device) for device in listed]
-    return described.count(endpoint.encode())
+    return sum(device.description == endpoint for device in devices())
 
 
 _ABORT = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
@@ -69,5 +45,7 @@ def at_abort(handle: Callable[[str], None]) -> None:
     It replaces llama.cpp's output, and runs in any thread. The process ends when it returns.
     """
     callback = _ABORT(lambda message: handle((message or b"").decode(errors="replace")))
-    _linked().ggml_set_abort_callback(callback)
+    set_callback = libllama.ggml_set_abort_callback
+    set_callback.restype, set_callback.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    set_callback(callback)
     _at_abort[:] = [callback]
