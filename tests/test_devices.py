@@ -93,7 +93,7 @@ def test_the_line_names_the_devices(have, layers, found, line):
         (None, [RADEON], "Offloading all layers to Radeon (Vulkan0)\n"),
         (0, [RADEON], ""),
         (None, [], ""),
-        (3, [], "warning: no GPU was found, see logo-local doctor; --gpu-layers is unused\n"),
+        (3, [], "warning: no GPU was found, see logo-local doctor; --gpu-layers has no effect\n"),
     ],
 )
 def test_opening_an_engine_says_where_layers_are(have, monkeypatch, capsys, layers, found, says):

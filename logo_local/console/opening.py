@@ -151,7 +151,9 @@ def open_engine(
     if placement := offloading(layers):
         _aside_once(placement)
     elif layers:
-        say("warning: no GPU was found, see logo-local doctor; --gpu-layers is unused", "yellow")
+        say(
+            "warning: no GPU was found, see logo-local doctor; --gpu-layers has no effect", "yellow"
+        )
     kept: list[str] = []
     log.kept = kept
     try:

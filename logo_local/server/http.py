@@ -18,6 +18,7 @@ from .. import rpc
 from ..completions import Engine
 from . import restart
 from .app import create_app
+from .uvicorn_config import uvicorn_config
 from .workers import Running, Workers
 
 _MAX_CONNECTIONS = 512
@@ -90,18 +91,8 @@ def listen(
     """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that disconnects
     made: list[Running] = []
-    config = uvicorn.Config(
-        create_app(engines, on_start=made.append, **settings),
-        http="h11",  # limits the size of headers
-        limit_concurrency=_MAX_CONNECTIONS,
-        loop="asyncio",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
+    app = create_app(engines, on_start=made.append, **settings)
+    config = uvicorn_config(app, lifespan="on", limit_concurrency=_MAX_CONNECTIONS)
     server = _Server(config, made)
     if restarts:
         rpc.at_loss(restart.restarting(bound, server.fail))

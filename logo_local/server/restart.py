@@ -25,6 +25,7 @@ from ..errors import LogoError, RpcError
 from ..rpc import checked, parse_server
 from .failures import RequestError
 from .middleware import AccessMiddleware, Receive, Rules, Scope, Send
+from .uvicorn_config import uvicorn_config
 
 SOCKET_VARIABLE = "_LOGO_LOCAL_SOCKET"  # the file descriptor of the listening socket
 INTERVAL = 2.0  # seconds between two attempts to reach the RPC servers
@@ -94,18 +95,7 @@ def wait_for(servers: Sequence[str], *, public: bool) -> None:
 @contextmanager
 def unavailable(bound: socket.socket, rules: Rules) -> Iterator[None]:
     """Within this block, a thread answers all requests at the socket with status 503."""
-    config = uvicorn.Config(
-        AccessMiddleware(_answer, rules),
-        http="h11",
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn_config(AccessMiddleware(_answer, rules), lifespan="off"))
     copy = bound.dup()  # uvicorn closes its sockets
     thread = threading.Thread(target=server.run, kwargs={"sockets": [copy]}, daemon=True)
     thread.start()

@@ -1,5 +1,6 @@
 """This project, llama.cpp's own server, and llama_cpp.Llama alone, in one run.
 
+    python tests/benchmarks/peers.py all demo FOLDER
     python tests/benchmarks/peers.py speed demo [--repeats 5] [--threads 1]
     python tests/benchmarks/peers.py speed FOLDER    # 1.1B parameters, random weights; see speed.py
     python tests/benchmarks/peers.py clients demo [--clients 1 4 16]
@@ -279,7 +280,7 @@ def start(base: Path, adapters: Path, threads: int, repeats: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["speed", "clients", "start", "start-here"]))
+@click.argument("what", type=click.Choice(["all", "speed", "clients", "start", "start-here"]))
 @click.argument("where", nargs=-1)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
@@ -289,17 +290,18 @@ def start(base: Path, adapters: Path, threads: int, repeats: int) -> None:
 def main(
     what: str, where: tuple[str, ...], threads: int, repeats: int, prompt: int, answer: int, counts
 ) -> None:
-    """Print one of the tables."""
+    """Print the tables, for the demo or for each folder with a model of random weights."""
     if what == "start-here":
         start_here(where[0], Path(where[1]), Path(where[2]), threads)
         return
-    base, adapters = files(*where)
-    if what == "speed":
-        speed(base, adapters, threads, repeats, prompt, answer)
-    elif what == "clients":
-        clients(base, adapters, threads, repeats, [int(n) for n in counts.split(",")])
-    else:
-        start(base, adapters, threads, repeats)
+    for one in where:
+        base, adapters = files(one)
+        if what in ("all", "speed"):
+            speed(base, adapters, threads, repeats, prompt, answer)
+        if what in ("all", "clients"):
+            clients(base, adapters, threads, repeats, [int(n) for n in counts.split(",")])
+        if what in ("all", "start"):
+            start(base, adapters, threads, repeats)
 
 
 if __name__ == "__main__":
